@@ -1,0 +1,111 @@
+"""Which image lies in which file, as the folder says right now."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from endauda_cli.archive import shard
+from endauda_cli.archive.manifest import (
+    PART_SUFFIX,
+    ImageEntry,
+    ShardManifest,
+    read_manifest,
+    shard_tag,
+)
+from endauda_cli.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an image lies, and what its manifest says of it."""
+
+    file: Path
+    entry: ImageEntry
+
+
+@dataclass(frozen=True)
+class Index:
+    """``stored`` can be read, as far as sizes tell; ``lost`` are in shards that are gone or cut short."""
+
+    stored: Mapping[str, Location]
+    lost: Mapping[str, Location]
+
+
+def scan(archive: Path) -> Index:
+    """Joins all manifests and the finished images that wait for a shard.
+
+    Shards whose manifest is damaged are left out (``verify`` names them). An image stored twice, which takes
+    two writers at the same image, is read from the first file by name.
+    """
+    # Parts first: an image that moves from a part to a shard meanwhile is then seen at least once.
+    stored = {
+        id: Location(path, entry)
+        for part in sorted(archive.glob(f"*{PART_SUFFIX}"))
+        for path, images in read_part(part).items()
+        for id, entry in images.items()
+    }
+    whole, lost = scan_shards(archive)
+    stored.update(whole)
+    return Index(stored, {id: location for id, location in lost.items() if id not in stored})
+
+
+def scan_shards(archive: Path) -> tuple[dict[str, Location], dict[str, Location]]:
+    """Images in shards of the right size, and in shards that are gone or cut short."""
+    whole: dict[str, Location] = {}
+    lost: dict[str, Location] = {}
+    for manifest in read_manifests(archive):
+        path = archive / manifest.file
+        images = whole if has_size(path, manifest.bytes) else lost
+        for id, entry in manifest.images.items():
+            images.setdefault(id, Location(path, entry))
+    return whole, lost
+
+
+def read_manifests(archive: Path) -> list[ShardManifest]:
+    """The manifests of all finished shards, by name; without damaged ones."""
+    manifests = []
+    for path in sorted(archive.glob("shard-*.json")):
+        if shard_tag(path.with_suffix(".h5").name) is not None:
+            with contextlib.suppress(ArchiveError, FileNotFoundError):
+                manifests.append(read_manifest(path))
+    return manifests
+
+
+def read_part(part: Path) -> dict[Path, dict[str, ImageEntry]]:
+    """The finished images in a ``.part`` folder by file; leaves out what a power cut left half written."""
+    files: dict[Path, dict[str, ImageEntry]] = {}
+    for path in sorted(part.glob("*.h5")):
+        # Its writer may move it into a shard right now.
+        with contextlib.suppress(FileNotFoundError):
+            # The name is the content's SHA-256, so HDF5 is only given files that are whole.
+            if shard.file_sha256(path) == path.stem:
+                with shard.open_file(path) as file:
+                    files[path] = shard.list_images(file)
+    return files
+
+
+def orphans(archive: Path) -> list[Path]:
+    """Shards without a readable manifest, because it is damaged or their writer was killed just before it."""
+    files = {path.with_suffix(".h5") for path in archive.glob("shard-*") if path.suffix in (".h5", ".json")}
+    named = {manifest.file for manifest in read_manifests(archive)}
+    return sorted(path for path in files if shard_tag(path.name) is not None and path.name not in named)
+
+
+def has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def manifest_of(path: Path) -> ShardManifest:
+    """Makes the manifest that a finished shard file should have. Raises OSError if it is no HDF5 file."""
+    with shard.open_file(path) as file:
+        images = shard.list_images(file)
+    return ShardManifest(path.name, path.stat().st_size, shard.file_sha256(path), images)

@@ -1,0 +1,206 @@
+"""The JSON half of an archive: what it is, and which file holds which image.
+
+Each JSON file carries a checksum of its own content, so a flipped byte cannot rename a class or an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT = "endauda-certainty"
+FORMAT_VERSION = 1
+ARCHIVE_FILE = "archive.json"
+PART_SUFFIX = ".part"
+TEMPORARY_SUFFIX = ".tmp"
+
+Attribute = str | int | float | bool | None | Sequence["Attribute"] | Mapping[str, "Attribute"]
+
+_SHARD_NAME = re.compile(r"shard-(?P<tag>.+)-(?P<number>\d{5,})\.h5")
+
+
+@dataclass(frozen=True)
+class ArchiveInfo:
+    """What holds for the whole archive: class names in train id order, and where the certainties are from."""
+
+    classes: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One stored image: size in pixels and a digest of its label map and certainties."""
+
+    height: int
+    width: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """What one shard file holds, and how to tell that it is whole."""
+
+    file: str
+    bytes: int
+    sha256: str
+    images: Mapping[str, ImageEntry]
+
+
+def shard_name(tag: str, number: int) -> str:
+    return f"shard-{tag}-{number:05d}.h5"
+
+
+def shard_tag(name: str) -> str | None:
+    """The writer's tag in the name of a shard file; None if it is no such name."""
+    match = _SHARD_NAME.fullmatch(name)
+    return match["tag"] if match else None
+
+
+def shard_number(name: str) -> int:
+    match = _SHARD_NAME.fullmatch(name)
+    return int(match["number"]) if match else -1
+
+
+def manifest_path(shard: Path) -> Path:
+    return shard.with_suffix(".json")
+
+
+def read_info(archive: Path) -> ArchiveInfo:
+    """Reads ``archive.json``.
+
+    Raises ArchiveError if the folder is missing, is no archive, is damaged, or is of another format version.
+    """
+    if not archive.is_dir():
+        raise ArchiveError(f"{archive}: no such folder; `endauda export-teacher` makes archives")
+    path = archive / ARCHIVE_FILE
+    if not path.exists():
+        raise ArchiveError(
+            f"{archive}: not a certainty archive, there is no {ARCHIVE_FILE} in it; expected the folder "
+            "that `endauda export-teacher` wrote"
+        )
+    content = _read_json(path)
+    classes, attributes = content.get("classes"), content.get("attributes")
+    if not isinstance(classes, list) or not isinstance(attributes, dict):
+        raise ArchiveError(f"{path}: classes or attributes are missing; export this teacher again")
+    return ArchiveInfo(tuple(map(str, classes)), attributes)
+
+
+def create_info(archive: Path, info: ArchiveInfo) -> None:
+    """Writes ``archive.json`` unless another writer was first; then theirs stays."""
+    path = archive / ARCHIVE_FILE
+    temporary = path.with_name(f"{ARCHIVE_FILE}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        write_durably(
+            temporary, _to_json({"classes": list(info.classes), "attributes": dict(info.attributes)})
+        )
+        try:
+            os.link(temporary, path)  # unlike a rename, fails if the file exists
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(archive)
+
+
+def read_manifest(path: Path) -> ShardManifest:
+    """Reads one shard's manifest. Raises ArchiveError if it is damaged, FileNotFoundError if it is gone."""
+    content = _read_json(path)
+    if content.get("file") != path.with_suffix(".h5").name:
+        raise ArchiveError(
+            f"{path}: the manifest of {content.get('file')}, so it was renamed; name it as it was"
+        )
+    try:
+        images = {id: ImageEntry(**entry) for id, entry in content["images"].items()}
+        return ShardManifest(content["file"], content["bytes"], content["sha256"], images)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise ArchiveError(f"{path}: not a shard's manifest ({exc!r}); export its images again") from exc
+
+
+def write_manifest(path: Path, manifest: ShardManifest) -> None:
+    images = {id: asdict(entry) for id, entry in manifest.images.items()}
+    content = {"file": manifest.file, "bytes": manifest.bytes, "sha256": manifest.sha256, "images": images}
+    replace_file(path, _to_json(content))
+
+
+def replace_file(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    """Puts ``data`` under ``path`` at once: whoever looks sees all of it or nothing.
+
+    ``durable`` waits until the disk has it. Raises ArchiveError if the disk is full or refuses.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        write_durably(temporary, data) if durable else temporary.write_bytes(data)
+        os.replace(temporary, path)
+        if durable:
+            sync_folder(path.parent)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise ArchiveError(
+            f"{path}: cannot write {len(data):,} bytes ({exc.strerror}); if the disk is full, free some "
+            "space. What is stored stays, and the same command run again goes on from there"
+        ) from exc
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in ``folder`` durable, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network shares
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _to_json(content: Mapping[str, object]) -> bytes:
+    content = {"format": FORMAT, "version": FORMAT_VERSION, **content}
+    content["checksum"] = _checksum(content)
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as exc:
+        raise ArchiveError(f"{path}: cannot be read as JSON ({exc}); the file is damaged") from exc
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArchiveError(f"{path}: not a file of a certainty archive (no format {FORMAT!r} in it)")
+    if content.get("version") != FORMAT_VERSION:
+        raise ArchiveError(
+            f"{path}: archive format version {content.get('version')}, but this endauda reads version "
+            f"{FORMAT_VERSION}; update endauda or export this teacher again"
+        )
+    if content.pop("checksum", None) != _checksum(content):
+        raise ArchiveError(
+            f"{path}: the content does not match its checksum; the file is damaged or was edited"
+        )
+    return content
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,319 @@
+"""Writing archives, by any number of processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from endauda_cli import __version__
+from endauda_cli.archive import index, shard
+from endauda_cli.archive.lock import WriterLock
+from endauda_cli.archive.manifest import (
+    ARCHIVE_FILE,
+    PART_SUFFIX,
+    TEMPORARY_SUFFIX,
+    ArchiveInfo,
+    Attribute,
+    ImageEntry,
+    ShardManifest,
+    create_info,
+    manifest_path,
+    read_info,
+    replace_file,
+    shard_name,
+    shard_number,
+    shard_tag,
+    write_manifest,
+)
+from endauda_cli.domains import IGNORE
+from endauda_cli.errors import ArchiveError
+from endauda_cli.types import Codec
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+MAX_CERTAINTY = 100
+
+# A shard is put together in memory, so its packed size is bounded too.
+_SHARD_BYTES = 128 << 20
+_LOCK_WAIT_S = 10.0
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# These may differ from run to run; all other attributes say what the certainties are.
+_INFORMATIVE = ("codec", "created_by")
+
+
+class CertaintyWriter:
+    """Adds images of one teacher to an archive, which it makes if need be; goes on where another run stopped.
+
+    An image is safe once ``write`` returns. Leaving the ``with`` block gathers what is left into a shard;
+    after an exception, or a kill, the next writer does. For one thread at a time.
+
+    classes: class names in train id order, at most 255.
+    attributes: JSON values that say where the certainties are from (teacher, source, domain, weights digest,
+    preprocessing, ...); all but ``codec`` and ``created_by`` must be the same in every run.
+    shard_size: images per file.
+    tag: this writer's name among those that write at the same time, such as ``0-of-4``.
+
+    Raises ArchiveError if the archive has other classes or attributes, if another process writes under this
+    tag, or if the folder cannot be written; ValueError if an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        classes: Sequence[str],
+        codec: Codec | str = Codec.JPEGLS,
+        attributes: Mapping[str, Attribute] | None = None,
+        shard_size: int = 64,
+        tag: str = "0-of-1",
+    ) -> None:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(f"tag {tag!r}: letters, digits, dot, dash and underscore, at most 64")
+        if not 1 <= len(classes) <= IGNORE:
+            raise ValueError(f"{len(classes)} classes: an archive holds 1 to {IGNORE}")
+        if shard_size < 1:
+            raise ValueError(f"shard_size {shard_size}: a shard holds at least one image")
+        self.path = Path(path)
+        self._codec = Codec(codec)
+        self._shard_size = shard_size
+        self._info = self._open_archive(tuple(classes), attributes or {})
+        self._part = _Part(self.path, tag, self._info)
+        self._take_tag(tag)
+        try:
+            self._part.recover()
+            self._adopt_others()
+            self._done = set(index.scan(self.path).stored)
+        except BaseException:
+            self._leave_tag()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._leave_tag()
+
+    @property
+    def done(self) -> set[str]:
+        """Ids of the images in the archive: all that there were when this writer opened it, and its own."""
+        return set(self._done)
+
+    def write(self, id: str, label: NDArray[np.uint8], certainty: NDArray[np.uint8]) -> None:
+        """Stores one image for good.
+
+        label: (H, W) uint8 train ids, 255 = ignore. certainty: (C, H, W) uint8, percent 0..100.
+        Raises ArchiveError if the arrays do not fit, the id is already there, or the disk is full.
+        """
+        self._check_id(id)
+        self._check_arrays(id, label, certainty)
+        label, certainty = np.ascontiguousarray(label), np.ascontiguousarray(certainty)
+        data, entry = shard.encode_image(self._info, self._codec, id, label, certainty)
+        self._part.add(id, entry, data)
+        self._done.add(id)
+        if len(self._part.images) >= self._shard_size or self._part.bytes >= _SHARD_BYTES:
+            self._part.seal()
+
+    def close(self) -> None:
+        """Gathers the last images into a shard and lets other processes use the tag."""
+        try:
+            self._part.seal()
+        finally:
+            self._leave_tag()
+
+    def _open_archive(self, classes: tuple[str, ...], attributes: Mapping[str, Attribute]) -> ArchiveInfo:
+        """Makes the archive, or makes sure that it is the one meant."""
+        given: dict[str, Attribute] = {
+            "scale": "percent, truncated to 0..100",
+            **json.loads(json.dumps(dict(attributes))),  # as it will be read: tuples are lists
+            "codec": str(self._codec),
+            "created_by": f"endauda {__version__}",
+        }
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / ARCHIVE_FILE).exists():
+                create_info(self.path, ArchiveInfo(classes, given))
+        except OSError as exc:
+            raise ArchiveError(f"{self.path}: cannot make an archive here ({exc.strerror})") from exc
+        stored = read_info(self.path)
+        _expect_same_classes(self.path, stored.classes, classes)
+        _expect_same_attributes(self.path, stored.attributes, given)
+        return stored
+
+    def _take_tag(self, tag: str) -> None:
+        folder = self._part.folder
+        try:
+            mine = self._part.lock.acquire(_LOCK_WAIT_S)
+        except OSError as exc:
+            raise ArchiveError(f"{folder}: cannot write here ({exc.strerror})") from exc
+        if not mine:
+            raise ArchiveError(
+                f"{folder}: another process is writing under the tag {tag!r}; wait for it, or give each "
+                "process its own tag (`--shard i/n`)"
+            )
+
+    def _leave_tag(self) -> None:
+        self._part.lock.release()
+        self._part.remove()
+
+    def _adopt_others(self) -> None:
+        """Finishes the shards of writers that were killed, unless one of that tag is alive."""
+        for folder in sorted(self.path.glob(f"*{PART_SUFFIX}")):
+            other = _Part(self.path, folder.name.removesuffix(PART_SUFFIX), self._info)
+            if folder == self._part.folder or not other.lock.acquire():
+                continue
+            try:
+                if other.lock.enforced:
+                    other.recover()
+                    other.seal()
+            finally:
+                other.lock.release()
+            other.remove()
+
+    def _check_id(self, id: str) -> None:
+        if not id or id in (".", "..") or not id.isprintable() or len(id.encode()) > 1024:
+            raise ArchiveError(f"{self.path}: {id!r} is no image id; expected 1 to 1024 printable characters")
+        if id in self._done:
+            raise ArchiveError(f"{self.path}: image {id!r} is already there; ids must be unique")
+
+    def _check_arrays(self, id: str, label: NDArray[Any], certainty: NDArray[Any]) -> None:
+        where, count = f"{self.path}: image {id!r}", len(self._info.classes)
+        for name, array in (("label map", label), ("certainty", certainty)):
+            if array.dtype != np.uint8:
+                raise ArchiveError(f"{where}: the {name} is {array.dtype}; expected uint8")
+        if label.ndim != 2 or label.size == 0:
+            raise ArchiveError(f"{where}: the label map has shape {label.shape}; expected (H, W)")
+        expected = (count, *label.shape)
+        if certainty.shape != expected:
+            raise ArchiveError(
+                f"{where}: the certainty has shape {certainty.shape}; expected (C, H, W) = {expected}, for "
+                f"{count} classes and the label map's size"
+            )
+        if (highest := int(certainty.max())) > MAX_CERTAINTY:
+            raise ArchiveError(
+                f"{where}: the certainty goes up to {highest}; expected percent, 0..{MAX_CERTAINTY}"
+            )
+        wrong = label[(label >= count) & (label != IGNORE)]
+        if wrong.size:
+            raise ArchiveError(
+                f"{where}: the label map holds {int(wrong[0])}; expected train ids below {count}, or "
+                f"{IGNORE} for ignore"
+            )
+
+
+class _Part:
+    """The folder of one writer's finished images that do not fill a shard yet."""
+
+    def __init__(self, archive: Path, tag: str, info: ArchiveInfo) -> None:
+        self.folder = archive / f"{tag}{PART_SUFFIX}"
+        self.lock = WriterLock(self.folder / "lock")
+        self.images: dict[str, ImageEntry] = {}
+        self.bytes = 0
+        self._archive = archive
+        self._tag = tag
+        self._info = info
+        self._files: list[Path] = []
+
+    def add(self, id: str, entry: ImageEntry, data: bytes) -> None:
+        path = self.folder / f"{shard.sha256(data)}.h5"
+        # Not waited for until the disk has it: after a power cut the name tells whether the content is whole.
+        replace_file(path, data, durable=False)
+        self._remember(path, {id: entry}, len(data))
+
+    def seal(self) -> None:
+        """Makes a shard of the images, if there are any. Killed anywhere in it, nothing is lost."""
+        if not self._files:
+            return
+        data = shard.merge_files(self._info, self._files)
+        path = self._archive / shard_name(self._tag, self._next_number())
+        replace_file(path, data)
+        manifest = ShardManifest(path.name, len(data), shard.sha256(data), dict(self.images))
+        write_manifest(manifest_path(path), manifest)
+        for file in self._files:
+            file.unlink()
+        self.images, self._files, self.bytes = {}, [], 0
+
+    def recover(self) -> None:
+        """Takes over what a killed writer of this tag left, and drops what it had not finished."""
+        for path in (
+            *self.folder.glob(f"*{TEMPORARY_SUFFIX}"),
+            *self._archive.glob(f"shard-*{TEMPORARY_SUFFIX}"),
+        ):
+            if path.parent == self.folder or shard_tag(Path(path.stem).with_suffix(".h5").name) == self._tag:
+                path.unlink(missing_ok=True)
+        for path in index.orphans(self._archive):
+            if shard_tag(path.name) == self._tag:
+                _complete_orphan(path)
+        shards, _ = index.scan_shards(self._archive)
+        finished = index.read_part(self.folder)
+        for path in sorted(self.folder.glob("*.h5")):
+            images = finished.get(path, {})
+            if images.keys() <= shards.keys():  # of a power cut, or already in a shard
+                path.unlink()
+            else:
+                self._remember(path, images, path.stat().st_size)
+
+    def remove(self) -> None:
+        """Removes the folder if nothing is in it."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _remember(self, path: Path, images: Mapping[str, ImageEntry], size: int) -> None:
+        self._files.append(path)
+        self.images.update(images)
+        self.bytes += size
+
+    def _next_number(self) -> int:
+        names = [path.with_suffix(".h5").name for path in self._archive.glob("shard-*")]
+        return 1 + max((shard_number(name) for name in names if shard_tag(name) == self._tag), default=-1)
+
+
+def _complete_orphan(path: Path) -> None:
+    """Gives a shard without a manifest one. If anything in it is damaged, sets it aside as ``*.damaged``."""
+    try:
+        manifest = index.manifest_of(path)
+        with shard.open_file(path) as file:
+            for id, entry in manifest.images.items():
+                shard.check_image(file, id, entry)
+    except Exception:  # h5py raises many things on damage
+        for file_path in (path, manifest_path(path)):
+            with contextlib.suppress(FileNotFoundError):
+                file_path.replace(file_path.with_name(f"{file_path.name}.damaged"))
+    else:
+        write_manifest(manifest_path(path), manifest)
+
+
+def _expect_same_classes(path: Path, stored: tuple[str, ...], given: tuple[str, ...]) -> None:
+    if stored == given:
+        return
+    if len(stored) != len(given):
+        difference = f"it holds {len(stored)} classes, not {len(given)}"
+    else:
+        c = next(c for c in range(len(given)) if stored[c] != given[c])
+        difference = f"its class {c} is {stored[c]!r}, not {given[c]!r}"
+    raise ArchiveError(f"{path}: an archive of other classes, {difference}; write to another folder")
+
+
+def _expect_same_attributes(
+    path: Path, stored: Mapping[str, Attribute], given: Mapping[str, Attribute]
+) -> None:
+    for name in sorted(stored.keys() | given.keys()):
+        if name not in _INFORMATIVE and stored.get(name) != given.get(name):
+            raise ArchiveError(
+                f"{path}: made with {name} {stored.get(name)!r}, but this run has {given.get(name)!r}; "
+                "write to another folder, or remove this one to start over"
+            )
