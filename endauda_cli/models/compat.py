@@ -1,0 +1,244 @@
+"""Checkpoints, ours and other projects': read without running code, checked key by key, then loaded.
+
+All knowledge about foreign files is in the tables at the top.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from endauda_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+# Where projects put the state dict inside a larger checkpoint; the first of these that is there counts.
+WRAPPERS = (
+    "state_dict",  # the community DeepLabv3+, among its epoch and optimizer
+    "model",  # DACS, and many others
+    "weights",  # ours
+    "ema_model",  # DACS with a mean teacher, where the model itself was not kept
+)
+
+# Added to every key by ``torch.nn.DataParallel``.
+DATA_PARALLEL_PREFIX = "module."
+
+# Keys that a file may have without the network knowing them.
+IGNORED_PREFIXES = ("fc.",)  # ImageNet classifiers: the backbones keep none
+
+# Keys that a file may lack; they become 0. PyTorch before 0.4.1 had no such counter, and nothing reads it.
+OPTIONAL_SUFFIXES = (".num_batches_tracked",)
+
+# Keys that only one network has; those of backbones without the prefix "backbone.".
+_BACKBONE_KEYS = {
+    "drn": "layer8.0.weight",
+    "resnet": "layer3.22.conv1.weight",
+    "mobilenet": "features.17.conv.0.weight",
+    "tiny": "stem.0.weight",
+}
+_ARCH_KEYS = {
+    "deeplabv3plus": "decoder.last_conv.8.weight",
+    "deeplabv2": "head.conv2d_list.0.weight",
+}
+
+# NumPy scalars are data, but torch does not know them; projects keep their best mIoU as one.
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # NumPy 1
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),  # NumPy 2
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+]
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Load the file's weights into ``module``, all or nothing.
+
+    Strict: every key of ``module`` must be in the file with its shape (also both names of a tensor
+    that is registered twice, of which the later wins), and the file may have no other keys, but for
+    the exceptions in the tables of this module. Otherwise ``CheckpointError``, and ``module`` keeps
+    the weights it had.
+    """
+    expected = module.state_dict()
+    found = {
+        key: tensor
+        for key, tensor in read_state_dict(path).items()
+        if key in expected or not key.startswith(IGNORED_PREFIXES)
+    }
+    for key, tensor in expected.items():
+        if key.endswith(OPTIONAL_SUFFIXES):
+            found.setdefault(key, torch.zeros_like(tensor))
+
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    misshaped = [key for key in expected if key in found and found[key].shape != expected[key].shape]
+    if missing or unexpected or misshaped:
+        raise CheckpointError(f"{path}: {_misfit(expected, found, missing, unexpected, misshaped)}")
+    module.load_state_dict(found)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by key, on the CPU: without a wrapper around them, without ``module.`` before them.
+
+    Only tensors and plain data are unpickled, so a hostile file cannot run code. ``CheckpointError``
+    when the file is missing, damaged, or holds no state dict.
+    """
+    content = _unpickle(path)
+    state = _unwrap(content)
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{path}: holds {_contents(content)}, but a state dict (names and tensors) was expected; "
+            "save one with torch.save(model.state_dict(), path)"
+        )
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: entry {key!r} is of type {type(value).__name__}, but a state dict maps names "
+                "to tensors and nothing else; save one with torch.save(model.state_dict(), path)"
+            )
+    if all(key.startswith(DATA_PARALLEL_PREFIX) for key in state):
+        return {key.removeprefix(DATA_PARALLEL_PREFIX): value for key, value in state.items()}
+    return dict(state)
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: no such file, but a checkpoint was expected; check the path"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check path and permissions"
+        ) from error
+    if not head:
+        raise CheckpointError(f"{path}: is empty, but a checkpoint was expected; copy or download it again")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path}: is a web page, but a checkpoint was expected; "
+            "open the link in a browser and download the file behind that page"
+        )
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")  # remarks on old formats, which the user cannot change
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path}: holds {name[1]} beside tensors and was not opened, because such a file can run "
+                "code; ask its author for the plain state dict, torch.save(model.state_dict(), path)"
+            ) from error
+        raise _damaged(path) from error
+    except Exception as error:  # a damaged pickle or archive can end in an error of almost any type
+        raise _damaged(path) from error
+    return content
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: is damaged, cut short or no PyTorch checkpoint ({path.stat().st_size:,} bytes); "
+        "copy or download it again"
+    )
+
+
+def _unwrap(content: object) -> object:
+    if isinstance(content, Mapping):
+        for name in WRAPPERS:
+            if isinstance(content.get(name), Mapping):
+                return content[name]
+    return content
+
+
+def _contents(content: object) -> str:
+    """What a file holds, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"an object of type {type(content).__name__}"
+    if not content:
+        return "an empty dict"
+    names = [repr(name) for name in content]
+    return f"a dict of {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
+
+
+# ---------------------------------------------------------------------------- what does not fit, in words
+
+
+def _misfit(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+) -> str:
+    found_name, expected_name = _network(found), _network(expected)
+    if found_name and expected_name and found_name != expected_name:
+        return (
+            f"holds {found_name}, but {expected_name} was expected; "
+            "choose the network it was saved from, or another checkpoint"
+        )
+    network = expected_name or "the network"
+    if missing:
+        return (
+            f"has no {missing[0]!r}, which {network} needs{_more(missing)}; "
+            "it is incomplete or of another network"
+        )
+    if unexpected:
+        return (
+            f"has {unexpected[0]!r}, which {network} does not know{_more(unexpected)}; "
+            "it is of another network"
+        )
+    if classes := _classes(expected, found, misshaped):
+        return (
+            f"has {classes[0]} classes, but {classes[1]} were expected; "
+            f"choose the source data set it was trained on, or a checkpoint of {classes[1]} classes"
+        )
+    key = misshaped[0]
+    return (
+        f"{key!r} has shape {tuple(found[key].shape)}, but {tuple(expected[key].shape)} was expected"
+        f"{_more(misshaped)}; it is of another network"
+    )
+
+
+def _network(state: Mapping[str, Tensor]) -> str | None:
+    """Architecture and backbone in words, as far as the keys tell; None when they tell nothing."""
+    arch = next((name for name, key in _ARCH_KEYS.items() if key in state), None)
+    backbone = next((name for name, key in _BACKBONE_KEYS.items() if f"backbone.{key}" in state), None)
+    if arch and backbone:
+        return f"{arch} with backbone {backbone}"
+    bare = next((name for name, key in _BACKBONE_KEYS.items() if key in state), None)
+    return f"a {bare} without 'backbone.' in its keys" if bare else None
+
+
+def _classes(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], misshaped: list[str]
+) -> tuple[int, int] | None:
+    """(found, expected) number of classes, if that alone is what differs.
+
+    It is when all misshaped tensors differ in their first dimension only, and all by the same
+    numbers: any other difference between networks also changes what the next layer takes in.
+    """
+    if not all(found[key].shape[1:] == expected[key].shape[1:] and found[key].ndim for key in misshaped):
+        return None
+    pairs = {(found[key].shape[0], expected[key].shape[0]) for key in misshaped}
+    return pairs.pop() if len(pairs) == 1 else None
+
+
+def _more(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
