@@ -1,0 +1,49 @@
+"""``endauda inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from endauda_cli import completing
+from endauda_cli.commands import options as o
+
+
+def command(
+    archive: Annotated[
+        str,
+        typer.Argument(
+            help="A teacher's name, or the folder of an archive.", autocompletion=completing.archives
+        ),
+    ],
+    image: Annotated[
+        str | None, o.option("--image", help="Draw this image's label and certainty maps as PNG.")
+    ] = None,
+    out: Annotated[
+        Path | None, o.option("--out", help="Folder for pictures. [default: the current one]")
+    ] = None,
+    verify: Annotated[bool, o.option("--verify", help="Read everything and compare checksums.")] = False,
+    workspace: o.WorkspaceOption = None,
+    source: o.SourceOption = None,
+    target: o.TargetOption = "cityscapes",
+    json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Show what a certainty archive holds.
+
+    - `endauda inspect dacs --verify`
+    - `endauda inspect dacs --image aachen_000000_000019_leftImg8bit`
+    """
+    from endauda_cli.inspecting import inspect_archive
+
+    session = o.open_session("inspect", workspace, source, target, "cpu", json, quiet, verbose)
+    named = session.workspace.archive(session.task.source.name, archive)
+    path = named if named.is_dir() else session.path(Path(archive))
+    with session.terminal as terminal:
+        result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report)
+        terminal.show(result)
+    if result.intact is False:
+        raise typer.Exit(1)

@@ -1,0 +1,179 @@
+"""Options that several commands share, and what they mean together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from endauda_cli import completing
+from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from endauda_cli.console import Terminal
+    from endauda_cli.datasets import Sample
+    from endauda_cli.domains import Domain, Task
+
+# Every option can come from ENDAUDA_<COMMAND>_<OPTION>; saying so at each would drown the help.
+option = partial(typer.Option, show_envvar=False)
+common = partial(option, rich_help_panel="Common")
+
+WorkspaceOption = Annotated[
+    Path | None, common("--workspace", help="Folder with the data, archives, labels and runs. [default: nearest "
+                        "folder upwards with an endauda.toml, else the current one]", show_default=False)
+]  # fmt: skip
+SourceOption = Annotated[
+    str | None, common("--source", help="Labelled domain that the teachers come from: gta5, synthia, synthia-19, "
+                       "synthia-13, or a .toml file. [default: gta5; with a .toml target, the target's own classes]",
+                       autocompletion=completing.sources, show_default=False)
+]  # fmt: skip
+TargetOption = Annotated[
+    str,
+    common(
+        "--target", help="Unlabelled domain: cityscapes, or a .toml file.", autocompletion=completing.targets
+    ),
+]
+SourceDataOption = Annotated[
+    Path | None,
+    option("--source-data", help="Folder of the source's images and labels, if not in the workspace."),
+]
+TargetDataOption = Annotated[
+    Path | None,
+    option("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
+]
+DeviceOption = Annotated[str, common("--device", help="auto, cpu, cuda, cuda:1, ...")]
+JsonOption = Annotated[bool, common("--json", help="Print the result as JSON.")]
+QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no notes but warnings.")]
+VerboseOption = Annotated[
+    bool, common("--verbose", "-v", help="Show every bar, also of what is over at once.")
+]
+BatchOption = Annotated[int, option("--batch-size", help="Images per forward pass.")]
+AmpOption = Annotated[bool, option("--amp", help="bfloat16 where it helps.")]
+WorkersOption = Annotated[int, option("--workers", help="Threads that read, resize and code.")]
+SizeOption = Annotated[
+    str | None, option("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
+                       show_default=False)
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the common options come to."""
+
+    workspace: Workspace
+    task: Task
+    terminal: Terminal
+    device_name: str
+    source_roots: tuple[Path, ...]
+    target_roots: tuple[Path, ...]
+
+    def device(self) -> torch.device:
+        """The device that was asked for."""
+        from endauda_cli.distributed import pick_device
+
+        return pick_device(self.device_name)
+
+    def target_samples(self, split: str, need_labels: bool = False) -> list[Sample]:
+        """Images of the target's split."""
+        from endauda_cli.datasets import find_samples
+
+        return find_samples(self.task.target, self.target_roots, split, need_labels)
+
+    def target_samples_if_any(self, split: str, otherwise: str) -> list[Sample] | None:
+        """Images of the target's split, or ``None``, and a warning that says what is done instead."""
+        from endauda_cli.events import Note
+
+        try:
+            return self.target_samples(split)
+        except DataError as error:
+            self.terminal.report(Note(f"{error}; {otherwise}", "warning"))
+            return None
+
+    def path(self, given: Path) -> Path:
+        """A path as typed, else relative to the workspace."""
+        inside = self.workspace.root / given
+        return inside if not given.exists() and inside.exists() else given
+
+
+def open_session(
+    command: str,
+    workspace: Path | None,
+    source: str | None,
+    target: str,
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+    source_data: Path | None = None,
+    target_data: Path | None = None,
+) -> Session:
+    """Resolve the common options.
+
+    Raises:
+        EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
+    """
+    from endauda_cli.console import Terminal
+    from endauda_cli.datasets import load_task
+
+    found = find_workspace(workspace)
+    task = load_task(source, target, found.root)
+    return Session(
+        workspace=found,
+        task=task,
+        terminal=Terminal(command, json, quiet, verbose),
+        device_name=device,
+        source_roots=_roots(found, task.source, source_data, "--source-data"),
+        target_roots=_roots(found, task.target, target_data, "--target-data"),
+    )
+
+
+def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str) -> tuple[Path, ...]:
+    if given is None:
+        return workspace.data_roots(domain)
+    if not given.is_dir():
+        raise ConfigError(f"{option} {given}: no such folder")
+    return (given,)
+
+
+def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
+    """``"1024x512"`` as (1024, 512).
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"{option} {text}: expected WIDTHxHEIGHT, such as 1024x512")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """``"5"`` as (5, 5), ``"3x7"`` as (3, 7): height, width.
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise ConfigError(f"--window {text}: expected one odd number, or HEIGHTxWIDTH")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"2/8"`` as (2, 8).
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit()):
+        raise ConfigError(f"--shard {text}: expected NUMBER/OF, such as 2/8")
+    return int(number), int(of)

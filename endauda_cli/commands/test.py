@@ -1,0 +1,93 @@
+"""``endauda test``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from endauda_cli import completing
+from endauda_cli.commands import options as o
+from endauda_cli.errors import ConfigError
+from endauda_cli.types import Arch, Backbone, Split
+
+
+def command(
+    weights: Annotated[
+        Path | None,
+        o.option(
+            "--weights",
+            help="Checkpoint to score. [default: best.pt, else last.pt, of the newest run]",
+            autocompletion=completing.weights,
+            show_default=False,
+        ),
+    ] = None,
+    backbone: Annotated[
+        Backbone | None,
+        o.option("--backbone", help="Of the checkpoint, if it does not say. [default: drn]"),
+    ] = None,
+    arch: Annotated[
+        Arch | None,
+        o.option("--arch", help="Of the checkpoint, if it does not say. [default: deeplabv3plus]"),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        o.option("--predictions", help="Score label PNGs that exist instead: IMAGE.png, 255 = none."),
+    ] = None,
+    split: Annotated[Split, o.option("--split", help="Labelled images of the target.")] = Split.VAL,
+    save_images: Annotated[
+        bool, o.option("--save-images/--no-save-images", help="Write predictions and colour pictures.")
+    ] = True,
+    size: o.SizeOption = None,
+    batch_size: o.BatchOption = 1,
+    amp: o.AmpOption = False,
+    workers: o.WorkersOption = 2,
+    target_data: o.TargetDataOption = None,
+    workspace: o.WorkspaceOption = None,
+    source: o.SourceOption = None,
+    target: o.TargetOption = "cityscapes",
+    device: o.DeviceOption = "auto",
+    json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Score a checkpoint, or label PNGs that exist, on labelled images of the target.
+
+    Prints the IoU per class and the mean over the classes that occur; writes eval.json, predictions and a
+    report beside the checkpoint.
+
+    - `endauda test`
+    - `endauda test --predictions outputs/labels --source synthia`
+    """  # fmt: skip
+    from endauda_cli.checkpoint import load_student
+    from endauda_cli.config import InferenceConfig
+    from endauda_cli.distributed import process_group, rank
+    from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
+
+    if predictions is not None and weights is not None:
+        raise ConfigError("give either --weights or --predictions")
+    session = o.open_session(
+        "test", workspace, source, target, device, json, quiet, verbose, target_data=target_data
+    )
+    samples = session.target_samples(split, need_labels=True)
+    domain = session.task.target
+    with process_group(session.device()) as where, session.terminal as terminal:
+        if predictions is not None:
+            folder = session.path(predictions)
+            result = score_predictions(folder, samples, domain, terminal.report, split, workers)
+            terminal.show(result)
+            return
+        path = (
+            session.path(weights)
+            if weights
+            else session.workspace.newest_checkpoint(session.task.source.name)
+        )
+        network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
+        out = path.parent / f"test-{path.stem}-{split}"
+        config = InferenceConfig(batch_size, amp, workers)
+        result = evaluate(
+            network.model, network.preprocessing, samples, domain, config, where, terminal.report, str(path), split,
+            out if save_images else None,
+        )  # fmt: skip
+        if rank() == 0:
+            write_evaluation(out, result, samples, domain)
+            terminal.show(result)

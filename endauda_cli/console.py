@@ -1,0 +1,269 @@
+"""The only code that prints: progress and notes on stderr, results as rich tables or JSON on stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from endauda_cli.events import Note, Tick
+from endauda_cli.results import (
+    DemoResult,
+    EvalResult,
+    ExportResult,
+    FusionResult,
+    InspectResult,
+    TrainResult,
+    WeightsList,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+SCHEMA = 1
+"""Version of ``--json``; it grows when a field is renamed or removed."""
+
+# A bar for what is over at once only flickers.
+PATIENCE_S = 0.5
+
+
+class Terminal:
+    """Where a command's progress and result go. Use as a context manager around the engine.
+
+    Args:
+        command: its name, for ``--json``.
+        as_json: print the result as one JSON object.
+        quiet: no progress and no notes but warnings.
+        verbose: accepted everywhere; shows each bar at once.
+    """
+
+    def __init__(
+        self, command: str, as_json: bool = False, quiet: bool = False, verbose: bool = False
+    ) -> None:
+        self.command, self.as_json, self.verbose = command, as_json, verbose
+        self.first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
+        self.quiet = quiet or not self.first
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self.err,
+            disable=self.quiet or not self.err.is_terminal,
+        )
+        self.bars: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+
+    def __enter__(self) -> Terminal:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def report(self, event: Tick | Note) -> None:
+        """Show an engine's progress."""
+        if isinstance(event, Note):
+            self._note(event)
+        elif not self.progress.disable:
+            self._tick(event)
+
+    def _note(self, note: Note) -> None:
+        if note.level == "warning":
+            self.progress.console.print(Text("warning: ", "yellow") + Text(note.text), soft_wrap=True)
+        elif not self.quiet:
+            self.progress.console.print(Text(note.text, "dim"), soft_wrap=True)
+
+    def _tick(self, tick: Tick) -> None:
+        began = self.started.setdefault(tick.task, time.monotonic())
+        bar = self.bars.get(tick.task)
+        if bar is None:
+            if time.monotonic() - began < PATIENCE_S and not self.verbose:
+                return
+            bar = self.bars[tick.task] = self.progress.add_task(tick.task, total=tick.total, note="")
+        self.progress.update(bar, completed=tick.done, total=tick.total, note=tick.note[-48:])
+        if tick.done >= tick.total:
+            # The next phase of the same name (another teacher, say) gets a bar of its own.
+            self.progress.update(bar, note="")
+            del self.bars[tick.task], self.started[tick.task]
+
+    def show(self, result: Any) -> None:
+        """Print a result."""
+        self.progress.stop()
+        if not self.first:
+            return
+        if self.as_json:
+            document = {"schema": SCHEMA, "command": self.command, "result": plain(result)}
+            json.dump(document, sys.stdout, indent=1)
+            sys.stdout.write("\n")
+        else:
+            self._render(result)
+
+    @singledispatchmethod
+    def _render(self, result: Any) -> None:
+        raise TypeError(f"no rendering for {type(result).__name__}")
+
+    @_render.register
+    def _(self, r: ExportResult) -> None:
+        new = r.images - r.skipped
+        self._line(
+            f"{r.teacher}: {new} images exported, {r.skipped} were there already -> {_relative(r.archive)}"
+        )
+        if new:
+            self._line(
+                f"{_mb(r.raw_bytes)} of labels and certainties; the archive now takes {_mb(r.stored_bytes)}"
+            )
+
+    @_render.register
+    def _(self, r: FusionResult) -> None:
+        owned = ("owner", "margin") if r.policy else ()
+        table = _table("class", *owned, "share %", "kept %", "overlap %")
+        for c in r.classes:
+            owner = (c.owner or "", "" if c.margin is None else f"{c.margin:+.3f}") if owned else ()
+            table.add_row(c.name, *owner, *(_percent(v) for v in (c.share, c.kept, c.overlap)))
+        self.out.print(table)
+        policy = f", policy {r.policy}{' (used target labels)' if r.used_labels else ''}" if r.policy else ""
+        threshold = "" if r.threshold is None else f", threshold {r.threshold:g}"
+        self._line(
+            f"{r.rule} of {' '.join(r.teachers)}{policy}{threshold}: {r.images} images ({r.skipped} unchanged)"
+        )
+        self._line(
+            f"coverage {_percent(r.coverage)} %, claimed by several classes {_percent(r.overlap)} %, "
+            f"by none {_percent(r.unclaimed)} %"
+        )
+        self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
+
+    @_render.register
+    def _(self, r: EvalResult) -> None:
+        table = _table("class", "IoU %")
+        for name, iou in r.iou.items():
+            table.add_row(name, _figure(iou))
+        table.add_section()
+        known = sum(v is not None for v in r.iou.values())
+        table.add_row(f"mIoU over {known} of {len(r.iou)} classes", _figure(r.miou), style="bold")
+        for title, value in r.subset_miou.items():
+            table.add_row(title, _figure(value), style="bold")
+        self.out.print(table)
+        self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
+        self._line(f"coverage {r.coverage:.2f} %")
+        if r.pictures is not None:
+            self._line(f"predictions: {_relative(r.pictures)}")
+
+    @_render.register
+    def _(self, r: TrainResult) -> None:
+        speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
+        resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
+        self._line(
+            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images in {r.seconds:.0f} s{speed}"
+        )
+        if r.last_loss is not None:
+            self._line(f"last loss {r.last_loss:.4f}")
+        if r.best_miou is not None:
+            self._line(
+                f"mIoU on labelled target images: last {_figure(r.last_miou)}, best {_figure(r.best_miou)} "
+                f"at step {r.best_step} (chosen with those labels)"
+            )
+        self._line(f"checkpoint: {_relative(r.checkpoint)}")
+
+    @_render.register
+    def _(self, r: InspectResult) -> None:
+        table = _table("", str(_relative(r.archive)), left=2)
+        for key, value in r.facts.items():
+            table.add_row(key, value)
+        self.out.print(table)
+        if r.classes:
+            per_class = _table("class", "share %", "mean certainty")
+            for c in r.classes:
+                per_class.add_row(
+                    c.name, _percent(c.share), "n/a" if c.certainty is None else f"{c.certainty:.1f}"
+                )
+            self.out.print(per_class)
+        for path in r.pictures:
+            self._line(f"picture: {_relative(path)}")
+        if r.verified is not None:
+            self._line(r.verified)
+
+    @_render.register
+    def _(self, r: WeightsList) -> None:
+        table = _table("name", "what", "licence", "goes to", "mIoU %", "there", left=4)
+        for w in r.artefacts:
+            there = "yes" if w.present else "no"
+            table.add_row(w.name, w.what, w.licence or "unknown", w.path, _figure(w.miou), there)
+        self.out.print(table)
+        for page in sorted({w.page for w in r.artefacts}):
+            self._line(f"from {page}: {', '.join(w.name for w in r.artefacts if w.page == page)}")
+        self._line(
+            "Fetching is not built yet: open the page in a browser and put the file where the table says."
+        )
+
+    @_render.register
+    def _(self, r: DemoResult) -> None:
+        table = _table("on the target's val images", "mIoU %", "coverage %")
+        for row in r.scores:
+            table.add_row(
+                row.name, _figure(row.miou), f"{row.coverage:.1f}", style="bold" if row.ours else None
+            )
+        self.out.print(table)
+        self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+
+    def _line(self, text: str) -> None:
+        self.out.print(Text(text), soft_wrap=True)
+
+
+def plain(value: Any) -> Any:
+    """A result as JSON values: paths as strings, NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first ``left`` columns hold words, the others figures."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if i < left else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

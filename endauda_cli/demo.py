@@ -1,0 +1,363 @@
+"""Engine: the whole story on a generated street world, through the same engines as the other commands.
+
+A labelled source (``noon``) and an unlabelled target (``dusk``) show the same kind of streets in different
+looks. Three teachers were each adapted by an image translation of the source towards the target, simulated
+here, that gets a third of the classes right and the rest wrong in its own way; so each is strong in other
+classes and over-confident in the rest. Their certainties are exported and fused without any label of the
+target, the student learns the fused labels, and all are scored on the target's val images, whose truth
+serves for nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from endauda_cli import street
+from endauda_cli.checkpoint import load_student
+from endauda_cli.config import ExportConfig, FuseConfig, InferenceConfig, TrainConfig
+from endauda_cli.datasets import find_samples, load_domain
+from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
+from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
+from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.exporting import export_network
+from endauda_cli.fusing import POLICY_FILE, fuse
+from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
+from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
+from endauda_cli.results import DemoResult, EvalResult, Score
+from endauda_cli.training import Example, train
+from endauda_cli.types import Arch, Backbone, FusionRule, Method
+from endauda_cli.workspace import CONFIG_FILE, Workspace, read_json, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from endauda_cli.datasets import Sample
+    from endauda_cli.domains import Colour
+
+    LookOf = Callable[[np.random.Generator], street.Look]
+
+SOURCE_IMAGES = 96
+TARGET_IMAGES = {"train": 96, "val": 32}
+SIZE = (256, 128)
+NETWORK_SIZE = (192, 96)
+CROP = (144, 72)
+DUSK = (0.5, 1.0)
+"""How far the target's images are from the source, each by its own degree: 0 is noon, 1 the full shift."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """How a teacher was adapted: it learnt source images that were translated towards the target.
+
+    Attributes:
+        right: the classes that the translation gets right.
+        turn, dim: what it does to the colour and brightness of all others.
+    """
+
+    right: tuple[str, ...]
+    turn: float
+    dim: float
+
+    def look(self, rng: np.random.Generator) -> street.Look:
+        """Of one translated image, by its own degree."""
+        return street.translated(street.SOURCE_LOOK, self.right, self.turn, self.dim, rng.uniform(0, 1))
+
+
+def dusk_look(rng: np.random.Generator) -> street.Look:
+    """Of one target image, by its own degree."""
+    return street.shifted(street.SOURCE_LOOK, rng.uniform(*DUSK))
+
+
+TEACHERS = {
+    "places": Translation(
+        ("road", "sidewalk", "building", "wall", "fence", "vegetation", "terrain", "sky"), turn=0.30, dim=0.3
+    ),
+    "traffic": Translation(("car", "truck", "bus", "train", "motorcycle", "bicycle"), turn=-0.20, dim=-0.3),
+    "people": Translation(("person", "rider", "pole", "traffic light", "traffic sign"), turn=0.5, dim=0.0),
+}
+"""The teachers; each is strong in other classes, and over-confident in the rest."""
+
+TEACHER_STEPS = 350
+STUDENT_STEPS = 600
+RECIPE = TrainConfig(
+    backbone=Backbone.TINY,
+    arch=Arch.DEEPLABV3PLUS,
+    batch_size=8,
+    learning_rate=0.05,
+    size=NETWORK_SIZE,
+    crop=CROP,
+    balance_area=CROP[0] * CROP[1] // 32,  # as the reference's 64 x 64 is of its crop
+    hard_percentile=50,
+    save_every=10**6,
+)
+
+INFERENCE = InferenceConfig(batch_size=4)
+PICTURED_SCENES = 5
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """What every part of the demo needs."""
+
+    workspace: Workspace
+    task: Task
+    seed: int
+    device: torch.device
+    report: Reporter
+
+    def samples(self, split: str) -> list[Sample]:
+        roots = self.workspace.data_roots(self.task.target)
+        return find_samples(self.task.target, roots, split, need_labels=split == "val")
+
+
+def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> DemoResult:
+    """Run the demo.
+
+    Args:
+        out: folder for its workspace.
+        seed: of the world and of all training; the same seed gives the same world.
+        device: where networks run.
+        report: told of progress.
+
+    Raises:
+        EndaudaError: if a file cannot be written.
+    """
+    started = time.monotonic()
+    workspace = Workspace(out.resolve())
+    write_world(workspace, seed, report)
+    task = make_task(
+        load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
+    )
+    demo = _Demo(workspace, task, seed, device, report)
+    checkpoints = {name: _train_teacher(demo, name) for name in TEACHERS}
+    for name, checkpoint in checkpoints.items():
+        for split in TARGET_IMAGES:
+            _export(demo, name, checkpoint, split)
+    for rule in FusionRule:
+        _fuse(demo, rule, "train", "auto")
+        # The policy was chosen on the train images; val is only scored.
+        policy = workspace.labels(task.target, rule) / POLICY_FILE
+        _fuse(demo, rule, "val", str(policy))
+    student = _train_student(demo)
+    results = {f"teacher {name}": _test(demo, path) for name, path in checkpoints.items()}
+    for rule in FusionRule:
+        folder = workspace.labels(task.target, f"{rule}-val")
+        results[f"{rule} labels"] = score_predictions(folder, demo.samples("val"), task.target, report)
+    results["student"] = _test(demo, student)
+    scores = tuple(
+        Score(name, r.miou, r.coverage, r.iou, ours=name in ("plf labels", "student"))
+        for name, r in results.items()
+    )
+    page = workspace.root / "report.html"
+    _write_page(demo, page, scores, results)
+    return DemoResult(workspace.root, seed, scores, page, time.monotonic() - started)
+
+
+def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
+    """Write the images, the labels (of the source and of the target's val images) and the TOML files."""
+    total = SOURCE_IMAGES + sum(TARGET_IMAGES.values())
+    done = 0
+
+    def draw(
+        stream: int, name: str, split: str, count: int, looks: dict[str, LookOf], labelled: bool
+    ) -> None:
+        nonlocal done
+        for i in range(count):
+            rng = np.random.default_rng([seed, stream, i])
+            scene = street.draw_scene(rng, *SIZE)
+            file = f"{name}_{split}_{i:03}.png"
+            for data_set, look_of in looks.items():
+                folder = workspace.root / "Warehouse" / data_set / "images" / split
+                folder.mkdir(parents=True, exist_ok=True)
+                write_png(folder / file, street.paint(scene, look_of(rng), rng))
+            if labelled:
+                folder = workspace.root / "Warehouse" / name / "labels" / split
+                folder.mkdir(parents=True, exist_ok=True)
+                write_label(folder / file, scene.label)
+            done += 1
+            report(Tick("drawing the world", done, total))
+
+    noon: dict[str, LookOf] = {"noon": lambda rng: street.SOURCE_LOOK}
+    noon |= {f"noon-{name}": translation.look for name, translation in TEACHERS.items()}
+    draw(0, "noon", "train", SOURCE_IMAGES, noon, True)
+    for stream, (split, count) in enumerate(TARGET_IMAGES.items(), 1):
+        draw(stream, "dusk", split, count, {"dusk": dusk_look}, split == "val")
+    for name in TEACHERS:
+        write_text(workspace.root / f"noon-{name}.toml", _toml("noon", ("train",), f"noon-{name}"))
+    for name, splits in (("noon", ("train",)), ("dusk", ("train", "val"))):
+        write_text(workspace.root / f"{name}.toml", _toml(name, splits))
+    write_text(workspace.root / CONFIG_FILE, _defaults())
+
+
+def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
+    lines = [f'name = "{images or name}"', f"classes = {list(CITYSCAPES_CLASSES)}".replace("'", '"')]
+    for split in splits:
+        lines += [f"[{split}]", f'images = "Warehouse/{images or name}/images/{split}/*.png"']
+        if name == "noon" or split == "val":
+            lines.append(f'labels = "Warehouse/{name}/labels/{split}/*.png"')
+    return "\n".join(lines) + "\n"
+
+
+def _defaults() -> str:
+    """Defaults that make the plain command lines work in the demo's workspace."""
+    lines = ["# Defaults of the commands in this folder; run them from here."]
+    for command in ("export-teacher", "fuse", "train", "test", "inspect"):
+        lines += [f"[{command}]", 'source = "noon.toml"', 'target = "dusk.toml"']
+        if command == "train":
+            lines += [
+                f'backbone = "{RECIPE.backbone}"',
+                f"steps = {STUDENT_STEPS}",
+                f"lr = {RECIPE.learning_rate}",
+            ]
+            lines += [f'size = "{NETWORK_SIZE[0]}x{NETWORK_SIZE[1]}"', f'crop = "{CROP[0]}x{CROP[1]}"']
+            lines += [f"batch-size = {RECIPE.batch_size}", f"hard-percentile = {RECIPE.hard_percentile}"]
+    return "\n".join(lines) + "\n"
+
+
+def _train_teacher(demo: _Demo, name: str) -> Path:
+    domain = load_domain(str(demo.workspace.root / f"noon-{name}.toml"))
+    samples = find_samples(domain, demo.workspace.data_roots(domain), "train", need_labels=True)
+    examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
+    changes: dict[str, object] = {"method": Method.SOURCE, "steps": TEACHER_STEPS}
+    return _train(demo, f"teacher-{name}", changes, examples)
+
+
+def _train_student(demo: _Demo) -> Path:
+    labels = demo.workspace.labels(demo.task.target, FusionRule.PLF)
+    examples = [Example(s.id, s.image, labels / f"{s.id}.png") for s in demo.samples("train")]
+    return _train(demo, "student", {"steps": STUDENT_STEPS}, examples)
+
+
+def _train(demo: _Demo, name: str, changes: dict[str, object], examples: list[Example]) -> Path:
+    config = replace(RECIPE, seed=demo.seed, **changes)  # type: ignore[arg-type]
+    domain = demo.task.source if config.method == Method.SOURCE else demo.task.target
+    run = demo.workspace.run(demo.task.source.name, name)
+    result = train(
+        config, demo.task, domain, examples, run, demo.workspace.root / "cache", None, False, demo.device, None,
+        _renamed(demo.report, f"training {name}"),
+    )  # fmt: skip
+    return result.checkpoint
+
+
+def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
+    network = load_student(checkpoint, demo.task.classes)
+    archive = demo.workspace.archive(demo.task.source.name, name)
+    config = ExportConfig(name, inference=INFERENCE)
+    samples = demo.samples(split)
+    report = _renamed(demo.report, f"exporting {name} {split}")
+    export_network(config, demo.task, network, checkpoint, samples, archive, demo.device, report)
+
+
+def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
+    archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TEACHERS}
+    name = rule if split == "train" else f"{rule}-{split}"
+    config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0)
+    out = demo.workspace.labels(demo.task.target, name)
+    report = _renamed(demo.report, f"fusing {name}")
+    fuse(config, demo.task, archives, demo.samples(split), lambda: [], out, demo.device, report)
+
+
+def _test(demo: _Demo, checkpoint: Path) -> EvalResult:
+    network = load_student(checkpoint, demo.task.classes)
+    samples, domain, out = demo.samples("val"), demo.task.target, checkpoint.parent / "test-last-val"
+    result = evaluate(
+        network.model, network.preprocessing, samples, domain, INFERENCE, demo.device,
+        _renamed(demo.report, f"testing {checkpoint.parent.name}"), str(checkpoint), save=out,
+    )  # fmt: skip
+    write_evaluation(out, result, samples, domain)
+    return result
+
+
+def _renamed(report: Reporter, task: str) -> Reporter:
+    """The same reporter with another name on the bars, and without the notes that single commands make."""
+
+    def renamed(event: Tick | Note) -> None:
+        if isinstance(event, Tick):
+            report(replace(event, task=task))
+
+    return renamed
+
+
+def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dict[str, EvalResult]) -> None:
+    """The report: mIoU table, IoU per class with the policy, and scenes as everybody labels them."""
+    classes, palette = demo.task.classes, demo.task.target.palette
+    owners = {c: t for c, t in _policy_pairs(demo)}
+    best = max(range(len(scores)), key=lambda i: scores[i].miou or 0)
+    summary = [Row([s.name, number(s.miou), number(s.coverage, 1)], frozenset([1] if i == best else []), s.ours)
+               for i, s in enumerate(scores)]  # fmt: skip
+    per_class = []
+    for name in classes:
+        values = [s.iou[name] for s in scores]
+        top = max((v for v in values if v is not None), default=None)
+        marked = frozenset(i + 1 for i, v in enumerate(values) if v is not None and v == top)
+        per_class.append(Row([name, *(number(v, 1) for v in values), owners[name]], marked))
+    report = Report(
+        title="endauda demo",
+        intro=[
+            f"A generated street world, seed {demo.seed}: {SOURCE_IMAGES} labelled source images (noon), "
+            f"{TARGET_IMAGES['train']} unlabelled target images (dusk), scored on {TARGET_IMAGES['val']} others.",
+            f"Each teacher ({', '.join(TEACHERS)}) learnt source images translated towards the target, of which "
+            "the translation gets the classes right that the teacher is named after, and others wrong.",
+            "Labels were fused without any label of the target (policy auto, threshold 0: every pixel counts); "
+            "the student learnt the plf labels of the unlabelled images.",
+        ],
+        sections=[
+            Table("mIoU in percent", ["", "mIoU", "coverage"], summary),
+            _looks(demo),
+            _gallery(demo, results, palette),
+            Table("IoU in percent per class", ["class", *(s.name for s in scores), "owner"], per_class),
+        ],
+        picture_width=136,
+    )
+    write_report(page, report)
+
+
+def _policy_pairs(demo: _Demo) -> list[tuple[str, str]]:
+    record = read_json(demo.workspace.labels(demo.task.target, FusionRule.PLF) / POLICY_FILE)
+    assert record is not None
+    return [(c, t) for c, t in record["pairs"]]
+
+
+def _looks(demo: _Demo) -> Gallery:
+    """Source images, what each teacher learnt from, and target images."""
+    folders = {
+        "noon (source)": "noon",
+        **{f"for {name}": f"noon-{name}" for name in TEACHERS},
+        "dusk (target)": "dusk",
+    }
+    rows = []
+    for i in range(2):
+        files = [
+            demo.workspace.root / "Warehouse" / folder / "images" / "train" /
+            f"{'dusk' if folder == 'dusk' else 'noon'}_train_{i:03}.png" for folder in folders.values()
+        ]  # fmt: skip
+        rows.append(PictureRow("", [read_image(file) for file in files]))
+    return Gallery(
+        "The two looks of the world, and the source as translated for each teacher", list(folders), rows
+    )
+
+
+def _gallery(demo: _Demo, results: dict[str, EvalResult], palette: tuple[Colour, ...]) -> Gallery:
+    folders = {}
+    for name, result in results.items():
+        folder = result.pictures or Path(result.scored)
+        folders[name.removesuffix(" labels")] = folder
+    rows = []
+    for sample in demo.samples("val")[:PICTURED_SCENES]:
+        pictures = [read_image(sample.image)]
+        for folder in folders.values():
+            pictures.append(
+                colourise(read_train_ids(folder / f"{sample.id}.png", len(demo.task.classes)), palette)
+            )
+        assert sample.label is not None
+        pictures.append(colourise(read_truth(sample.label, demo.task.target), palette))
+        rows.append(PictureRow(sample.id, pictures))
+    legend = list(zip(demo.task.classes, palette, strict=True))
+    return Gallery("Target scenes", ["image", *folders, "truth"], rows, legend)

@@ -1,0 +1,43 @@
+"""Errors a user can mend. Everything else is a bug of ours and keeps its traceback.
+
+    EndaudaError
+    ├── ConfigError       an option, environment variable or ``endauda.toml`` value
+    ├── WorkspaceError    something that should lie in the workspace and does not
+    ├── DataError         an image, a label map, a teacher's output or a data set's TOML
+    ├── ArchiveError      a certainty archive: format, damage, classes
+    ├── CheckpointError   a file of weights, or weights of another network
+    └── PolicyError       who owns which class
+
+A message is one sentence (or two): which file, what was found, what was expected, what to do.
+The command line prints it and exits with 1; usage errors exit with 2, an interrupt with 130.
+"""
+
+from __future__ import annotations
+
+
+class EndaudaError(Exception):
+    """Base of all errors that the user can mend."""
+
+
+class ConfigError(EndaudaError):
+    """A value given by option, environment or configuration file cannot be used."""
+
+
+class WorkspaceError(EndaudaError):
+    """A file or folder that the command needs is not in the workspace."""
+
+
+class DataError(EndaudaError):
+    """An image, label map, teacher output or data set description is not what it should be."""
+
+
+class ArchiveError(EndaudaError):
+    """A certainty archive cannot be read, or does not fit."""
+
+
+class CheckpointError(EndaudaError):
+    """A file of weights cannot be read, or belongs to another network."""
+
+
+class PolicyError(EndaudaError):
+    """A policy cannot be read, or names classes or teachers that are not there."""

@@ -1,0 +1,243 @@
+"""Engine: a teacher's certainties into an archive, from a network or from outputs that exist."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from endauda_cli import __version__
+from endauda_cli.archive import CertaintyWriter
+from endauda_cli.distributed import rank, world_size
+from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.inference import certainty_maps, run_network
+from endauda_cli.labels import image_size, read_train_ids
+from endauda_cli.pipeline import ordered_map
+from endauda_cli.results import ExportResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from endauda_cli.checkpoint import LoadedStudent
+    from endauda_cli.config import ExportConfig
+    from endauda_cli.datasets import Sample
+    from endauda_cli.domains import Task
+
+    UInt8 = NDArray[np.uint8]
+
+
+def export_network(
+    config: ExportConfig,
+    task: Task,
+    network: LoadedStudent,
+    weights: Path,
+    samples: Sequence[Sample],
+    out: Path,
+    device: torch.device,
+    report: Reporter,
+) -> ExportResult:
+    """Run a network over the samples and store what it says at each image's own size.
+
+    Raises:
+        EndaudaError: if an image cannot be read or the archive holds something else.
+    """
+    attributes = _attributes(config, task) | {
+        "origin": "network",
+        "arch": network.arch,
+        "backbone": network.backbone,
+        "weights_sha256": _sha256(weights),
+        "size": list(network.preprocessing.size),
+        "softmax": "after upsampling",
+    }
+    mine = _share(config, samples)
+    with _writer(config, task, out, attributes) as writer:
+        todo = [sample for sample in mine if sample.id not in writer.done]
+        outputs = run_network(
+            network.model,
+            network.preprocessing,
+            [s.image for s in todo],
+            certainty_maps,
+            config.inference,
+            device,
+        )
+        raw = _write_all(writer, zip((s.id for s in todo), outputs, strict=True), len(todo), report)
+    return _result(config, out, len(mine), len(mine) - len(todo), raw)
+
+
+def import_outputs(
+    config: ExportConfig,
+    task: Task,
+    folder: Path,
+    samples: Sequence[Sample] | None,
+    out: Path,
+    report: Reporter,
+) -> ExportResult:
+    """Store outputs that a teacher's own code wrote: ``<id>.png`` (train ids) with ``<id>.npy`` or ``.npz``.
+
+    Certainties are (H, W, C) uint8 in 0..100: as ``.npy`` (the reference's layout) or as the only array of a
+    ``.npz`` (the follow-up project's).
+
+    Args:
+        config: teacher and codec.
+        task: source and target.
+        folder: where the files lie, at any depth.
+        samples: images whose outputs are wanted; ``None`` takes all outputs there are.
+        out: the archive.
+        report: told of progress.
+
+    Raises:
+        DataError: if an output is absent or not what it should be. What was imported before stays.
+    """
+    found = _find_outputs(folder)
+    ids = sorted(found) if samples is None else [sample.id for sample in samples]
+    for image in ids:
+        if image not in found:
+            raise DataError(
+                f"{folder}: teacher {config.teacher} has no output for image {image}; expected {image}.png with "
+                f"{image}.npy or {image}.npz"
+            )
+    if not ids:
+        raise DataError(f"{folder}: no teacher outputs; expected <image>.png with <image>.npy or <image>.npz")
+    if samples is not None:
+        _warn_of_sizes(samples[0], found, report)
+    mine = _share(config, ids)
+    num_classes = len(task.classes)
+
+    def load(image: str) -> tuple[str, tuple[UInt8, UInt8]]:
+        label_path, certainty_path = found[image]
+        label = read_train_ids(label_path, num_classes)
+        return image, (label, _read_certainty(certainty_path, num_classes, label.shape))
+
+    with (
+        _writer(config, task, out, _attributes(config, task) | {"origin": "import"}) as writer,
+        ThreadPoolExecutor(config.inference.workers) as pool,
+    ):
+        todo = [image for image in mine if image not in writer.done]
+        loaded = ordered_map(pool, load, todo, config.inference.workers + 2)
+        raw = _write_all(writer, loaded, len(todo), report)
+    return _result(config, out, len(mine), len(mine) - len(todo), raw)
+
+
+def _attributes(config: ExportConfig, task: Task) -> dict[str, Any]:
+    return {
+        "teacher": config.teacher,
+        "source": task.source.name,
+        "target": task.target.name,
+        "unit": "percent, truncated",
+        "created_by": f"endauda {__version__}",
+    }
+
+
+def _share(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
+    """Every n-th item: by ``--shard``, or by rank under ``torchrun``."""
+    number, of = config.shard
+    if world_size() > 1:
+        if of > 1:
+            raise ConfigError("--shard and torchrun both split the images; use one of them")
+        return items[rank() :: world_size()]
+    return items[number - 1 :: of]
+
+
+def _writer(config: ExportConfig, task: Task, out: Path, attributes: dict[str, Any]) -> CertaintyWriter:
+    number, of = config.shard if world_size() == 1 else (rank() + 1, world_size())
+    return CertaintyWriter(
+        out, classes=task.classes, codec=config.codec, attributes=attributes, tag=f"{number}-of-{of}"
+    )
+
+
+def _write_all(
+    writer: CertaintyWriter, outputs: Iterable[tuple[str, tuple[UInt8, ...]]], total: int, report: Reporter
+) -> int:
+    raw = 0
+    for done, (image, (label, certainty)) in enumerate(outputs, 1):
+        writer.write(image, label, certainty)
+        raw += label.nbytes + certainty.nbytes
+        report(Tick("exporting", done, total, image))
+    return raw
+
+
+def _result(config: ExportConfig, out: Path, images: int, skipped: int, raw: int) -> ExportResult:
+    stored = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return ExportResult(out, config.teacher, images, skipped, raw, stored)
+
+
+def _find_outputs(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Image id -> (label PNG, certainty file) for all complete pairs below the folder."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of teacher outputs")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".npy", ".npz"))
+    labels = {path.stem: path for path in files if path.suffix == ".png"}
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for path in files:
+        if path.suffix == ".png" or path.stem not in labels:
+            continue
+        if path.stem in pairs:
+            raise DataError(
+                f"{path}: {pairs[path.stem][1]} is a certainty for the same image; remove one of them"
+            )
+        pairs[path.stem] = (labels[path.stem], path)
+    return pairs
+
+
+def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt8:
+    """(C, H, W) uint8 percent from a file of (H, W, C) bytes."""
+    array = _read_array(path)
+    expected = f"expected (H, W, {num_classes}) bytes 0 to 100"
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or array.shape[2] != num_classes:
+        hint = "; the class axis must be last" if array.ndim == 3 and array.shape[0] == num_classes else ""
+        raise DataError(f"{path}: certainties of shape {array.shape}, {expected}{hint}")
+    if array.shape[:2] != size:
+        raise DataError(
+            f"{path}: certainties of {array.shape[1]}x{array.shape[0]} pixels, but the label map beside it has "
+            f"{size[1]}x{size[0]}"
+        )
+    if array.dtype != np.uint8:
+        scale = "0 to 1; multiply by 100 and truncate" if array.max(initial=0) <= 1 else "0 to 100; truncate"
+        raise DataError(f"{path}: certainties of type {array.dtype} in {scale} to bytes, {expected}")
+    highest = int(array.max(initial=0))
+    if highest > 100:
+        raise DataError(f"{path}: certainty {highest}, {expected}; are these 0 to 255, or logits?")
+    if highest <= 1:
+        raise DataError(f"{path}: no certainty above {highest}, {expected}; was 0 to 1 stored as bytes?")
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            if len(loaded.files) != 1:
+                raise DataError(f"{path}: holds arrays {', '.join(loaded.files)}, but one is expected")
+            array: NDArray[Any] = loaded[loaded.files[0]]
+            return array
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise DataError(f"{path}: truncated or not a NumPy file ({error}); write it again") from error
+
+
+def _warn_of_sizes(sample: Sample, found: dict[str, tuple[Path, Path]], report: Reporter) -> None:
+    image, label = image_size(sample.image), image_size(found[sample.id][0])
+    if image != label:
+        report(
+            Note(
+                f"{found[sample.id][0]}: {label[1]}x{label[0]} pixels, but the image has {image[1]}x{image[0]}; "
+                "'endauda test' scores at the size of the ground truth",
+                "warning",
+            )
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""Store: images and label maps as files.
+
+Label maps are (H, W) uint8 arrays of train ids with ``IGNORE`` (255) for no class; images are (H, W, 3)
+uint8 RGB in 0..255. A file that is not exactly what it should be is refused by name: a label map read
+with the wrong channel or mode is the field's commonest silent error.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from endauda_cli.domains import IGNORE, Colour, Domain
+from endauda_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    UInt8 = NDArray[np.uint8]
+
+IMAGE_MODES = ("RGB",)
+LABEL_MODES = ("L", "P", "I;16", "I")
+OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+"""Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
+"""What Pillow raises for files that are absent, damaged or no images."""
+
+
+def read_image(path: Path) -> UInt8:
+    """An image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: if the file is absent, truncated, no image, or not 8-bit RGB.
+    """
+    return _read(path, IMAGE_MODES, "8-bit RGB").astype(np.uint8, copy=False)
+
+
+def read_label_ids(path: Path, first_channel: bool = False) -> NDArray[np.int32]:
+    """The pixel values of a label PNG as (H, W) int32; of a palette PNG the indices.
+
+    Args:
+        path: the file.
+        first_channel: the id stands in the first of several channels (SYNTHIA's 16-bit RGB).
+
+    Raises:
+        DataError: if the file is absent, truncated, no image, or of a mode that holds no ids.
+    """
+    if first_channel and (deep := _first_channel(path)) is not None:
+        return deep
+    return _read(path, LABEL_MODES, "one channel of label ids (mode L, P or I;16)").astype(np.int32)
+
+
+def read_truth(path: Path, domain: Domain) -> UInt8:
+    """A ground truth file as (H, W) uint8 train ids of the domain.
+
+    Raises:
+        DataError: as :func:`read_label_ids`, or if an id is not in the domain's table.
+    """
+    ids = read_label_ids(path, domain.labels_in_first_channel)
+    highest = int(ids.max(initial=0))
+    if highest > 0xFFFF or ids.min(initial=0) < 0:
+        raise DataError(f"{path}: label id {highest} is not in the table of {domain.name}")
+    table = np.array(
+        [IGNORE if (t := domain.train_id(i)) is None else t for i in range(highest + 1)], np.uint8
+    )
+    unknown = np.array([domain.train_id(i) is None for i in range(highest + 1)])
+    if unknown.any() and (strays := np.unique(ids[unknown[ids]])).size:
+        raise DataError(
+            f"{path}: label id {strays[0]} is not in the table of {domain.name} "
+            f"(known: {_ranges(sorted(domain.label_ids))}); is this the right data set and label format?"
+        )
+    return table[ids]
+
+
+def read_train_ids(path: Path, num_classes: int) -> UInt8:
+    """A label map that holds train ids already (fused labels, predictions) as (H, W) uint8.
+
+    Raises:
+        DataError: as :func:`read_label_ids`, or if a value is neither below ``num_classes`` nor 255.
+    """
+    ids = read_label_ids(path)
+    stray = (ids >= num_classes) & (ids != IGNORE)
+    if stray.any():
+        raise DataError(
+            f"{path}: value {int(ids[stray].min())}, but train ids are 0 to {num_classes - 1}, and {IGNORE} "
+            "for none; are these label ids, or labels of another class table?"
+        )
+    return ids.astype(np.uint8)
+
+
+def write_label(path: Path, label: UInt8) -> None:
+    """Write (H, W) uint8 train ids as an 8-bit grey PNG, whole or not at all."""
+    _write(path, Image.fromarray(label))
+
+
+def write_colour(path: Path, label: UInt8, palette: Sequence[Colour]) -> None:
+    """Write (H, W) uint8 train ids as a palette PNG; ``IGNORE`` is black."""
+    image = Image.fromarray(label)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    image.putpalette(colours.tobytes())
+    _write(path, image)
+
+
+def write_png(path: Path, picture: UInt8) -> None:
+    """Write an (H, W, 3) uint8 RGB picture, whole or not at all."""
+    _write(path, Image.fromarray(picture))
+
+
+def colourise(label: UInt8, palette: Sequence[Colour]) -> UInt8:
+    """(H, W) uint8 train ids as an (H, W, 3) uint8 RGB picture; ``IGNORE`` is black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    return colours[label]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image file from its header.
+
+    Raises:
+        DataError: if the file is absent or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except UNREADABLE as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def _read(path: Path, modes: tuple[str, ...], expected: str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in modes:
+                raise DataError(
+                    f"{path}: an image of mode {image.mode}, but {expected} is expected; convert the file"
+                )
+            return np.asarray(image)
+    except UNREADABLE as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return f"{path}: no such file"
+    return f"{path}: truncated or not an image ({error}); fetch or write the file again"
+
+
+def _first_channel(path: Path) -> NDArray[np.int32] | None:
+    """The first channel of a 16-bit RGB PNG, or ``None`` for any other file.
+
+    Pillow keeps the upper byte of such a value, which turns every id into 0. Told that the bytes stand in
+    the other order, it keeps the lower one. (torchvision reads 16 bits, but its decoders are deprecated.)
+    """
+    try:
+        with Image.open(path) as upper, Image.open(path) as lower:
+            if upper.format != "PNG" or upper.tile[0][3] not in OTHER_BYTE:
+                return None
+            codec, box, offset, stored = upper.tile[0]
+            lower.tile = [(codec, box, offset, OTHER_BYTE[stored])]  # type: ignore[list-item, index]
+            high, low = (np.asarray(image)[..., 0].astype(np.int32) for image in (upper, lower))
+    except UNREADABLE as error:
+        raise DataError(_unreadable(path, error)) from error
+    return 256 * high + low
+
+
+def _write(path: Path, image: Image.Image) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Level 1: label maps are flat, so higher levels cost seconds and save nearly nothing.
+        image.save(temporary, "PNG", compress_level=1)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}); free disk space and run again") from error
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    parts: list[list[int]] = []
+    for value in ids:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], value]
+        else:
+            parts.append([value])
+    return ", ".join("-".join(str(v) for v in part) for part in parts)

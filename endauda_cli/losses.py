@@ -1,0 +1,139 @@
+"""Kernels: the distillation loss of EnD-UDA (arXiv 2104.14203): class balance, often balance, hard labels.
+
+Legend of shapes: B batch, C class, H, W.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from endauda_cli.domains import IGNORE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Mining(NamedTuple):
+    """What hard-label mining did in a step."""
+
+    threshold: Tensor
+    """The percentile of the weighted per-pixel losses; pixels below it are dropped. Scalar float32."""
+    kept: Tensor
+    """How many pixels took part in the loss. Scalar int64."""
+
+
+class DistillationLoss(nn.Module):
+    """Weighted cross entropy on the hardest pixels of fused labels.
+
+    The class weights follow the batch: a class with fewer than ``balance_area`` pixels per image weighs
+    ``max_value``; with often balance, a class missing from the batch is remembered in a moving average
+    (factor 0.9) that multiplies its weight. Hard-label mining keeps the pixels whose weighted loss is at
+    or above the ``hard_percentile`` of *all* pixels of the batch, unlabelled ones (loss 0) included. Both
+    weights are buffers: they belong to the state of a run.
+
+    Args:
+        num_classes: C.
+        class_balance: weigh rare classes of the batch.
+        often_balance: weigh classes that batches often lack (only with ``class_balance``).
+        hard_percentile: 0..100; 0 keeps all pixels.
+        max_value: the weight of rare classes.
+        balance_area: pixels per image below which a class is rare (the reference's 64 x 64 suits its crop
+            of 512 x 256, of which it is 1/32).
+    """
+
+    often_weight: Tensor
+    class_weight: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_balance: bool = False,
+        often_balance: bool = False,
+        hard_percentile: float = 80,
+        max_value: float = 7.0,
+        balance_area: int = 64 * 64,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.class_balance = class_balance
+        self.often_balance = often_balance
+        self.hard_percentile = hard_percentile
+        self.max_value = max_value
+        self.balance_area = balance_area
+        self.reduce_counts: Callable[[Tensor], Tensor] | None = None
+        """Sums the class counts (C,) over ranks when several of them share a batch."""
+        self.mining: Mining | None = None
+        """What the last call dropped, for logs and tests."""
+        self.register_buffer("often_weight", torch.ones(num_classes))
+        self.register_buffer("class_weight", torch.ones(num_classes))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            logits: (B, C, h, w), resized to the labels' size if they differ (bilinear, align_corners).
+            labels: (B, H, W) integer train ids, 255 = none.
+
+        Returns:
+            The mean over the kept pixels, weighted. NaN if every pixel is unlabelled, as in the reference;
+            a caller that trains on it should skip such a batch.
+        """
+        logits = logits.float()  # the loss stays in float32 under autocast
+        labels = labels.long()
+        if logits.shape[-2:] != labels.shape[-2:]:
+            logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=True)
+        if self.class_balance:
+            self._update_weights(labels)
+        loss_BHW = F.cross_entropy(
+            logits, labels, weight=self.class_weight, ignore_index=IGNORE, reduction="none"
+        )
+        labelled_BHW = labels != IGNORE
+        kept_BHW = labelled_BHW
+        threshold = loss_BHW.new_zeros(())
+        if self.hard_percentile > 0:
+            threshold = percentile(loss_BHW.detach(), self.hard_percentile)
+            kept_BHW = labelled_BHW & (loss_BHW.detach() >= threshold)
+        self.mining = Mining(threshold, kept_BHW.sum())
+        weight_BHW = self.class_weight[labels.clamp(max=self.num_classes - 1)]
+        return (loss_BHW * kept_BHW).sum() / (weight_BHW * kept_BHW).sum()
+
+    @torch.no_grad()
+    def _update_weights(self, labels: Tensor) -> None:
+        counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: self.num_classes]
+        images = torch.tensor(labels.shape[0], device=labels.device)
+        if self.reduce_counts is not None:
+            summed = self.reduce_counts(torch.cat([counts, images[None]]))
+            counts, images = summed[:-1], summed[-1]
+        one = torch.ones_like(self.class_weight)
+        rare = torch.where(counts < self.balance_area * images, self.max_value * one, one)
+        absent = torch.where((counts == 0) & self.often_balance, self.max_value * one, one)
+        self.often_weight.mul_(0.9).add_(0.1 * absent)
+        self.class_weight.copy_(rare * self.often_weight)
+
+
+def percentile(values: Tensor, percent: float) -> Tensor:
+    """The percentile of all values with linear interpolation: ``numpy.percentile`` on float32, on any device.
+
+    ``torch.quantile`` refuses more than 16 M values, which a batch at full size has.
+
+    Args:
+        values: float32, any shape, at least one value.
+        percent: 0..100.
+
+    Returns:
+        A scalar of the values' dtype and device.
+    """
+    flat = values.flatten()
+    # NumPy computes the rank in the dtype of the data; float32 here too, so that mining agrees with it.
+    rank = np.float32(flat.numel() - 1) * (np.float32(percent) / np.float32(100))
+    below = int(np.floor(rank))
+    share = float(rank - np.float32(below))
+    low = flat.kthvalue(below + 1).values
+    high = flat.kthvalue(min(below + 2, flat.numel())).values
+    step = high - low
+    return high - step * (1 - share) if share >= 0.5 else low + step * share

@@ -1,0 +1,37 @@
+"""Work done ahead by threads, in order and bounded.
+
+Reading, resizing and coding leave Python's lock, so threads overlap them with the network. ``ordered_map``
+is what ``Executor.map`` lacks: at most ``ahead`` results are alive, so a data set of any length streams.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor, Future
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """``function`` of each item, in order, computed in the pool at most ``ahead`` items early.
+
+    An error in ``function`` is raised at its item's turn; work not begun is then cancelled.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -1,0 +1,254 @@
+"""Kernels: policies, that is, which teacher owns which class, and ways to choose one.
+
+A policy is an ordered list of (class, teacher) pairs, each class exactly once. The order is the published
+painting order; it has no influence on the fused labels and is kept for the record.
+
+Legend of shapes: T teacher, C class, S sampled pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from endauda_cli.domains import IGNORE
+from endauda_cli.errors import PolicyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who owns which class.
+
+    Attributes:
+        pairs: (class index, teacher index), each class once.
+        kind: how it was chosen: a ``PolicyKind`` value or the file it was read from.
+        scores: (T, C), what the choice went by, higher is better, NaN for "never predicted"; or ``None``.
+        used_labels: whether labels of target images took part in the choice.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    kind: str
+    scores: tuple[tuple[float, ...], ...] | None = None
+    used_labels: bool = False
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The teacher of each class, in class order."""
+        return tuple(teacher for _, teacher in sorted(self.pairs))
+
+
+def make_policy(pairs: Sequence[tuple[int, int]], num_classes: int, num_teachers: int, kind: str) -> Policy:
+    """A policy from pairs that somebody wrote.
+
+    Raises:
+        PolicyError: if a class is missing, named twice or unknown, or a teacher is unknown.
+    """
+    classes = [c for c, _ in pairs]
+    for c, t in pairs:
+        if not 0 <= c < num_classes:
+            raise PolicyError(f"{kind}: class {c}, but classes are 0 to {num_classes - 1}")
+        if not 0 <= t < num_teachers:
+            raise PolicyError(f"{kind}: teacher {t} for class {c}, but teachers are 0 to {num_teachers - 1}")
+        if classes.count(c) > 1:
+            raise PolicyError(f"{kind}: class {c} has two owners; name each class once")
+    missing = sorted(set(range(num_classes)) - set(classes))
+    if missing:
+        raise PolicyError(f"{kind}: no owner for class {missing[0]}; name a teacher for each class")
+    return Policy(tuple((int(c), int(t)) for c, t in pairs), kind)
+
+
+def owners_by_certainty(table: Float) -> list[int]:
+    """The follow-up project's choice: per class the teacher that is most certain where it predicts it.
+
+    Ties go to the last teacher, NaN (never predicted) and negative values are never taken; a class without
+    a candidate goes to teacher 0. Not comparable between teachers of different calibration.
+
+    Args:
+        table: (T, C) mean of the highest probability over the pixels that a teacher gives a class.
+    """
+    owners = []
+    for column in table.T:
+        owner, best = 0, 0.0
+        for t, value in enumerate(column):
+            if value >= best:
+                owner, best = t, float(value)
+        owners.append(owner)
+    return owners
+
+
+def owners_by_score(table: Float) -> list[int]:
+    """Per class the teacher with the highest score; ties go to the first, NaN is never taken.
+
+    A class for which nobody has a score goes to the teacher with the highest mean score.
+    """
+    overall = int(np.argmax([_mean(row) for row in table]))
+    filled = np.where(np.isnan(table), -np.inf, table)
+    return [int(np.argmax(column)) if np.isfinite(column).any() else overall for column in filled.T]
+
+
+def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
+    """Posterior over the true class from annotators who err each in their own way (Dawid & Skene 1979).
+
+    Expectation maximisation, started from the vote. Every teacher has a confusion matrix; rows are smoothed
+    with the teacher's own marginal, so that a class that is hardly ever seen does not earn certainty.
+
+    Args:
+        votes: (T, S) uint8, the distinct combinations of labels, 255 = no vote.
+        counts: (S,) how many pixels have each combination.
+        num_classes: C.
+        rounds: iterations.
+
+    Returns:
+        (S, C) probabilities.
+    """
+    num_teachers = len(votes)
+    seen = votes != IGNORE
+    one_hot = np.zeros((num_teachers, votes.shape[1], num_classes))
+    for t in range(num_teachers):
+        one_hot[t, seen[t], votes[t, seen[t]]] = 1
+    posterior: Float = one_hot.sum(0) + 1e-6
+    posterior /= posterior.sum(1, keepdims=True)
+    for _ in range(rounds):
+        weighted = posterior * counts[:, None]  # (S, C)
+        prior = weighted.sum(0) + 1e-9
+        log_posterior = np.tile(np.log(prior / prior.sum()), (votes.shape[1], 1))
+        for t in range(num_teachers):
+            confusion = weighted.T @ one_hot[t]  # (true, given)
+            marginal = confusion.sum(0) + 1e-9
+            confusion += SMOOTHING * counts.sum() / num_classes * (marginal / marginal.sum())
+            confusion /= confusion.sum(1, keepdims=True)
+            log_posterior[seen[t]] += np.log(confusion.T + 1e-12)[votes[t, seen[t]]]
+        posterior = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
+        posterior /= posterior.sum(1, keepdims=True)
+    return posterior
+
+
+SMOOTHING = 1e-3
+"""Pseudo counts per class of a confusion matrix, as a share of an even class's pixels."""
+
+
+def soft_iou(votes: NDArray[np.uint8], counts: Float, posterior: Float) -> Float:
+    """(T, C) IoU of each teacher's classes with the posterior in place of the truth; NaN where both are nil.
+
+    Args:
+        votes: (T, S) uint8.
+        counts: (S,).
+        posterior: (S, C).
+    """
+    mass = posterior.T @ counts  # (C,)
+    table = np.full((len(votes), posterior.shape[1]), np.nan)
+    for t, given in enumerate(votes):
+        for c in range(posterior.shape[1]):
+            here = given == c
+            claimed = counts[here].sum()
+            common = (posterior[here, c] * counts[here]).sum()
+            if claimed > 0:
+                table[t, c] = common / (mass[c] + claimed - common)
+    return table
+
+
+def scaled_certainty(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], num_classes: int) -> Float:
+    """(T, C) mean certainty per given class, 0..1, after all teachers were brought to one mean certainty.
+
+    Certainties of differently trained teachers are not comparable. Each teacher's probabilities are raised
+    to a power of its own (a temperature) that gives it the mean certainty of all teachers.
+
+    Args:
+        labels: (T, S) uint8.
+        certainties: (T, S, C) uint8, percent.
+        num_classes: C.
+    """
+    probabilities = certainties.astype(np.float32) + 0.5  # what truncation took away, on average
+    probabilities /= probabilities.sum(2, keepdims=True)
+    goal = float(probabilities.max(2).mean())
+    table = np.full((len(labels), num_classes), np.nan)
+    for t, given in enumerate(labels):
+        top = _highest(probabilities[t], _power_for(probabilities[t], goal))
+        for c in np.unique(given[given < num_classes]):
+            table[t, c] = top[given == c].mean()
+    return table
+
+
+def _power_for(probabilities: NDArray[np.float32], goal: float) -> float:
+    """The power that brings the mean of the highest probability to ``goal`` (bisection; it is monotone)."""
+    low, high = 0.05, 20.0
+    for _ in range(24):
+        middle = float(np.sqrt(low * high))
+        if _highest(probabilities, middle).mean() < goal:
+            low = middle
+        else:
+            high = middle
+    return float(np.sqrt(low * high))
+
+
+def _highest(probabilities: NDArray[np.float32], power: float) -> NDArray[np.float32]:
+    ratio = probabilities / probabilities.max(1, keepdims=True)
+    return np.asarray(1 / (ratio**power).sum(1), np.float32)
+
+
+def auto_scores(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], num_classes: int) -> Float:
+    """(T, C) how good each teacher is believed to be at each class, from the teachers alone.
+
+    The soft IoU with the Dawid-Skene posterior, times the scaled certainty. Neither a calibration nor a
+    label is trusted: agreement decides, certainties only compare a teacher with itself.
+
+    Args:
+        labels: (T, S) uint8, labels of sampled pixels.
+        certainties: (T, S, C) uint8, percent.
+        num_classes: C.
+    """
+    votes, counts = np.unique(labels, axis=1, return_counts=True)
+    weights = counts.astype(np.float64)
+    agreement = soft_iou(votes, weights, dawid_skene(votes, weights, num_classes))
+    return agreement * scaled_certainty(labels, certainties, num_classes)
+
+
+def _mean(values: Float) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else -1.0
+
+
+PAPER: dict[str, tuple[tuple[str, ...], tuple[tuple[int, int], ...]]] = {
+    "gta5": (
+        ("mrnet", "dacs", "crst", "cbst"),
+        (
+            (16, 3), (3, 0), (12, 1), (4, 1), (9, 1), (5, 2), (17, 2), (6, 0), (18, 1), (7, 1), (15, 0),
+            (14, 1), (1, 1), (11, 1), (8, 1), (2, 1), (10, 1), (13, 1), (0, 1),
+        ),
+    ),
+    "synthia": (
+        ("crst", "cbst", "mrnet"),
+        (
+            (4, 0), (3, 0), (11, 2), (14, 2), (6, 2), (7, 0), (5, 2), (13, 2), (1, 2), (15, 2), (10, 2),
+            (8, 2), (2, 2), (9, 1), (12, 2), (0, 2),
+        ),
+    ),
+}  # fmt: skip
+"""The two published lists: source -> (teachers, pairs in painting order). MRKLD is ``crst`` here."""
+
+
+def paper_policy(source: str, teachers: Sequence[str], lists: Mapping[str, object] = PAPER) -> Policy:
+    """The published list for a source.
+
+    Raises:
+        PolicyError: if there is none for the source, or the teachers are not the paper's.
+    """
+    if source not in lists:
+        raise PolicyError(f"the paper has no policy for source {source}, only for {' and '.join(lists)}")
+    published, pairs = PAPER[source]
+    if set(teachers) != set(published):
+        raise PolicyError(
+            f"the paper's policy for {source} is for the teachers {' '.join(published)}, not for "
+            f"{' '.join(teachers)}; use --policy auto, or a file"
+        )
+    place = {name: index for index, name in enumerate(teachers)}
+    return Policy(tuple((c, place[published[t]]) for c, t in pairs), "paper")

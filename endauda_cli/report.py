@@ -1,0 +1,154 @@
+"""Engine: reports, each one self-contained HTML file, its gallery also as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from PIL import Image, ImageDraw, ImageFont
+
+from endauda_cli import __version__
+from endauda_cli.labels import write_png
+from endauda_cli.transforms import resize
+from endauda_cli.workspace import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from endauda_cli.domains import Colour
+
+    UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table. ``best`` are the positions of cells to mark; ``strong`` sets the line in bold."""
+
+    cells: Sequence[str]
+    best: frozenset[int] = frozenset()
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A section with a table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    text: Sequence[str] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A line of a gallery: (H, W, 3) uint8 RGB pictures, one per column."""
+
+    name: str
+    pictures: Sequence[UInt8]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A section with pictures side by side, and the classes' colours."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[PictureRow]
+    legend: Sequence[tuple[str, Colour]] = ()
+    text: Sequence[str] = ()
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page."""
+
+    title: str
+    intro: Sequence[str] = ()
+    sections: Sequence[Table | Gallery] = field(default_factory=tuple)
+    picture_width: int = 200
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page to ``path`` and each gallery as ``<path's stem>[-n].png`` beside it."""
+    environment = Environment(loader=PackageLoader("endauda_cli"), autoescape=True, trim_blocks=True)
+    galleries = [section for section in report.sections if isinstance(section, Gallery)]
+    page = environment.get_template("report.html").render(
+        title=report.title,
+        intro=report.intro,
+        sections=[_embedded(section) for section in report.sections],
+        picture_width=report.picture_width,
+        version=__version__,
+    )
+    write_text(path, page)
+    for number, gallery in enumerate(galleries, 1):
+        suffix = f"-{number}" if len(galleries) > 1 else ""
+        write_png(path.with_name(f"{path.stem}{suffix}.png"), contact_sheet(gallery))
+
+
+def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
+    """The gallery as one (H, W, 3) uint8 picture with the columns' names on top."""
+    height = max(p.shape[0] for row in gallery.rows for p in row.pictures)
+    width = max(p.shape[1] for row in gallery.rows for p in row.pictures)
+    size = (len(gallery.columns) * (width + gap) + gap, len(gallery.rows) * (height + gap) + head + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for x, column in enumerate(gallery.columns):
+        draw.text((gap + x * (width + gap), 1), column, fill="black", font=font)
+    for y, row in enumerate(gallery.rows):
+        for x, picture in enumerate(row.pictures):
+            place = (gap + x * (width + gap), head + gap + y * (height + gap))
+            sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), place)
+    return np.asarray(sheet)
+
+
+def thumbnail(picture: UInt8, width: int = 320, flat: bool = False) -> UInt8:
+    """An (H, W, 3) uint8 picture, scaled down to at most that width; ``flat`` keeps label colours pure."""
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    if width >= picture.shape[1]:
+        return picture
+    return resize(picture, (width, height), "nearest" if flat else "bicubic")
+
+
+def percent(share: float | None) -> str:
+    """A share 0..1 as percent with one digit."""
+    return "n/a" if share is None else f"{100 * share:.1f}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with so many digits."""
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class _EmbeddedRow:
+    name: str
+    pictures: list[str]
+
+
+def _embedded(section: Table | Gallery) -> Table | Gallery:
+    if isinstance(section, Table):
+        return section
+    rows = [_EmbeddedRow(row.name, [_data_url(p) for p in row.pictures]) for row in section.rows]
+    return Gallery(section.title, section.columns, rows, section.legend, section.text)  # type: ignore[arg-type]
+
+
+def _data_url(picture: UInt8) -> str:
+    """Flat pictures (label maps) as PNG, photographs as JPEG: each is smallest that way."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    buffer = io.BytesIO()
+    if image.getcolors(256) is not None:
+        image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(buffer, "PNG")
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=88)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

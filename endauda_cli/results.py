@@ -1,0 +1,181 @@
+"""What engines return: frozen values that the console shows and ``--json`` prints as they are.
+
+Standard library only, so that the console needs no engine to render them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A teacher's archive after an export or import."""
+
+    archive: Path
+    teacher: str
+    images: int
+    """Images of this run's share of the split."""
+    skipped: int
+    """Of these, how many the archive held already."""
+    raw_bytes: int
+    """Certainties and labels written by this run, uncompressed."""
+    stored_bytes: int
+    """The whole archive on disk."""
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """What became of a class. Shares are 0..1; ``None`` where there is nothing to take a share of."""
+
+    name: str
+    owner: str | None
+    """The teacher it was taken from (PLF only)."""
+    margin: float | None
+    """By how much the owner's score exceeds the next teacher's."""
+    share: float | None
+    """Of all kept pixels."""
+    kept: float | None
+    """Of the pixels that were of this class before the threshold."""
+    overlap: float | None
+    """Of those pixels, the ones that more than one class claimed."""
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """A finished label set."""
+
+    labels: Path
+    rule: str
+    policy: str | None
+    used_labels: bool
+    teachers: tuple[str, ...]
+    threshold: float | None
+    images: int
+    skipped: int
+    """Of these images, how many an earlier run had finished already."""
+    coverage: float
+    """Share of pixels that kept a label, 0..1."""
+    overlap: float
+    """Share of pixels that more than one class claimed."""
+    unclaimed: float
+    """Share of pixels that no class claimed."""
+    classes: tuple[ClassSummary, ...]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    run: Path
+    arch: str
+    backbone: str
+    steps: int
+    resumed_from: int
+    """The step at which this process took over, 0 for a fresh run."""
+    images: int
+    seconds: float
+    images_per_second: float | None
+    last_loss: float | None
+    last_miou: float | None
+    """Of ``last.pt`` on the labelled target images, if validation was asked for; percent."""
+    best_miou: float | None
+    best_step: int | None
+    checkpoint: Path
+    initialised_from: str | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
+
+    scored: str
+    """What was scored: a checkpoint or a folder."""
+    target: str
+    split: str
+    images: int
+    miou: float | None
+    """Mean over the classes that occur."""
+    coverage: float
+    """Percent of all pixels that have a prediction."""
+    iou: dict[str, float | None]
+    subset_miou: dict[str, float | None]
+    """Means over the domain's subsets, such as SYNTHIA's 13 classes."""
+    pictures: Path | None = None
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """What a teacher says about a class over a whole archive (or a sample of it)."""
+
+    name: str
+    share: float
+    """Of all pixels, 0..1."""
+    certainty: float | None
+    """Mean certainty of the class where the teacher gives it, percent."""
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """What an archive holds."""
+
+    archive: Path
+    facts: dict[str, str]
+    classes: tuple[ClassFacts, ...]
+    pictures: tuple[Path, ...]
+    verified: str | None
+    """The outcome of ``--verify`` in a sentence."""
+    intact: bool | None
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A published file that ``download-weights`` is to fetch. ``None`` is not known."""
+
+    name: str
+    what: str
+    path: str
+    """Where it goes, relative to the workspace."""
+    page: str
+    """The page to open in a browser."""
+    folder_id: str | None
+    """Of the Google Drive folder it lies in."""
+    size: int | None
+    sha256: str | None
+    licence: str | None
+    miou: float | None
+    """Published score on Cityscapes val, percent."""
+    present: bool = False
+
+
+@dataclass(frozen=True)
+class WeightsList:
+    """What there is to download."""
+
+    artefacts: tuple[Artefact, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of the demo's table; percent."""
+
+    name: str
+    miou: float | None
+    coverage: float
+    iou: dict[str, float | None]
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The demo's outcome."""
+
+    workspace: Path
+    seed: int
+    scores: tuple[Score, ...]
+    report: Path
+    seconds: float

@@ -1,0 +1,151 @@
+"""Kernels: what happens to pixels between file and network, and to image and label together in training.
+
+The constants are those of the student (``reference``: Pillow bicubic to 1024x512, BGR, mean of the Caffe
+models, no division). Pillow does the resizing because its filters are part of "the published result".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as TF
+from PIL import Image
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    UInt8 = NDArray[np.uint8]
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input.
+
+    Attributes:
+        size: (width, height) that the image is resized to.
+        filter: key of ``FILTERS``.
+        bgr: channel order of the network's input.
+        mean: subtracted per channel, in the order of the input, in 0..255.
+        std: divided by per channel.
+    """
+
+    size: tuple[int, int] = (1024, 512)
+    filter: str = "bicubic"
+    bgr: bool = True
+    mean: tuple[float, float, float] = (104.00698793, 116.66876762, 122.67891434)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def resize(self, image: UInt8) -> UInt8:
+        """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB."""
+        return resize(image, self.size, self.filter)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, h, w, 3) uint8 RGB to (B, 3, h, w) float32 network input, on the images' device."""
+        x = images.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
+        if self.bgr:
+            x = x.flip(1)
+        x = x - x.new_tensor(self.mean)[:, None, None]
+        if self.std != (1.0, 1.0, 1.0):
+            x = x / x.new_tensor(self.std)[:, None, None]
+        return x
+
+
+STUDENT = Preprocessing()
+
+
+def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
+    """(H, W[, 3]) uint8 to (height, width[, 3]) by Pillow; ``size`` is (width, height)."""
+    if (array.shape[1], array.shape[0]) == size:
+        return array
+    return np.asarray(Image.fromarray(array).resize(size, FILTERS[filter]))
+
+
+class Crop(NamedTuple):
+    """A window of an image: first row, first column, mirrored left to right or not."""
+
+    row: int
+    column: int
+    mirrored: bool
+
+
+def random_crop(
+    size: tuple[int, int], crop: tuple[int, int], rng: random.Random, mirror: bool = False
+) -> Crop:
+    """Draw a crop as the reference does: row first, then column, then (only if asked) the mirror.
+
+    Args:
+        size: (H, W) of the image.
+        crop: (H, W) of the window.
+        rng: source of randomness.
+        mirror: flip half of the crops.
+
+    Raises:
+        ValueError: if the window is larger than the image.
+    """
+    if crop[0] > size[0] or crop[1] > size[1]:
+        raise ValueError(f"a crop of {crop[1]}x{crop[0]} does not fit an image of {size[1]}x{size[0]}")
+    row = rng.randint(0, size[0] - crop[0])
+    column = rng.randint(0, size[1] - crop[1])
+    return Crop(row, column, mirror and rng.random() < 0.5)
+
+
+def cut(array: UInt8, crop: Crop, size: tuple[int, int]) -> UInt8:
+    """The window of (H, W[, 3]) at ``crop`` of ``size`` (H, W)."""
+    window = array[crop.row : crop.row + size[0], crop.column : crop.column + size[1]]
+    return window[:, ::-1] if crop.mirrored else window
+
+
+def _jitter(image: Tensor, rng: random.Random) -> Tensor:
+    """A little of everything, as cameras differ."""
+    image = TF.adjust_hue(image, rng.uniform(-0.04, 0.04))
+    image = TF.adjust_saturation(image, rng.uniform(0.7, 1.3))
+    image = TF.adjust_brightness(image, rng.uniform(0.8, 1.2))
+    image = TF.adjust_contrast(image, rng.uniform(0.8, 1.2))
+    return image
+
+
+def _colour(image: Tensor, rng: random.Random) -> Tensor:
+    """Any hue, from grey to vivid: what is left to learn from is texture, shape and place."""
+    image = TF.adjust_hue(image, rng.uniform(-0.5, 0.5))
+    image = TF.adjust_saturation(image, rng.uniform(0.0, 1.8))
+    return image
+
+
+def _light(image: Tensor, rng: random.Random) -> Tensor:
+    """Day to dusk: gamma, brightness and contrast."""
+    image = TF.adjust_gamma(image, rng.uniform(0.5, 2.0))
+    image = TF.adjust_brightness(image, rng.uniform(0.5, 1.4))
+    image = TF.adjust_contrast(image, rng.uniform(0.5, 1.5))
+    return image
+
+
+def _texture(image: Tensor, rng: random.Random) -> Tensor:
+    """Blur and grain: what is left to learn from is colour, shape and place."""
+    if rng.random() < 0.8:
+        image = TF.gaussian_blur(image, [7, 7], [rng.uniform(0.5, 2.5)])
+    if rng.random() < 0.8:
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
+        image = (image + rng.uniform(0, 30) * noise).round().clamp(0, 255).to(torch.uint8)
+    return image
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, random.Random], Tensor]] = {
+    "jitter": _jitter,
+    "colour": _colour,
+    "light": _light,
+    "texture": _texture,
+}
+"""Photometric augmentations of ``train --augment``: (3, H, W) uint8 RGB to the same."""

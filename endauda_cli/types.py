@@ -1,0 +1,64 @@
+"""Choices that the command line shows. Free of torch and numpy, so that ``--help`` and TAB stay instant.
+
+Each enum has a table of the same keys next to the code that implements it; a test holds them equal.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FusionRule(StrEnum):
+    """How archives become one label map (``fusion.RULES``)."""
+
+    PLF = "plf"
+    CERTAINTY = "certainty"
+    MAJORITY = "majority"
+
+
+class PolicyKind(StrEnum):
+    """Named ways to choose which teacher owns which class (``policy.POLICIES``)."""
+
+    AUTO = "auto"
+    VAL = "val"
+    CERTAINTY = "certainty"
+    PAPER = "paper"
+
+
+class Backbone(StrEnum):
+    """Feature extractors (``models.BACKBONES``)."""
+
+    DRN = "drn"
+    RESNET = "resnet"
+    MOBILENET = "mobilenet"
+    TINY = "tiny"
+
+
+class Arch(StrEnum):
+    """Segmentation networks (``models.ARCHS``)."""
+
+    DEEPLABV3PLUS = "deeplabv3plus"
+    DEEPLABV2 = "deeplabv2"
+
+
+class Method(StrEnum):
+    """What ``train`` learns from (``training.METHODS``)."""
+
+    DISTILL = "distill"
+    SOURCE = "source"
+
+
+class Codec(StrEnum):
+    """Lossless compressions of certainty planes (``archive.CODECS``)."""
+
+    JPEGLS = "jpegls"
+    ZSTD = "zstd"
+    GZIP = "gzip"
+
+
+class Split(StrEnum):
+    """Parts of a data set."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"

@@ -1,0 +1,192 @@
+"""Store: where things lie in a workspace, and which of them are there.
+
+Standard library only: completion asks it on every TAB. The tree is the one that users of the reference
+implementation already have, with ``certainty/`` and ``runs/`` beside it::
+
+    <workspace>/
+      endauda.toml
+      Warehouse/<data set>/...
+      weights/weights/<source>/*.pth
+      certainty/<source>/<teacher>/
+      <labels root of the target>/<label set>/<image>.png
+      runs/<source>/<run>/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.errors import ConfigError, WorkspaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from endauda_cli.domains import Domain
+
+CONFIG_FILE = "endauda.toml"
+RECORD_FILE = "fusion.json"
+"""Written beside the labels of a label set: which archives, rule and policy made it."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with the tree above. Nothing is created before something is written to it."""
+
+    root: Path
+
+    def data_roots(self, domain: Domain) -> tuple[Path, ...]:
+        """Folders in which the domain's images may lie, most likely first."""
+        return tuple(self.root / root for root in domain.roots)
+
+    def archive(self, source: str, teacher: str) -> Path:
+        """Where the certainty archive of a teacher lies."""
+        return self.root / "certainty" / source / teacher
+
+    def labels(self, target: Domain, name: str) -> Path:
+        """Where a label set of the target lies."""
+        return self.root / target.labels_root / name
+
+    def run(self, source: str, name: str) -> Path:
+        """Where a training run (and the reports on it) lies."""
+        return self.root / "runs" / source / name
+
+    def weights(self, source: str) -> Path:
+        """Where downloaded weights of a source lie."""
+        return self.root / "weights" / "weights" / source
+
+    def teachers(self, source: str) -> list[str]:
+        """Names of the teachers that have an archive for this source, sorted."""
+        return sorted(folder.name for folder in _folders(self.root / "certainty" / source))
+
+    def label_sets(self, target: Domain, source: str) -> list[str]:
+        """Names of the label sets that ``fuse`` made for this source and target, newest last."""
+        found = []
+        for folder in _folders(self.root / target.labels_root):
+            record = read_json(folder / RECORD_FILE)
+            if record is not None and record.get("source") == source:
+                found.append((_modified(folder / RECORD_FILE), folder.name))
+        return [name for _, name in sorted(found)]
+
+    def runs(self, source: str) -> list[str]:
+        """Names of the training runs for this source that have a checkpoint, newest last."""
+        found = []
+        for folder in _folders(self.root / "runs" / source):
+            times = [_modified(path) for path in folder.glob("*.pt")]
+            if times:
+                found.append((max(times), folder.name))
+        return [name for _, name in sorted(found)]
+
+    def newest_labels(self, target: Domain, source: str) -> Path:
+        """The label set that was fused last.
+
+        Raises:
+            WorkspaceError: if there is none.
+        """
+        names = self.label_sets(target, source)
+        if not names:
+            raise WorkspaceError(
+                f"no fused labels of source {source} in {self.root / target.labels_root}: "
+                "run 'endauda fuse' first, or name a folder of label PNGs with --labels"
+            )
+        return self.labels(target, names[-1])
+
+    def newest_checkpoint(self, source: str) -> Path:
+        """``best.pt`` of the newest run, else its ``last.pt``.
+
+        Raises:
+            WorkspaceError: if there is no run with a checkpoint.
+        """
+        names = self.runs(source)
+        if not names:
+            raise WorkspaceError(
+                f"no trained run of source {source} in {self.root / 'runs' / source}: "
+                "run 'endauda train' first, or name a checkpoint with --weights"
+            )
+        folder = self.run(source, names[-1])
+        best = folder / "best.pt"
+        return best if best.exists() else folder / "last.pt"
+
+
+def find_workspace(given: Path | None) -> Workspace:
+    """The workspace: ``given``, else ``ENDAUDA_WORKSPACE``, else the nearest folder upwards with an
+    ``endauda.toml``, else the current folder.
+
+    Raises:
+        ConfigError: if a folder was named that is not there.
+    """
+    if given is None and (named := os.environ.get("ENDAUDA_WORKSPACE")):
+        given = Path(named)
+    if given is not None:
+        if not given.is_dir():
+            raise ConfigError(
+                f"workspace {given} is not a folder; create it or name another with --workspace"
+            )
+        return Workspace(given.resolve())
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / CONFIG_FILE).is_file():
+            return Workspace(folder)
+    return Workspace(here)
+
+
+def read_config(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The tables of ``endauda.toml``: defaults of options, per command. Empty without the file.
+
+    Raises:
+        ConfigError: if the file is not TOML or holds something outside a table.
+    """
+    path = workspace.root / CONFIG_FILE
+    if not path.is_file():
+        return {}
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    for key, value in config.items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {key} stands outside a table; put it under [fuse], [train], ...")
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or ``None`` if it is absent or not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        WorkspaceError: if the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise WorkspaceError(f"{path}: cannot be written ({error}); free disk space and run again") from error
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    if parent.is_dir():
+        yield from (path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
