@@ -1,0 +1,86 @@
+"""Small archives for tests, and a program that writes one and can be killed.
+
+usage: archive_samples.py FOLDER COUNT TAG [BEGIN]      prints each id once it is stored
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from endauda_cli.archive import CertaintyReader, CertaintyWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+Bytes = NDArray[np.uint8]
+Image = tuple[Bytes, Bytes]  # label map (H, W), certainty (C, H, W)
+
+CLASSES = ("road", "car", "sky")
+ATTRIBUTES = {"teacher": "dacs", "weights": "sha256:12ab"}
+
+
+def noise(seed: int, classes: int, height: int, width: int) -> Image:
+    """No two alike, and hard to compress."""
+    generator = np.random.default_rng(seed)
+    label = generator.integers(0, classes, (height, width)).astype(np.uint8)
+    label[generator.random((height, width)) < 0.1] = 255
+    return label, generator.integers(0, 101, (classes, height, width)).astype(np.uint8)
+
+
+def smooth(seed: int, classes: int, height: int, width: int) -> Image:
+    """Slopes, as certainties have them: every codec finds something to do."""
+    row, column = np.mgrid[:height, :width]
+    planes = [(row * (c + 1) + column * 2 + seed) // 3 % 101 for c in range(classes)]
+    label = (column // 8 + seed) % classes
+    return label.astype(np.uint8), np.stack(planes).astype(np.uint8)
+
+
+def samples(count: int, begin: int = 0) -> dict[str, Image]:
+    """Images of several sizes by id."""
+    images = range(begin, begin + count)
+    return {f"ulm/{i:04d}": smooth(i, len(CLASSES), 20 + i % 3, 30 + i % 5) for i in images}
+
+
+def write(folder: Path, images: Mapping[str, Image], **options: object) -> Path:
+    """An archive of the images, written without a stop."""
+    arguments: dict[str, object] = {"classes": CLASSES, "attributes": ATTRIBUTES, **options}
+    with CertaintyWriter(folder, **arguments) as writer:  # type: ignore[arg-type]
+        for id, (label, certainty) in images.items():
+            writer.write(id, label, certainty)
+    return folder
+
+
+def same(reader: CertaintyReader, id: str, image: Image) -> bool:
+    label, certainty = image
+    return np.array_equal(reader.labels(id), label) and np.array_equal(reader.certainty(id), certainty)
+
+
+def assert_holds(folder: Path, images: Mapping[str, Image], ids: Iterable[str] | None = None) -> None:
+    """Exactly these ids, each bit by bit."""
+    with CertaintyReader(folder) as reader:
+        assert set(reader.ids) == set(images if ids is None else ids)
+        assert all(same(reader, id, images[id]) for id in reader.ids)
+
+
+def assert_true_so_far(folder: Path, images: Mapping[str, Image]) -> None:
+    """What an archive in the making holds is right, bit by bit."""
+    with CertaintyReader(folder) as reader:
+        assert all(same(reader, id, images[id]) for id in reader.ids)
+
+
+def main(folder: str, count: str, tag: str, begin: str = "0") -> None:
+    with CertaintyWriter(folder, classes=CLASSES, attributes=ATTRIBUTES, shard_size=5, tag=tag) as writer:
+        done = writer.done
+        for id, (label, certainty) in samples(int(count), int(begin)).items():
+            if id not in done:
+                writer.write(id, label, certainty)
+                print(id, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

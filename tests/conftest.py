@@ -1,0 +1,36 @@
+"""Small things that several test modules need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from endauda_cli import checkpoint
+from endauda_cli.models import build_student
+from endauda_cli.types import Arch, Backbone
+from tests.training_runs import CLASSES, SIZE, TinySet, make_set
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Small tensors gain nothing from threads, and where cores are shared their waiting costs ten times the work.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_set(tmp_path: Path) -> TinySet:
+    """A data set of six images of this test's own."""
+    return make_set(tmp_path / "set")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of ``tiny_set``'s classes with random weights, as a run leaves it."""
+    path = tmp_path_factory.mktemp("student") / "last.pt"
+    torch.manual_seed(0)
+    student = build_student(Arch.DEEPLABV3PLUS, Backbone.TINY, len(CLASSES))
+    meta = {"arch": "deeplabv3plus", "backbone": "tiny", "classes": list(CLASSES), "size": list(SIZE)}
+    checkpoint.save(path, {"weights": student.state_dict(), "meta": meta})
+    return path

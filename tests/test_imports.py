@@ -1,0 +1,176 @@
+"""Who may import whom: downward only, no cycles. Read from the source, so it holds for imports in functions too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "endauda_cli"
+
+LAYERS: dict[str, tuple[str, ...]] = {
+    # bottom: a layer imports from those above it in this table
+    "words": ("errors", "events", "results", "types"),
+    "values": ("config", "domains"),
+    "tools": ("distributed", "multivalue", "pipeline"),
+    "kernels": ("fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
+    "stores": ("archive", "cache", "checkpoint", "datasets", "labels", "weights", "workspace"),
+    "engines": (
+        "choosing",
+        "demo",
+        "evaluation",
+        "exporting",
+        "fusing",
+        "inference",
+        "inspecting",
+        "report",
+        "training",
+    ),
+    "terminal": ("completing", "console"),
+    "commands": ("commands",),
+    "entry": ("cli", "__main__"),
+}
+SIDEWAYS = {
+    "weights": {"workspace"},
+    "evaluation": {"inference", "report"},
+    "exporting": {"inference"},
+    "training": {"inference"},
+    "fusing": {"choosing", "report"},
+    "inspecting": {"report"},
+    "demo": {"evaluation", "exporting", "fusing", "report", "training"},
+    "__main__": {"cli"},
+}
+"""Imports within a layer. Inside the packages (archive, models, commands) every one is fine, but no cycle."""
+
+STDLIB_ONLY = ("words", "values")
+LIGHT = ("torch", "torchvision", "numpy", "h5py", "hdf5plugin", "PIL", "jinja2", "tensorboard")
+NOT_IN_KERNELS = {"h5py", "hdf5plugin", "pathlib", "PIL"}
+EXCEPTIONS = {"transforms": {"PIL"}, "street": {"PIL"}}  # Pillow resizes as published, and draws
+
+
+class Import(NamedTuple):
+    """``name`` as written, absolute; whether only the type checker sees it."""
+
+    name: str
+    typing_only: bool
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name without ``endauda_cli.``."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:  # not the package itself, which holds its version
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports_of(tree: ast.AST, typing_only: bool = False) -> list[Import]:
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, typing_only) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            if node.module != "__future__":
+                found += [Import(f"{node.module}.{alias.name}", typing_only) for alias in node.names]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for child in node.body:
+                found += imports_of(ast.Module([child], []), True)
+            for child in node.orelse:
+                found += imports_of(ast.Module([child], []), typing_only)
+        else:
+            found += imports_of(node, typing_only)
+    return found
+
+
+MODULES = modules()
+IMPORTS = {name: imports_of(tree) for name, tree in MODULES.items()}
+LAYER_OF = {module: layer for layer, members in LAYERS.items() for module in members}
+ORDER = list(LAYERS)
+
+
+def own(imported: Import) -> str | None:
+    """The module of this package that an import names, if it is one."""
+    package, _, rest = imported.name.partition(".")
+    if package != PACKAGE.name or not rest:
+        return None
+    return rest if rest in MODULES else rest.rpartition(".")[0] or None
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {top(name) for name in MODULES} == set(LAYER_OF)
+    assert sum(map(len, LAYERS.values())) == len(LAYER_OF)
+    assert imports_of(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_downward(name: str) -> None:
+    for imported in IMPORTS[name]:
+        other = own(imported)
+        if other is None or top(other) == top(name):
+            continue
+        below = ORDER.index(LAYER_OF[top(other)]) < ORDER.index(LAYER_OF[top(name)])
+        assert below or top(other) in SIDEWAYS.get(top(name), ()), f"{name} imports {other}"
+
+
+def test_no_cycles() -> None:
+    graph = {name: {o for i in IMPORTS[name] if (o := own(i)) is not None} for name in MODULES}
+    # A package imports its members; that members name their package as they name each other is no cycle.
+    edges = {name: {o for o in others if o != top(name)} for name, others in graph.items()}
+    TopologicalSorter(edges).prepare()  # CycleError
+
+
+def test_sideways_imports_are_needed() -> None:
+    """The table does not permit what nobody does."""
+    used = {
+        (top(name), top(other))
+        for name in MODULES
+        for imported in IMPORTS[name]
+        if (other := own(imported)) is not None and LAYER_OF[top(other)] == LAYER_OF[top(name)]
+    }
+    assert {(a, b) for a, others in SIDEWAYS.items() for b in others} == {(a, b) for a, b in used if a != b}
+
+
+def test_only_the_command_line_knows_the_terminal() -> None:
+    for name, imports in IMPORTS.items():
+        names = {own(i) for i in imports} | {top(i.name) for i in imports}
+        if names & {"console", "rich"}:
+            assert top(name) in ("cli", "commands", "console"), name
+        if "typer" in names:
+            assert top(name) in ("cli", "commands", "console", "completing", "multivalue"), name
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if LAYER_OF[top(name)] == "kernels"])
+def test_kernels_know_no_files(name: str) -> None:
+    forbidden = NOT_IN_KERNELS - EXCEPTIONS.get(name, set())
+    found = {top(imported.name) for imported in IMPORTS[name] if not imported.typing_only}
+    assert not found & forbidden
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if LAYER_OF[top(name)] in STDLIB_ONLY])
+def test_words_and_values_need_the_standard_library_alone(name: str) -> None:
+    found = {top(imported.name) for imported in IMPORTS[name]}
+    assert found <= sys.stdlib_module_names | {PACKAGE.name}
+
+
+def test_help_and_completion_load_nothing_heavy() -> None:
+    """In a fresh interpreter, everything that runs before a command does."""
+    layers = ("words", "values", "commands", "entry")
+    light = [n for n in MODULES if LAYER_OF[top(n)] in layers or n in ("workspace", "datasets", "completing")]
+    lines = [f"import {PACKAGE.name}.{name}" for name in light if name != "__main__"]
+    lines += ["import sys", f"print(*sorted(set(sys.modules) & set({LIGHT})))"]
+    finished = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert finished.stdout.split() == []

@@ -1,0 +1,46 @@
+"""The real teachers' figures, through the command line, where the data is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "realdata.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("realdata", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+realdata = load()
+
+
+KEPT = ("majority", "certainty_thr50", "plf_val_thr0", "plf_val_thr90")
+"""The script itself takes minutes over all figures; these four ask for each rule and for the threshold."""
+
+
+@pytest.mark.skipif(not (realdata.ROOT / "expected.json").is_file(), reason="no real data on this machine")
+def test_figures_of_the_trio(tmp_path: Path) -> None:
+    """Three teachers, three rules: mIoU and coverage to the printed digits."""
+    expected = json.loads((realdata.ROOT / "expected.json").read_text())
+    trio = {key: expected["trio"][key] for key in ("teachers", "policy_val", *KEPT)}
+    (tmp_path / "data").mkdir()
+    for name in ("unpack.py", "camvid"):
+        (tmp_path / "data" / name).symlink_to(realdata.ROOT.resolve() / name)
+    text = json.dumps({"teachers": expected["teachers"], "trio": trio})
+    (tmp_path / "data/expected.json").write_text(text)
+    (tmp_path / "work").mkdir()
+    rows = realdata.figures(tmp_path / "data", tmp_path / "work", False, ["trio"])
+    assert len(rows) == 3 + 2 * len(KEPT)
+    assert [row for row in rows if not realdata.agrees(row[1], row[2])] == []

@@ -1,0 +1,169 @@
+"""Where a workspace is found, what lies in it, and which of it is newest."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from endauda_cli.domains import CITYSCAPES, GTA5
+from endauda_cli.errors import ConfigError, WorkspaceError
+from endauda_cli.workspace import (
+    CONFIG_FILE,
+    RECORD_FILE,
+    Workspace,
+    find_workspace,
+    read_config,
+    read_json,
+    write_text,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENDAUDA_WORKSPACE", raising=False)
+
+
+def folder(path: Path, config: bool = False) -> Path:
+    path.mkdir(parents=True)
+    if config:
+        (path / CONFIG_FILE).touch()
+    return path
+
+
+def put(path: Path, text: str = "", age: int = 0) -> Path:
+    """A file that was written ``age`` seconds ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    return path
+
+
+# ---------------------------------------------------------------------------- discovery
+
+
+def test_order_of_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Option, then environment, then the nearest endauda.toml upwards, then here."""
+    here = folder(tmp_path / "project" / "a" / "b")
+    option, environment = folder(tmp_path / "option"), folder(tmp_path / "environment")
+    monkeypatch.chdir(here)
+    assert find_workspace(None).root == here
+    (tmp_path / "project" / CONFIG_FILE).touch()
+    assert find_workspace(None).root == tmp_path / "project"
+    (here.parent / CONFIG_FILE).touch()
+    assert find_workspace(None).root == here.parent  # the nearest
+    monkeypatch.setenv("ENDAUDA_WORKSPACE", str(environment))
+    assert find_workspace(None).root == environment
+    assert find_workspace(option).root == option
+    monkeypatch.setenv("ENDAUDA_WORKSPACE", "")
+    assert find_workspace(None).root == here.parent
+
+
+def test_relative_workspace_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert find_workspace(Path("mine")).root == tmp_path / "mine"
+
+
+def test_absent_workspace_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="nowhere is not a folder; create it or name another"):
+        find_workspace(tmp_path / "nowhere")
+    monkeypatch.setenv("ENDAUDA_WORKSPACE", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
+        find_workspace(None)
+
+
+def test_places_are_those_of_the_reference(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.labels(CITYSCAPES, "plf") == tmp_path / "Warehouse/Cityscapes/data/gtFine/plf"
+    assert workspace.weights("gta5") == tmp_path / "weights/weights/gta5"
+    assert workspace.data_roots(CITYSCAPES)[0] == tmp_path / "Warehouse/Cityscapes/data"
+    assert workspace.archive("gta5", "dacs") == tmp_path / "certainty/gta5/dacs"
+    assert workspace.run("gta5", "drn") == tmp_path / "runs/gta5/drn"
+    assert list(tmp_path.iterdir()) == []  # asking makes nothing
+
+
+# ---------------------------------------------------------------------------- what is there
+
+
+def test_teachers(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert workspace.teachers("gta5") == []
+    for name in ("gta5/dacs", "gta5/crst", "gta5/.hidden", "synthia/mrnet"):
+        folder(tmp_path / "certainty" / name)
+    put(tmp_path / "certainty/gta5/notes.txt")
+    assert workspace.teachers("gta5") == ["crst", "dacs"]
+
+
+def label_set(workspace: Workspace, name: str, source: str, age: int) -> Path:
+    place = workspace.labels(CITYSCAPES, name)
+    put(place / RECORD_FILE, json.dumps({"source": source}), age)
+    return place
+
+
+def test_label_sets_newest_last(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"no fused labels of source gta5 in .*run 'endauda fuse' first"):
+        workspace.newest_labels(CITYSCAPES, "gta5")
+    label_set(workspace, "b", "gta5", age=30)
+    newest = label_set(workspace, "a", "gta5", age=10)
+    label_set(workspace, "c", "gta5", age=20)
+    label_set(workspace, "other", "synthia", age=0)
+    folder(workspace.labels(CITYSCAPES, "train"))  # ground truth: has no record
+    put(workspace.labels(CITYSCAPES, "broken") / RECORD_FILE, '{"source": "gt')
+    put(workspace.labels(CITYSCAPES, "odd") / RECORD_FILE, "[]")
+    assert workspace.label_sets(CITYSCAPES, "gta5") == ["b", "c", "a"]
+    assert workspace.newest_labels(CITYSCAPES, "gta5") == newest
+    assert workspace.label_sets(GTA5, "gta5") == []
+
+
+def test_runs_newest_last_and_best_before_last(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"no trained run of source gta5 in .*run 'endauda train' first"):
+        workspace.newest_checkpoint("gta5")
+    put(workspace.run("gta5", "old") / "last.pt", age=5)
+    put(workspace.run("gta5", "old") / "best.pt", age=50)
+    put(workspace.run("gta5", "older") / "last.pt", age=20)
+    put(workspace.run("gta5", "begun") / "config.json")
+    assert workspace.runs("gta5") == ["older", "old"]
+    assert workspace.newest_checkpoint("gta5") == workspace.run("gta5", "old") / "best.pt"
+    put(workspace.run("gta5", "new") / "last.pt", age=0)
+    assert workspace.newest_checkpoint("gta5") == workspace.run("gta5", "new") / "last.pt"
+
+
+# ---------------------------------------------------------------------------- endauda.toml
+
+
+def test_config(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert read_config(workspace) == {}
+    put(tmp_path / CONFIG_FILE, '[fuse]\nteachers = ["dacs"]\nthreshold = 70\n[train]\n')
+    assert read_config(workspace) == {"fuse": {"teachers": ["dacs"], "threshold": 70}, "train": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[fuse", "not valid TOML"), ("threshold = 70", "threshold stands outside a table; put it under")],
+)
+def test_config_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    put(tmp_path / CONFIG_FILE, text)
+    with pytest.raises(ConfigError, match=rf"endauda\.toml: {message}"):
+        read_config(Workspace(tmp_path))
+    (tmp_path / CONFIG_FILE).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_config(Workspace(tmp_path))
+
+
+# ---------------------------------------------------------------------------- small files
+
+
+def test_text_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_text(path, '{"é": 1}')
+    assert read_json(path) == {"é": 1}
+    write_text(path, "[1]")
+    assert read_json(path) is None
+    assert read_json(tmp_path / "absent.json") is None
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
