@@ -49,16 +49,17 @@ def save(path: Path, content: dict[str, Any]) -> None:
         stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT_VERSION, **content}, file)
-            file.flush()
+        # By path: through a Python file, an interrupt in the middle would come out as torch's RuntimeError.
+        torch.save({"format": FORMAT_VERSION, **content}, temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot be written ({error}); free disk space and run again with --resume"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -30,10 +30,16 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    recipe = replace(demo.RECIPE, size=(64, 32), crop=(48, 24), batch_size=2, balance_area=48 * 24 // 32)
+    tiny: dict[str, Any] = {
+        "size": (64, 32),
+        "crop": (48, 24),
+        "batch_size": 2,
+        "steps": 3,
+        "balance_area": 48 * 24 // 32,
+    }
     small = {
-        "SOURCE_IMAGES": 4, "TARGET_IMAGES": IMAGES, "SIZE": (64, 32), "NETWORK_SIZE": (64, 32), "CROP": (48, 24),
-        "TEACHER_STEPS": 3, "STUDENT_STEPS": 3, "RECIPE": recipe, "PICTURED_SCENES": 2,
+        "SOURCE_IMAGES": 4, "TARGET_IMAGES": IMAGES, "SIZE": (64, 32), "PICTURED_SCENES": 2,
+        "TEACHER": replace(demo.TEACHER, **tiny), "STUDENT": replace(demo.STUDENT, **tiny),
     }  # fmt: skip
     for name, value in small.items():
         patch.setattr(demo, name, value)

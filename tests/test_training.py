@@ -119,11 +119,11 @@ def test_steps_of_the_reference(arch: str, name: str) -> None:
 
 
 def deviations(tensors: dict[str, torch.Tensor], golden: dict[str, float | None]) -> list[float]:
-    """Relative deviations of norms; norms below 1e-5 are rounding alone (a bias before a norm)."""
+    """Relative deviations of norms; norms below 1e-3 are rounding alone (a bias before a norm)."""
     norms = {key: norm for key, norm in golden.items() if norm is not None}
     assert set(tensors) == set(norms)
     found = {key: float(tensor.double().norm()) for key, tensor in tensors.items()}
-    return [abs(found[key] - norm) / max(norm, 1e-5) for key, norm in norms.items()]
+    return [abs(found[key] - norm) / max(norm, 1e-3) for key, norm in norms.items()]
 
 
 def tiny_state(config: TrainConfig = CONFIG) -> TrainState:
@@ -293,8 +293,8 @@ def test_student_learns_the_tiny_street(shared_set: TinySet) -> None:
     result = run(
         shared_set,
         shared_set.root.parent / "long",
-        steps=80,
-        validate_every=80,
+        steps=240,
+        validate_every=240,
         augment=(),
         learning_rate=0.01,
     )
@@ -608,3 +608,27 @@ def test_two_processes_make_one_run(tiny_set: TinySet, tmp_path: Path) -> None:
 def test_recipes_that_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         dataclasses.replace(CONFIG, **options)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_while_saving_is_an_interrupt(tmp_path: Path) -> None:
+    """Not an error of the disk; and the file is the old one or the new one, whenever the interrupt comes."""
+    path = tmp_path / "last.pt"
+    weights = {str(i): torch.zeros(100) for i in range(300)}
+    checkpoint.save(path, {"weights": weights, "meta": {}})
+    before, interrupted = signal.signal(signal.SIGALRM, signal.default_int_handler), 0
+    try:
+        for i in range(30):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 0.0005)
+                for _ in range(20):
+                    checkpoint.save(path, {"weights": weights, "meta": {"i": i}})
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert checkpoint.load(path)["weights"].keys() == weights.keys()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 20, "an interrupt inside a destructor is lost, but few are"
+    checkpoint.save(path, {"weights": weights, "meta": {}})
+    assert list(tmp_path.iterdir()) == [path]
