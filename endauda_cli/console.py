@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of ``--json``; it grows when a field is renamed or removed."""
 
+PIPED_WIDTH = 160
+"""Columns where there is no terminal to ask: enough that no table needs to wrap."""
+
 # A bar for what is over at once only flickers.
 PATIENCE_S = 0.5
 
@@ -55,6 +58,8 @@ class Terminal:
         self.first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
         self.quiet = quiet or not self.first
         self.out = Console(highlight=False)
+        if not self.out.is_terminal and "COLUMNS" not in os.environ:
+            self.out.width = PIPED_WIDTH
         self.err = Console(stderr=True, highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),

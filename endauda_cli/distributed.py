@@ -53,6 +53,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def total_over_ranks(*counts: int) -> list[int]:
+    """Each count's sum over all ranks; waits for all of them."""
+    if world_size() == 1:
+        return list(counts)
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    totals: list[int] = sum_over_ranks(torch.tensor(counts, device=device)).tolist()
+    return totals
+
+
 def share_buffers(module: nn.Module) -> None:
     """Give all ranks the first one's buffers: its running statistics are the ones that are saved."""
     if world_size() > 1:

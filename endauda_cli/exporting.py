@@ -11,7 +11,7 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyWriter
-from endauda_cli.distributed import rank, world_size
+from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ConfigError, DataError
 from endauda_cli.events import Note, Reporter, Tick
 from endauda_cli.inference import certainty_maps, run_network
@@ -165,6 +165,7 @@ def _write_all(
 
 
 def _result(config: ExportConfig, out: Path, images: int, skipped: int, raw: int) -> ExportResult:
+    images, skipped, raw = total_over_ranks(images, skipped, raw)
     stored = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return ExportResult(out, config.teacher, images, skipped, raw, stored)
 
