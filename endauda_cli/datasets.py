@@ -12,7 +12,7 @@ from endauda_cli.domains import DOMAINS, Domain, Layout, Task, make_task, palett
 from endauda_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
 SPLITS = ("train", "val", "test")
 
@@ -62,6 +62,22 @@ def find_samples(
         f"{domain.name}: no image of split '{split}' in {' or '.join(str(r) for r in roots)}; "
         f"expected files like {patterns[0]}"
     )
+
+
+def one_per_image(paths: Iterable[Path], wanted: Container[str] | None, kind: str) -> dict[str, Path]:
+    """Files by the image that they belong to, their stem, for the wanted images (``None``: for all).
+
+    Raises:
+        DataError: if two files belong to one image.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if wanted is not None and path.stem not in wanted:
+            continue
+        if path.stem in found:
+            raise DataError(f"{path}: {found[path.stem]} is a {kind} for the same image; remove one of them")
+        found[path.stem] = path
+    return found
 
 
 def load_domain(name: str) -> Domain:

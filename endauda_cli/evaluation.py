@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, sum_over_ranks, world_size
 from endauda_cli.errors import DataError
 from endauda_cli.events import Reporter, Tick
@@ -93,11 +94,12 @@ def score_predictions(
     """Score label PNGs that exist: ``<image id>.png`` below the folder. 255 in them is left out (coverage).
 
     Raises:
-        DataError: if a prediction is absent, unreadable, of another size or class table.
+        DataError: if a prediction is absent, there twice, unreadable, of another size or class table.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of predictions")
-    files = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    wanted = {sample.id for sample in samples}
+    files = one_per_image(sorted(folder.rglob("*.png")), wanted, "prediction")
     missing = [sample.id for sample in samples if sample.id not in files]
     if missing:
         raise DataError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endauda_cli import __version__
-from endauda_cli.archive import CertaintyWriter
+from endauda_cli.archive import CertaintyWriter, stored_bytes
+from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ConfigError, DataError
 from endauda_cli.events import Note, Reporter, Tick
@@ -94,9 +94,9 @@ def import_outputs(
         report: told of progress.
 
     Raises:
-        DataError: if an output is absent or not what it should be. What was imported before stays.
+        DataError: if an output is absent, there twice or not what it should be. What was imported before stays.
     """
-    found = _find_outputs(folder)
+    found = _find_outputs(folder, None if samples is None else {sample.id for sample in samples})
     ids = sorted(found) if samples is None else [sample.id for sample in samples]
     for image in ids:
         if image not in found:
@@ -166,26 +166,40 @@ def _write_all(
 
 def _result(config: ExportConfig, out: Path, images: int, skipped: int, raw: int) -> ExportResult:
     images, skipped, raw = total_over_ranks(images, skipped, raw)
-    stored = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return ExportResult(out, config.teacher, images, skipped, raw, stored)
+    return ExportResult(out, config.teacher, images, skipped, raw, stored_bytes(out))
 
 
-def _find_outputs(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Image id -> (label PNG, certainty file) for all complete pairs below the folder."""
+def _find_outputs(folder: Path, wanted: set[str] | None) -> dict[str, tuple[Path, Path]]:
+    """Image id -> (label PNG, certainty file) for the wanted images' complete pairs below the folder.
+
+    ``None`` wants them all, and then none may be incomplete: nobody would notice that an image is left out.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of teacher outputs")
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".npy", ".npz"))
-    labels = {path.stem: path for path in files if path.suffix == ".png"}
-    pairs: dict[str, tuple[Path, Path]] = {}
-    for path in files:
-        if path.suffix == ".png" or path.stem not in labels:
-            continue
-        if path.stem in pairs:
+    files = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    pngs = [path for path in files if path.suffix == ".png"]
+    arrays = [path for path in files if path.suffix in (".npy", ".npz")]
+    certainties = one_per_image(arrays, wanted, "certainty")
+    labels = one_per_image(pngs, certainties, "label map")
+    if wanted is None:
+        _refuse_lone(pngs, labels, certainties)
+    return {image: (labels[image], path) for image, path in certainties.items() if image in labels}
+
+
+def _refuse_lone(pngs: Iterable[Path], labels: dict[str, Path], certainties: dict[str, Path]) -> None:
+    for image, path in certainties.items():
+        if image not in labels:
             raise DataError(
-                f"{path}: {pairs[path.stem][1]} is a certainty for the same image; remove one of them"
+                f"{path}: no {image}.png with its labels; write that, or move this file elsewhere"
             )
-        pairs[path.stem] = (labels[path.stem], path)
-    return pairs
+    # Colour previews, and folders of pictures only, are no outputs.
+    folders = {path.parent for path in (*labels.values(), *certainties.values())}
+    for path in pngs:
+        if path.stem not in certainties and not path.stem.endswith("_color") and path.parent in folders:
+            raise DataError(
+                f"{path}: no {path.stem}.npy or {path.stem}.npz with its certainties; write one, or move this file "
+                "elsewhere"
+            )
 
 
 def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt8:
@@ -223,7 +237,9 @@ def _read_array(path: Path) -> NDArray[Any]:
                 raise DataError(f"{path}: holds arrays {', '.join(loaded.files)}, but one is expected")
             array: NDArray[Any] = loaded[loaded.files[0]]
             return array
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged header, shape or zip can end in an error of almost any type
         raise DataError(f"{path}: truncated or not a NumPy file ({error}); write it again") from error
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endauda_cli.archive import CertaintyReader, verify
+from endauda_cli.archive import CertaintyReader, stored_bytes, verify
 from endauda_cli.domains import palette_of
 from endauda_cli.errors import ArchiveError
 from endauda_cli.events import Reporter, Tick
@@ -68,7 +68,7 @@ def _verdict(checked: VerifyResult) -> str:
 def _facts(path: Path, reader: CertaintyReader) -> dict[str, str]:
     sizes = [reader.size(image) for image in reader.ids]
     raw = sum(h * w * (len(reader.classes) + 1) for h, w in sizes)
-    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    stored = stored_bytes(path)
     shapes = sorted({f"{w}x{h}" for h, w in sizes})
     facts = {
         "images": str(len(reader)),

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, manifest
+from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, manifest, stored_bytes
 from endauda_cli.archive.codecs import PlaneCodec
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
@@ -389,3 +389,30 @@ with h5py.File({str(path)!r}) as file:
     def test_does_not_load_torch(self) -> None:
         program = "import sys, endauda_cli.archive; sys.exit('torch' in sys.modules)"
         subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_size_of_an_archive_whose_files_are_moved(tmp_path: Path) -> None:
+    """Another writer renames files and removes folders while they are counted."""
+    path = write(tmp_path / "a", samples(2))
+    whole = sum(file.stat().st_size for file in path.iterdir())
+    assert stored_bytes(path) == whole
+    stop = threading.Event()
+
+    def move() -> None:
+        while not stop.is_set():
+            part = path / "1-of-2.part"
+            part.mkdir()
+            for i in range(20):
+                (part / f"{i}.tmp").touch()
+                (part / f"{i}.tmp").rename(path / f"{i}.h5")
+            for i in range(20):
+                (path / f"{i}.h5").unlink()
+            part.rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(move)
+        try:
+            assert {stored_bytes(path) for _ in range(1000)} == {whole}
+        finally:
+            stop.set()
+        moving.result()

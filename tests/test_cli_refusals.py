@@ -74,6 +74,13 @@ def _above(certainty: np.ndarray) -> np.ndarray:
     return certainty
 
 
+def _shape(folder: Path) -> None:
+    path = folder / f"{BAD}.npy"
+    data = path.read_bytes()
+    assert data.count(b"(32, 64, 19), }         ") == 1
+    path.write_bytes(data.replace(b"(32, 64, 19), }         ", b"(99999999999, 64, 19), }"))
+
+
 def _rgb(folder: Path) -> None:
     with Image.open(folder / f"{BAD}.png") as image:
         image.convert("RGB").save(folder / f"{BAD}.png")
@@ -95,6 +102,7 @@ OUTPUTS: dict[str, tuple[Spoil, str, str]] = {
     "other size than the label": (_npy(lambda q: q[::2, ::2]), "npy", "of 32x16 pixels, but the label map beside it"),
     "truncated array": (lambda f: cut(f / f"{BAD}.npy"), "npy", "truncated or not a NumPy file"),
     "next to nothing": (lambda f: cut(f / f"{BAD}.npy", 0.01), "npy", "not a NumPy file"),
+    "absurd shape": (_shape, "npy", "truncated or not a NumPy file"),
     "truncated label": (lambda f: cut(f / f"{BAD}.png"), "png", "truncated or not an image"),
     "colour label": (_rgb, "png", "an image of mode RGB, but one channel of label ids"),
     "label outside the table": (_value, "png", "value 33, but train ids are 0 to 18, and 255 for none"),
@@ -134,6 +142,21 @@ def test_absent_output_of_a_teacher(kind: str, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "certainty").exists()
 
 
+def test_flipped_bytes_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the damage is, it is told, or harmless."""
+    monkeypatch.chdir(make_cityscapes(tmp_path))
+    path = put_outputs(tmp_path / "outputs", "dacs", VAL[:1], "npz") / f"{VAL[0]}.npz"
+    put_outputs(tmp_path / "outputs", "dacs", VAL[1:])
+    sound = path.read_bytes()
+    told = 0
+    for at in range(0, len(sound), len(sound) // 40):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 0xFF]) + sound[at + 1 :])
+        outcome = endauda("export-teacher", f"at-{at}", "--import", "outputs", "--split", "val", "--quiet")
+        assert outcome.code == 0 or f"{path.name}: truncated or not a NumPy file" in outcome.err
+        told += outcome.code
+    assert told > 30
+
+
 def test_two_certainties_of_one_image(tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     put_outputs(put_outputs(tmp_path / "outputs", "dacs", VAL), "dacs", VAL[:1], "npz")
@@ -141,6 +164,40 @@ def test_two_certainties_of_one_image(tmp_path: Path) -> None:
         "export-teacher", "dacs", "--import", tmp_path / "outputs", "--split", "val", "--workspace", tmp_path
     )
     assert f"{VAL[0]}.npz: " in found and "is a certainty for the same image; remove one of them" in found
+
+
+def test_two_labels_of_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an image that is asked for; what others have twice is nobody's business."""
+    monkeypatch.chdir(make_cityscapes(tmp_path))
+    put_outputs(tmp_path / "outputs/a", "dacs", VAL + TRAIN)
+    for image in VAL[:1] + TRAIN[:1]:
+        put_label(tmp_path / f"outputs/b/{image}.png", scene(0))
+    line = ("export-teacher", "dacs", "--import", "outputs", "--split", "val")
+    assert refused(*line) == (
+        f"outputs/b/{VAL[0]}.png: outputs/a/{VAL[0]}.png is a label map for the same image; remove one of them"
+    )
+    (tmp_path / f"outputs/b/{VAL[0]}.png").unlink()
+    assert result_of(*line)["images"] == 2
+
+
+@pytest.mark.parametrize(("kind", "partner"), [("png", "npy"), ("npy", "png"), ("npz", "png")])
+def test_output_without_its_partner(
+    kind: str, partner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no images tell what is wanted, an incomplete output is no reason to leave an image out."""
+    monkeypatch.chdir(tmp_path)
+    folder = put_outputs(tmp_path / "outputs", "dacs", TRAIN, "npz" if kind == "npz" else "npy")
+    put_label(folder / f"{TRAIN[0]}_color.png", scene(0))  # a preview
+    put_label(folder / "views/report.png", scene(0))
+    line = ("export-teacher", "dacs", "--import", "outputs")
+    lone = folder / f"{TRAIN[1]}.{partner}"
+    content = lone.read_bytes()
+    lone.unlink()
+    found = refused(*line)
+    assert found.startswith(f"outputs/{TRAIN[1]}.{kind}: no {TRAIN[1]}.{partner} ")
+    assert not (tmp_path / "certainty").exists()
+    lone.write_bytes(content)
+    assert result_of(*line)["images"] == len(TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -469,6 +526,13 @@ def test_predictions_that_cannot_be_scored(city: Path) -> None:
     Image.new("RGB", (64, 32)).save(bad)
     assert "an image of mode RGB" in refused(*line)
     put_label(bad, scene(1))
+    put_label(city / "mine/more" / bad.name, scene(1))
+    assert refused(*line) == (
+        f"mine/more/{bad.name}: mine/{bad.name} is a prediction for the same image; remove one of them"
+    )
+    (city / "mine/more" / bad.name).rename(city / "mine/more" / f"{TRAIN[0]}.png")
+    put_label(city / "mine" / f"{TRAIN[0]}.png", scene(1))  # not asked for
+    succeed(*line)
     cut(bad)
     assert "truncated or not an image" in refused(*line)
     assert refused(*line, "--weights", "a.pt") == "give either --weights or --predictions"

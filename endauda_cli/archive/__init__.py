@@ -27,6 +27,7 @@ In ``<id>`` a slash is written ``%2F`` and a percent sign ``%25``. Images may di
 from __future__ import annotations
 
 from endauda_cli.archive.codecs import CODECS, PlaneCodec
+from endauda_cli.archive.index import stored_bytes
 from endauda_cli.archive.manifest import FORMAT_VERSION
 from endauda_cli.archive.reader import CertaintyReader
 from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
@@ -36,6 +37,7 @@ __all__ = [
     "CertaintyReader",
     "CertaintyWriter",
     "verify",
+    "stored_bytes",
     "VerifyResult",
     "DamagedShard",
     "CODECS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,16 @@ def has_size(path: Path, size: int) -> bool:
         return path.stat().st_size == size
     except OSError:
         return False
+
+
+def stored_bytes(archive: Path) -> int:
+    """Bytes of all files in an archive's folder, without those that a writer moves just now."""
+    total = 0
+    for folder, _, names in os.walk(archive):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
 
 
 def manifest_of(path: Path) -> ShardManifest:
