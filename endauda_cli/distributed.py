@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from datetime import timedelta
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,8 +89,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).cpu()  # "meta" has tensors, but nothing in them
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # What follows the first clause are pages of advice for those who build torch.
+        reason = shorten(re.split(r"[.;!](?:\s|$)|\n", str(error))[0], 120, placeholder=" ...")
         raise ConfigError(f"--device {name}: not available ({reason}); try --device auto") from error
     return device

@@ -412,7 +412,9 @@ def refusal(module: nn.Module, file: Path) -> str:
 
 def test_other_number_of_classes(student: Student, file: Path) -> None:
     torch.save(build_student("deeplabv3plus", "tiny", 16).state_dict(), file)
-    assert refusal(student, file).startswith("has 16 classes, but 19 were expected; ")
+    message = refusal(student, file)
+    assert message.startswith("has 16 classes, but 19 were expected; ")
+    assert message.endswith("; first: misshaped 'decoder.last_conv.8.weight'")
 
 
 def test_other_network(student: Student, file: Path) -> None:
@@ -420,10 +422,14 @@ def test_other_network(student: Student, file: Path) -> None:
     expected = (
         "holds deeplabv3plus with backbone mobilenet, but deeplabv3plus with backbone tiny was expected"
     )
-    assert refusal(student, file).startswith(expected)
+    message = refusal(student, file)
+    assert message.startswith(expected) and message.endswith("; first: missing 'backbone.stem.0.weight'")
     torch.save(build_student("deeplabv2", "tiny", 19).state_dict(), file)
     expected = "holds deeplabv2 with backbone tiny, but deeplabv3plus with backbone tiny was expected"
-    assert refusal(student, file).startswith(expected)
+    message = refusal(student, file)
+    assert message.startswith(expected) and message.endswith(
+        "; first: missing 'aspp.aspp1.atrous_conv.weight'"
+    )
 
 
 @published

@@ -552,6 +552,13 @@ def test_checkpoint_of_another_kind_is_refused(tiny_checkpoint: Path, tmp_path: 
         (tmp_path / "cut.pt").write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"cut\.pt"):
             checkpoint.load_student(tmp_path / "cut.pt", CLASSES, backbone="tiny")
+        with pytest.raises(
+            CheckpointError, match=r"cut\.pt: damaged or cut short, .*delete it to start over"
+        ):
+            checkpoint.load(tmp_path / "cut.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pth")
+    with pytest.raises(CheckpointError, match=r"plain\.pth: not a checkpoint of an endauda run"):
+        checkpoint.load(tmp_path / "plain.pth")
 
 
 def test_weights_of_other_projects_need_their_network_named(tmp_path: Path) -> None:

@@ -188,10 +188,12 @@ def _misfit(
     misshaped: list[str],
 ) -> str:
     found_name, expected_name = _network(found), _network(expected)
+    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    first = "first: " + next(f"{kind} {keys[0]!r}" for kind, keys in kinds.items() if keys)
     if found_name and expected_name and found_name != expected_name:
         return (
             f"holds {found_name}, but {expected_name} was expected; "
-            "choose the network it was saved from, or another checkpoint"
+            f"choose the network it was saved from, or another checkpoint; {first}"
         )
     network = expected_name or "the network"
     if missing:
@@ -207,7 +209,7 @@ def _misfit(
     if classes := _classes(expected, found, misshaped):
         return (
             f"has {classes[0]} classes, but {classes[1]} were expected; "
-            f"choose the source data set it was trained on, or a checkpoint of {classes[1]} classes"
+            f"choose the source data set it was trained on, or a checkpoint of {classes[1]} classes; {first}"
         )
     key = misshaped[0]
     return (
