@@ -5,6 +5,7 @@ A wrong value is a :class:`ConfigError` that names the option and says what woul
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from endauda_cli.errors import ConfigError
@@ -59,7 +60,7 @@ class InferenceConfig:
 
     Attributes:
         batch_size: images per forward pass.
-        amp: half precision on CUDA (bfloat16 where the card has it).
+        amp: autocast to bfloat16, on any device.
         workers: threads that decode images ahead.
     """
 
@@ -115,7 +116,7 @@ class TrainConfig:
         augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
         class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
-        amp: autocast on CUDA.
+        amp: autocast to bfloat16, on any device.
         save_every: steps between checkpoints.
         validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
         workers: threads that prepare batches.
@@ -153,14 +154,27 @@ class TrainConfig:
         _at_least(self.save_every, 1, "--save-every")
         _at_least(self.validate_every, 0, "--validate-every")
         _at_least(self.workers, 1, "--workers")
+        _at_least(self.warm_up, 0, "--warm-up")
+        check_seed(self.seed)
         if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
             raise ConfigError(
                 f"--crop {self.crop[0]}x{self.crop[1]} is larger than --size {self.size[0]}x{self.size[1]}"
             )
         if not 0 <= self.hard_percentile < 100:
             raise ConfigError(f"--hard-percentile {self.hard_percentile:g}: 0 (off) to below 100")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0")
+        if 0 < self.hard_percentile < 1:
+            raise ConfigError(
+                f"--hard-percentile {self.hard_percentile:g}: a percentile is 0 (off) to below 100, not 0 to 1; "
+                f"did you mean {100 * self.hard_percentile:g}?"
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that one of the generators cannot take: NumPy's none below 0, torch's no larger ones."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed {seed}: must be from 0 to {2**63 - 1}")
 
 
 def _at_least(value: int, least: int, option: str) -> None:

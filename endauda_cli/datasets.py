@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.domains import DOMAINS, Domain, Layout, Task, make_task, palette_of
+from endauda_cli.domains import DOMAINS, IGNORED, Domain, Layout, Task, make_task, palette_of
 from endauda_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _label_ids(path: Path, table: dict[str, Any], classes: Sequence[str]) -> dic
         raise DataError(f'{path}: label_ids must be a table such as {{ "7" = "road" }}')
     ids: dict[int, str] = {}
     for key, name in named.items():
-        if not key.isdigit() or int(key) > 0xFFFF:
+        if not (key.isascii() and key.isdecimal()) or int(key) > 0xFFFF:
             raise DataError(f"{path}: label id {key!r} is not a whole number from 0 to 65535")
         if name not in classes:
             raise DataError(f"{path}: label id {key} means {name!r}, which is not one of the classes")
@@ -174,7 +174,7 @@ def _label_ids(path: Path, table: dict[str, Any], classes: Sequence[str]) -> dic
     for key in _list(path, table.get("ignore_ids", []), "ignore_ids"):
         if not isinstance(key, int) or key in ids:
             raise DataError(f"{path}: ignore_ids holds {key!r}, which is no id or names a class")
-        ids[key] = "ignored"
+        ids[key] = IGNORED
     return ids
 
 

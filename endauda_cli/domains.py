@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 IGNORE = 255
 """The train id of pixels that have no class, in every label map that endauda reads or writes."""
 
+IGNORED = ""
+"""The name of label ids that mark no class; none can be called so."""
+
 Colour = tuple[int, int, int]
 
 

@@ -108,15 +108,6 @@ def cut(array: UInt8, crop: Crop, size: tuple[int, int]) -> UInt8:
     return window[:, ::-1] if crop.mirrored else window
 
 
-def _jitter(image: Tensor, rng: random.Random) -> Tensor:
-    """A little of everything, as cameras differ."""
-    image = TF.adjust_hue(image, rng.uniform(-0.04, 0.04))
-    image = TF.adjust_saturation(image, rng.uniform(0.7, 1.3))
-    image = TF.adjust_brightness(image, rng.uniform(0.8, 1.2))
-    image = TF.adjust_contrast(image, rng.uniform(0.8, 1.2))
-    return image
-
-
 def _colour(image: Tensor, rng: random.Random) -> Tensor:
     """Any hue, from grey to vivid: what is left to learn from is texture, shape and place."""
     image = TF.adjust_hue(image, rng.uniform(-0.5, 0.5))
@@ -143,7 +134,6 @@ def _texture(image: Tensor, rng: random.Random) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, random.Random], Tensor]] = {
-    "jitter": _jitter,
     "colour": _colour,
     "light": _light,
     "texture": _texture,

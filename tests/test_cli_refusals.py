@@ -211,6 +211,7 @@ def test_output_without_its_partner(
         (("--import", "nowhere"), "nowhere: no such folder of teacher outputs"),
         (("--weights", "nowhere.pth"), "nowhere.pth: no such file of weights"),
         (("--import", ".", "--shard", "3/2"), "--shard 3/2: the first number runs from 1 to the second"),
+        (("--import", ".", "--shard", "2/²"), "--shard 2/²: expected NUMBER/OF"),
         (("--import", ".", "--shard", "2"), "--shard 2: expected NUMBER/OF, such as 2/8"),
         (("--import", ".", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
         (("--import", ".", "--target-data", "nowhere"), "--target-data nowhere: no such folder"),
@@ -278,7 +279,7 @@ def test_run_of_another_source_or_network(city: Path) -> None:
     assert "trained for 19 classes (road, sidewalk, building, ...), but 16 are expected" in found
     # A folder with another run.
     found = refused("train", *SIZE_FLAGS, "--steps", "1", "--lr", "0.5", "--name", "mine")
-    assert "runs/gta5/mine holds a run with learning_rate 0.0001, not 0.5; name another with --name" in found
+    assert "runs/gta5/mine holds a run with --lr 0.0001, not 0.5; name another with --name" in found
     assert "runs/gta5/new/last.pt: no such checkpoint to resume; run without --resume" in refused(
         "train", *SIZE_FLAGS, "--resume", "--name", "new"
     )
@@ -392,6 +393,7 @@ def test_no_archive(city: Path) -> None:
         (("--threshold", "-1"), "--threshold -1: certainties are percent, 0 to 100"),
         (("--window", "4"), "--window 4x4: both sides must be odd and positive"),
         (("--window", "3x6"), "--window 3x6: both sides must be odd and positive"),
+        (("--window", "³"), "--window ³: expected one odd number"),
         (("--window", "wide"), "--window wide: expected one odd number, or HEIGHTxWIDTH"),
         (("--teachers", "dacs", "dacs"), "--teachers names dacs twice"),
         (("--target", "cityscape"), "did you mean cityscapes?"),
@@ -404,11 +406,18 @@ def test_no_archive(city: Path) -> None:
             ("--policy", "best"),
             "--policy best: neither one of auto, val, certainty, paper nor a file that exists",
         ),
-        (("--device", "gpu"), "gpu"),
+        (("--device", "gpu"), "--device gpu: not available (Expected one of cpu, cuda"),
+        (("--device", "meta"), "--device meta: not available (Cannot copy out of meta tensor); try"),
+        (
+            ("--device", "vulkan"),
+            "--device vulkan: not available (Could not run 'aten::empty.memory_format' with arguments from the "
+            "'Vulkan' backend); try --device auto",
+        ),
     ],
 )
 def test_lines_that_fuse_cannot_follow(city: Path, words: tuple[str, ...], message: str) -> None:
-    assert message in refused("fuse", *words)
+    found = refused("fuse", *words)
+    assert message in found and len(found) < 240 + len(str(city))
     assert not (city / FUSED / "plf").exists()
 
 
@@ -486,7 +495,15 @@ def test_labels_for_training(city: Path) -> None:
         (("--steps", "0"), "--steps 0: must be at least 1"),
         (("--augment", "colour", "weather"), "--augment weather: choose among"),
         (("--hard-percentile", "100"), "--hard-percentile 100: 0 (off) to below 100"),
+        (("--size", "64x3²"), "--size 64x3²: expected WIDTHxHEIGHT"),
+        (("--hard-percentile", "0.8"), "not 0 to 1; did you mean 80?"),
+        (("--hard-percentile", "nan"), "--hard-percentile nan: 0 (off) to below 100"),
         (("--lr", "0"), "--lr 0: must be above 0"),
+        (("--lr", "nan"), "--lr nan: must be above 0, and finite"),
+        (("--lr", "inf"), "--lr inf: must be above 0, and finite"),
+        (("--warm-up", "-3"), "--warm-up -3: must be at least 0"),
+        (("--seed", "-1"), "--seed -1: must be from 0 to 9223372036854775807"),
+        (("--seed", str(2**63)), f"--seed {2**63}: must be from 0 to"),
         (("--init", "nowhere.pth"), "nowhere.pth: no such file"),
     ],
 )
@@ -494,6 +511,13 @@ def test_lines_that_train_cannot_follow(city: Path, words: tuple[str, ...], mess
     succeed("fuse", "--rule", "majority")
     assert message in refused("train", *SIZE_FLAGS, "--steps", "1", *words)
     assert not list(city.glob("runs/*/*/*.pt"))
+
+
+def test_seed_that_the_demo_cannot_use(tmp_path: Path) -> None:
+    assert refused("demo", "--seed", "-1", "--out", tmp_path / "demo") == (
+        "--seed -1: must be from 0 to 9223372036854775807"
+    )
+    assert not (tmp_path / "demo").exists()
 
 
 def test_truth_outside_the_table(city: Path) -> None:

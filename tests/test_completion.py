@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from endauda_cli.transforms import AUGMENTATIONS
 from tests.command_lines import SIZE_FLAGS, TEACHERS, TRAIN, make_archive, make_workspace, succeed
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,7 @@ OFFERS = {
     "endauda train --labels ": {"majority", "mean70"},
     "endauda train --init ": STUDENT,
     "endauda train --name ": {"student"},
-    "endauda train --augment ": {"colour", "light", "texture"},
+    "endauda train --augment ": set(AUGMENTATIONS),
     "endauda train --backbone ": {"drn", "resnet", "mobilenet", "tiny"},
     "endauda test --weights ": STUDENT,
     "endauda test --weights runs": {"runs/gta5/student/last.pt"},

@@ -169,6 +169,13 @@ def test_ignore_ids_make_other_ids_unknown(tmp_path: Path) -> None:
     assert domain.train_id(2) is None
 
 
+def test_class_called_ignored(tmp_path: Path) -> None:
+    """It does not get the pixels of ``ignore_ids``."""
+    text = 'ignore_ids = [11]\nclasses = ["road", "ignored"]\n[val]\nimages = "*.png"\n'
+    domain = load_domain(str(write(tmp_path, text)))
+    assert [domain.train_id(i) for i in (0, 1, 11, 255)] == [0, 1, IGNORE, IGNORE]
+
+
 def test_lists_suffixes_and_absolute_patterns(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     touch(tmp_path, "here/a_rgb.png", "here/c_rgb.png", "truth/a_id.png", "truth/b_id.png")
@@ -224,6 +231,7 @@ CLASSES = 'classes = ["road", "tram"]\n'
         (CLASSES + "palette = 3", "palette must be a list, but is 3"),
         (CLASSES + "label_ids = [1, 2]", "label_ids must be a table such as"),
         (CLASSES + 'label_ids = { road = "0" }', "label id 'road' is not a whole number"),
+        (CLASSES + 'label_ids = { "²" = "road" }', "label id '²' is not a whole number"),
         (CLASSES + 'label_ids = { "-1" = "road" }', "label id '-1' is not a whole number"),
         (
             CLASSES + 'label_ids = { "70000" = "road" }',

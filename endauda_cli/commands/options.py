@@ -150,7 +150,7 @@ def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 2 or not all(_is_whole(part) and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} {text}: expected WIDTHxHEIGHT, such as 1024x512")
     return int(parts[0]), int(parts[1])
 
@@ -162,7 +162,7 @@ def parse_window(text: str) -> tuple[int, int]:
         ConfigError: if it is of another form.
     """
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+    if len(parts) > 2 or not all(_is_whole(part) for part in parts):
         raise ConfigError(f"--window {text}: expected one odd number, or HEIGHTxWIDTH")
     return int(parts[0]), int(parts[-1])
 
@@ -174,6 +174,10 @@ def parse_shard(text: str) -> tuple[int, int]:
         ConfigError: if it is of another form.
     """
     number, slash, of = text.partition("/")
-    if not (slash and number.isdigit() and of.isdigit()):
+    if not (slash and _is_whole(number) and _is_whole(of)):
         raise ConfigError(f"--shard {text}: expected NUMBER/OF, such as 2/8")
     return int(number), int(of)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal()  # isdigit() takes "²", which int() does not
