@@ -39,7 +39,7 @@ def cached_rows(
     """An array (N, *shape) uint8 on disk, filled by ``read`` where an earlier run has not done so.
 
     Args:
-        folder: of caches; may be deleted at any time no run is using it.
+        folder: of caches; any file in it may be deleted while no run is using it.
         title: what the progress bar says.
         files: what row i is made of; a file that changes makes another cache.
         recipe: what else the rows depend on.
@@ -59,6 +59,8 @@ def cached_rows(
             raise DataError(f"{file}: no such file") from error
         key.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     path = folder / f"{key.hexdigest()[:24]}.bin"
+    if not path.exists():
+        path.with_suffix(".filled").unlink(missing_ok=True)  # somebody made room by deleting the large file
     rows = _open(path, (len(files), *shape))
     filled = _open(path.with_suffix(".filled"), (len(files),))
     todo = [int(i) for i in np.flatnonzero(filled == 0)]

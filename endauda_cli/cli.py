@@ -110,6 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:  # not about a file: a bug of ours, to be seen whole
+            raise
+        print(
+            f"endauda: {error.filename}: {error.strerror}; choose another path, or mend it", file=sys.stderr
+        )
+        return 1
     finally:
         sys.argv = before
     return 0

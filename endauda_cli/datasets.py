@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS, IGNORED, Domain, Layout, Task, make_task, palette_of
-from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.errors import ConfigError, DataError, NoImagesError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -55,10 +55,10 @@ def find_samples(
     patterns = [p.format(split=split) for la in domain.layouts if split in la.splits for p in la.images]
     if not patterns:
         known = sorted({s for layout in domain.layouts for s in layout.splits})
-        raise DataError(
+        raise NoImagesError(
             f"{domain.name} has no split '{split}', only {', '.join(known)}; add it to the TOML file"
         )
-    raise DataError(
+    raise NoImagesError(
         f"{domain.name}: no image of split '{split}' in {' or '.join(str(r) for r in roots)}; "
         f"expected files like {patterns[0]}"
     )

@@ -10,6 +10,7 @@ serves for nothing else.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from endauda_cli.checkpoint import load_student
 from endauda_cli.config import ExportConfig, FuseConfig, InferenceConfig, TrainConfig
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
+from endauda_cli.errors import ConfigError
 from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
 from endauda_cli.events import Note, Reporter, Tick
 from endauda_cli.exporting import export_network
@@ -101,6 +103,8 @@ STUDENT = replace(RECIPE, steps=560, class_balance=False, hard_percentile=0)
 
 INFERENCE = InferenceConfig(batch_size=4)
 PICTURED_SCENES = 5
+MARKER_FILE = "demo.json"
+"""Says that a folder is a demo's, and its seed."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,11 @@ def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> De
         report: told of progress.
 
     Raises:
-        EndaudaError: if a file cannot be written.
+        EndaudaError: if the folder holds something else, or a file cannot be written.
     """
     started = time.monotonic()
     workspace = Workspace(out.resolve())
+    _claim(workspace, seed)
     write_world(workspace, seed, report)
     task = make_task(
         load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
@@ -159,6 +164,21 @@ def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> De
     page = workspace.root / "report.html"
     _write_page(demo, page, scores, results)
     return DemoResult(workspace.root, seed, scores, page, time.monotonic() - started)
+
+
+def _claim(workspace: Workspace, seed: int) -> None:
+    """Take an empty folder, or go on in that of a demo with the same seed; never touch anything else."""
+    marker = workspace.root / MARKER_FILE
+    found = read_json(marker)
+    if found is None:
+        if workspace.root.exists() and (not workspace.root.is_dir() or any(workspace.root.iterdir())):
+            raise ConfigError(f"{workspace.root}: not an empty folder; name a new one with --out")
+        write_text(marker, json.dumps({"seed": seed}) + "\n")
+    elif found.get("seed") != seed:
+        raise ConfigError(
+            f"{workspace.root}: holds the demo with --seed {found.get('seed')}; name another folder with --out, or "
+            "delete this one"
+        )
 
 
 def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
@@ -264,7 +284,7 @@ def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _renamed(demo.report, f"fusing {name}")
-    fuse(config, demo.task, archives, demo.samples(split), lambda: [], out, demo.device, report)
+    fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, demo.device, report)
 
 
 def _test(demo: _Demo, checkpoint: Path) -> EvalResult:

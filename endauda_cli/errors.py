@@ -31,6 +31,10 @@ class DataError(EndaudaError):
     """An image, label map, teacher output or data set description is not what it should be."""
 
 
+class NoImagesError(DataError):
+    """A split has no images, or the data set no such split."""
+
+
 class ArchiveError(EndaudaError):
     """A certainty archive cannot be read, or does not fit."""
 

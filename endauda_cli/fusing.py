@@ -42,7 +42,7 @@ from endauda_cli.report import (
 )
 from endauda_cli.results import ClassSummary, FusionResult
 from endauda_cli.types import FusionRule, PolicyKind
-from endauda_cli.workspace import RECORD_FILE, write_text
+from endauda_cli.workspace import JOURNAL_FILE, RECORD_FILE, read_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from endauda_cli.policy import Policy
 
 PICTURED_IMAGES = 8
-JOURNAL_FILE = "fusion.jsonl"
 POLICY_FILE = "policy.json"
 
 
@@ -66,6 +65,7 @@ def fuse(
     archives: dict[str, Path],
     samples: Sequence[Sample] | None,
     labelled: Callable[[], list[Sample]],
+    split: str,
     out: Path,
     device: torch.device,
     report: Reporter,
@@ -76,21 +76,26 @@ def fuse(
         config: rule, policy, threshold.
         task: source and target; archives must have its classes.
         archives: teacher name -> folder, in the order of ``config.teachers``.
-        samples: images to fuse; ``None`` takes those of the first archive.
+        samples: images to fuse; ``None`` takes all that the archives hold.
         labelled: finds the labelled target images, for policies that use labels.
-        out: folder for the label set.
+        split: what ``samples`` are, for the record.
+        out: folder for the label set; labels of other options in it are replaced.
         device: where the rule runs.
         report: told of progress.
 
     Raises:
-        EndaudaError: if archives do not fit each other or lack images, or the policy is wrong.
+        EndaudaError: if archives do not fit each other or lack images, the policy is wrong, or the folder
+            holds labels of another source or split.
     """
     rule = RULES[config.rule]
     with ExitStack() as stack:
         readers = {name: stack.enter_context(CertaintyReader(path)) for name, path in archives.items()}
         _check_classes(task, readers)
-        ids = list(next(iter(readers.values())).ids) if samples is None else [s.id for s in samples]
+        stored = {image for reader in readers.values() for image in reader.ids}
+        ids = sorted(stored) if samples is None else [s.id for s in samples]
         _check_images(readers, ids)
+        about = {"source": task.source.name, "target": task.target.name, "split": split}
+        _refuse_other_set(out, about)
         policy = None
         if config.rule == FusionRule.PLF:
             policy = choose_policy(config.policy, Evidence(task, readers, ids, labelled), report)
@@ -98,7 +103,7 @@ def fuse(
                 report(Note("policy certainty compares teachers by certainty, which misleads where they are "
                             "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        journal = _Journal(out / JOURNAL_FILE, _fingerprint(config, task, policy))
+        journal = _Journal(out / JOURNAL_FILE, _fingerprint(config, task, policy), about)
         (out / RECORD_FILE).unlink(missing_ok=True)  # whole again only at the end
         if policy is not None:
             record = policy_record(policy, task.classes, list(readers))
@@ -109,13 +114,15 @@ def fuse(
         def one(image: str) -> tuple[str, dict[str, Any], bool]:
             inputs = _inputs_digest(readers, image)
             found = journal.find(image, inputs)
-            if found is not None and (out / f"{image}.png").exists():
+            if found is not None and _is_whole(out, found):
                 return image, found, True
             fused = rule(_load(config, readers, policy, image, len(task.classes), device))
             label = fused.label.cpu().numpy()
             write_colour(out / f"{image}_color.png", label, task.target.palette)
-            write_label(out / f"{image}.png", label)
-            return image, _counts(fused, len(task.classes)) | {"id": image, "inputs": inputs}, False
+            path = out / f"{image}.png"
+            write_label(path, label)
+            line = {"id": image, "inputs": inputs, "bytes": path.stat().st_size}
+            return image, _counts(fused, len(task.classes)) | line, False
 
         counts, skipped = [], 0
         with ThreadPoolExecutor(config.workers) as pool, journal:
@@ -127,10 +134,25 @@ def fuse(
                 report(Tick("fusing", done, len(ids), image))
         result = _summarise(config, task, policy, out, counts, skipped)
         _write_report(result, task, readers, ids, samples)
-    settings = {"source": task.source.name, "target": task.target.name, "endauda": __version__}
-    text = json.dumps(settings | {"config": asdict(config)} | asdict(result), indent=1, default=str)
-    write_text(out / RECORD_FILE, text + "\n")
+    record = about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
+    write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result
+
+
+def _refuse_other_set(out: Path, about: dict[str, str]) -> None:
+    """Labels of other images or class tables must not mix; those of other options are replaced."""
+    head = (_read_lines(out / JOURNAL_FILE) or [{}])[0] | (read_json(out / RECORD_FILE) or {})
+    for key, now in about.items():
+        if head.get(key, now) != now:
+            raise ConfigError(
+                f"{out}: holds labels of {key} {head[key]}, not {now}; give these another --name, or delete the folder"
+            )
+
+
+def _is_whole(out: Path, line: dict[str, Any]) -> bool:
+    """Whether the files of a finished image are still there, and not cut short by a power cut."""
+    label, colours = (out / f"{line['id']}{suffix}.png" for suffix in ("", "_color"))
+    return label.exists() and label.stat().st_size == line["bytes"] and colours.exists()
 
 
 def _check_classes(task: Task, readers: dict[str, CertaintyReader]) -> None:
@@ -321,15 +343,23 @@ def _fingerprint(config: FuseConfig, task: Task, policy: Policy | None) -> str:
 
 
 class _Journal:
-    """Finished images of a label set, one JSON line each, valid for one fingerprint."""
+    """Finished images of a label set, one JSON line each, valid for one fingerprint.
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    Labels of another fingerprint are deleted, so that a set never mixes two recipes.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, about: dict[str, str]) -> None:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
-        head = {"fingerprint": fingerprint}
+        head = {"fingerprint": fingerprint, **about}
         lines = _read_lines(path)
+        found = {line["id"]: line for line in lines[1:]}
         if lines[:1] == [head]:
-            self.lines = {line["id"]: line for line in lines[1:] if "id" in line}
+            self.lines = found
+        else:
+            for image in found:
+                for suffix in ("", "_color"):
+                    (path.parent / f"{image}{suffix}.png").unlink(missing_ok=True)
         # Rewritten, not appended to: a kill may have left half a line at the end.
         kept = [head, *self.lines.values()]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

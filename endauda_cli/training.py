@@ -7,6 +7,7 @@ bit on the CPU, with any number of worker threads.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -115,7 +116,8 @@ def train(
         EndaudaError: if files are absent or wrong, the folder holds another run, or the loss diverges.
     """
     _check(config, examples)
-    state = _start(config, task, out, init, resume, device, report)
+    data = _data_record(domain, examples)
+    state = _start(config, task, data, out, init, resume, device, report)
     images, labels = _load_examples(config, domain, examples, cache, report)
     _tell_histogram(labels, domain, report)
     writer = _Metrics(out, state.step) if rank() == 0 else None
@@ -147,10 +149,10 @@ def train(
                 and config.validate_every
                 and (last or (step + 1) % config.validate_every == 0)
             ):
-                _validate(state, validate, task, config, out, writer)
+                _validate(state, validate, task, config, data, out, writer)
             if last or (step + 1) % config.save_every == 0:
                 _refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
-                _save(state, task, config, out)
+                _save(state, task, config, data, out)
     seconds = time.monotonic() - started
     return TrainResult(
         run=out,
@@ -262,9 +264,20 @@ def _check(config: TrainConfig, examples: Sequence[Example]) -> None:
         )
 
 
+def _data_record(domain: Domain, examples: Sequence[Example]) -> dict[str, str]:
+    """What a run learns from. The digest takes names and sizes: a changed label PNG nearly always has another
+    size, and reading all of them at each start would take minutes on a network share."""
+    digest = hashlib.sha256(domain.name.encode())
+    for example in examples:
+        sizes = example.image.stat().st_size, example.label.stat().st_size
+        digest.update(f"{example.id}\0{sizes}\n".encode())
+    return {"labels": str(examples[0].label.parent), "digest": digest.hexdigest()[:32]}
+
+
 def _start(
     config: TrainConfig,
     task: Task,
+    data: dict[str, str],
     out: Path,
     init: Path | None,
     resume: bool,
@@ -281,13 +294,17 @@ def _start(
             raise CheckpointError(f"{last}: no such checkpoint to resume; run without --resume to start")
         if init is not None:
             initialise(student, init)
+            data |= {"init": str(init), "init_sha256": _sha256(init)}
         else:
             report(
                 Note("no --init: the network starts from random weights, not from a source model", "warning")
             )
-        write_text(out / "config.json", json.dumps(_meta(config, task, None), indent=1, default=str) + "\n")
+        write_text(
+            out / "config.json", json.dumps(_meta(config, task, data, None), indent=1, default=str) + "\n"
+        )
     else:
-        _refuse_other_run(config, task, content["meta"], out)
+        _refuse_other_run(config, task, data, init, content["meta"], out)
+        data |= content["meta"]["data"]
         load_checkpoint(student, last)
     student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainState(
@@ -318,17 +335,39 @@ def initialise(student: Student, path: Path) -> None:
 
 VOLATILE = ("save_every", "validate_every", "workers")
 """Options that may differ when a run goes on: they do not change what is learnt."""
+FLAGS = {"learning_rate": "lr"}
+"""Options whose flag is not called as the field of ``TrainConfig``."""
 
 
-def _refuse_other_run(config: TrainConfig, task: Task, meta: dict[str, Any], out: Path) -> None:
-    before = meta["config"] | {"classes": meta["classes"]}
-    now = _plain(asdict(config) | {"classes": task.classes})
+def _refuse_other_run(
+    config: TrainConfig, task: Task, data: dict[str, str], init: Path | None, meta: dict[str, Any], out: Path
+) -> None:
+    other = "; name another with --name, or delete that folder"
+    before, now = meta["config"], _plain(asdict(config))
     for key in now:
         if key not in VOLATILE and before.get(key) != now[key]:
-            raise ConfigError(
-                f"{out} holds a run with {key} {before.get(key)}, not {now[key]}; name another with --name, or "
-                "delete that folder"
-            )
+            flag = FLAGS.get(key, key.replace("_", "-"))
+            raise ConfigError(f"{out} holds a run with --{flag} {before.get(key)}, not {now[key]}{other}")
+    for key, value in (("classes", list(task.classes)), ("target", task.target.name)):
+        if meta[key] != value:
+            raise ConfigError(f"{out} holds a run with {key} {meta[key]}, not {value}{other}")
+    if meta["data"]["digest"] != data["digest"]:
+        raise ConfigError(
+            f"{out} holds a run on other images or labels ({meta['data']['labels']}, now {data['labels']}, or its "
+            f"files have changed){other}"
+        )
+    if init is not None and _sha256(init) != meta["data"].get("init_sha256"):
+        raise ConfigError(
+            f"{out} holds a run from {meta['data'].get('init', 'random weights')}, not {init}{other}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such file of weights") from error
 
 
 def _plain(value: Any) -> Any:
@@ -336,7 +375,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _meta(config: TrainConfig, task: Task, state: TrainState | None) -> dict[str, Any]:
+def _meta(config: TrainConfig, task: Task, data: dict[str, str], state: TrainState | None) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values only."""
     meta: dict[str, Any] = {
         "endauda": __version__,
@@ -347,6 +386,7 @@ def _meta(config: TrainConfig, task: Task, state: TrainState | None) -> dict[str
         "size": config.size,
         "source": task.source.name,
         "target": task.target.name,
+        "data": data,
         "config": asdict(config),
     }
     if state is not None:
@@ -491,6 +531,7 @@ def _validate(
     validate: Callable[[nn.Module], EvalResult],
     task: Task,
     config: TrainConfig,
+    data: dict[str, str],
     out: Path,
     writer: _Metrics | None,
 ) -> None:
@@ -507,17 +548,17 @@ def _validate(
     if writer is not None:
         writer.add(state.step - 1, {"val_miou": math.nan if result.miou is None else result.miou})
         if better:
-            content = {"weights": state.student.state_dict(), "meta": _meta(config, task, state)}
+            content = {"weights": state.student.state_dict(), "meta": _meta(config, task, data, state)}
             checkpoint.save(out / "best.pt", content)
 
 
-def _save(state: TrainState, task: Task, config: TrainConfig, out: Path) -> None:
+def _save(state: TrainState, task: Task, config: TrainConfig, data: dict[str, str], out: Path) -> None:
     if rank() == 0:
         content = {
             "weights": state.student.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "loss": state.loss.state_dict(),
-            "meta": _meta(config, task, state),
+            "meta": _meta(config, task, data, state),
         }
         checkpoint.save(out / "last.pt", content)
 

@@ -25,13 +25,15 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.errors import ConfigError, WorkspaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from endauda_cli.domains import Domain
 
 CONFIG_FILE = "endauda.toml"
 RECORD_FILE = "fusion.json"
 """Written beside the labels of a label set: which archives, rule and policy made it."""
+JOURNAL_FILE = "fusion.jsonl"
+"""Written beside the labels of a label set: which images are finished."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Workspace:
         return self.root / "weights" / "weights" / source
 
     def teachers(self, source: str) -> list[str]:
-        """Names of the teachers that have an archive for this source, sorted."""
-        return sorted(folder.name for folder in _folders(self.root / "certainty" / source))
+        """Names of the teachers that have an archive with images for this source, sorted."""
+        folders = _folders(self.root / "certainty" / source)
+        return sorted(folder.name for folder in folders if _has_images(folder))
 
     def label_sets(self, target: Domain, source: str) -> list[str]:
         """Names of the label sets that ``fuse`` made for this source and target, newest last."""
@@ -83,18 +86,21 @@ class Workspace:
         return [name for _, name in sorted(found)]
 
     def newest_labels(self, target: Domain, source: str) -> Path:
-        """The label set that was fused last.
+        """The label set of train images that was fused last.
 
         Raises:
             WorkspaceError: if there is none.
         """
-        names = self.label_sets(target, source)
-        if not names:
+        sets = (self.labels(target, name) for name in self.label_sets(target, source))
+        folders = [
+            folder for folder in sets if (read_json(folder / RECORD_FILE) or {}).get("split") == "train"
+        ]
+        if not folders:
             raise WorkspaceError(
-                f"no fused labels of source {source} in {self.root / target.labels_root}: "
+                f"no fused labels of source {source} (train images) in {self.root / target.labels_root}: "
                 "run 'endauda fuse' first, or name a folder of label PNGs with --labels"
             )
-        return self.labels(target, names[-1])
+        return folders[-1]
 
     def newest_checkpoint(self, source: str) -> Path:
         """``best.pt`` of the newest run, else its ``last.pt``.
@@ -154,6 +160,35 @@ def read_config(workspace: Workspace) -> dict[str, dict[str, Any]]:
     return config
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that is no plain folder name, such as ``../x``.
+
+    Raises:
+        ConfigError: says what kind of name it is (``what``).
+    """
+    if not name.strip() or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"{what} {name!r}: use a word that can name a folder")
+
+
+def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
+    """Refuse a label set of ours that is unfinished or of other classes; other folders pass.
+
+    Raises:
+        WorkspaceError: says which.
+    """
+    record = read_json(folder / RECORD_FILE)
+    if record is None:
+        if (folder / JOURNAL_FILE).exists():
+            raise WorkspaceError(
+                f"{folder}: fusing these labels was not finished; run 'endauda fuse' again first"
+            )
+    elif [c["name"] for c in record["classes"]] != list(classes):
+        raise WorkspaceError(
+            f"{folder}: labels of {len(record['classes'])} classes, fused with --source {record['source']}, but "
+            f"--source {source} has {len(classes)}; give the source that they were fused with"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or ``None`` if it is absent or not one."""
     try:
@@ -183,6 +218,11 @@ def write_text(path: Path, text: str) -> None:
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
         yield from (path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _has_images(archive: Path) -> bool:
+    """Whether a folder is an archive that holds something; an import that failed at once leaves an empty one."""
+    return any(any(archive.glob(pattern)) for pattern in ("shard-*.json", "*.part/*.h5"))
 
 
 def _modified(path: Path) -> float:

@@ -74,6 +74,15 @@ def test_interrupted_fill_goes_on(tmp_path: Path) -> None:
     assert not {0, 1, 2} & set(files.read)
 
 
+def test_deleted_rows_are_read_again(tmp_path: Path) -> None:
+    """Somebody who needs room deletes the large file and leaves the small one that says what is filled."""
+    files = Files(tmp_path)
+    files.open()
+    (large,) = files.folder.glob("*.bin")
+    large.unlink()
+    assert files.open() == [1, 2, 3, 4, 5, 6]
+
+
 def test_changed_file_gives_another_cache(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_train_again_has_nothing_left_and_more_steps_are_another_run(trained: Pa
     again = result_of("train", "--workspace", trained, *SIZE_FLAGS, "--steps", "2", "--name", "student")
     assert (again["steps"], again["resumed_from"]) == (2, 2)
     message = refused("train", "--workspace", trained, *SIZE_FLAGS, "--steps", "3", "--name", "student")
-    assert "runs/gta5/student holds a run with steps 2, not 3; name another with --name" in message
+    assert "runs/gta5/student holds a run with --steps 2, not 3; name another with --name" in message
 
 
 # ---------------------------------------------------------------------------- export-teacher
@@ -282,8 +283,6 @@ def test_fuse_again_after_a_teacher_changed(city: Path) -> None:
         label, certainty = opinion("dacs", scene(seed), seed)
         put_label(other / f"{image}.png", label)
         np.save(other / f"{image}.npy", certainty)
-    import shutil
-
     shutil.rmtree(city / "certainty/gta5/dacs")
     succeed("export-teacher", "dacs", "--import", "other")
     before = files_of(city / FUSED / "majority")
@@ -321,7 +320,7 @@ def owners(result: Any) -> list[str]:
 def test_policies(city: Path) -> None:
     auto = result_of("fuse", "--teachers", *TEACHERS, "--name", "auto")
     assert not auto["used_labels"]
-    val = result_of("fuse", "--teachers", *TEACHERS, "--policy", "val", "--name", "val")
+    val = result_of("fuse", "--teachers", *TEACHERS, "--policy", "val", "--name", "by-val")
     assert val["used_labels"] and val["policy"] == "val"
     by_class = dict(zip(CITYSCAPES_CLASSES, owners(val), strict=True))
     assert {name: by_class[name] for name in ("car", "building", "sky", "road", "vegetation")} == {
@@ -332,17 +331,17 @@ def test_policies(city: Path) -> None:
     )
     assert "warning: policy certainty compares teachers by certainty" in outcome.err
     # The policy written beside the labels, the same as names, and as the follow-up's numbers.
-    record = json.loads((city / FUSED / "val/policy.json").read_text())
+    record = json.loads((city / FUSED / "by-val/policy.json").read_text())
     (city / "names.json").write_text(json.dumps(record["pairs"]))
     numbers = [[c, TEACHERS.index(owner)] for c, owner in enumerate(owners(val))]
     np.save(city / "numbers.npy", np.array(numbers))
-    for file in (city / FUSED / "val/policy.json", "names.json", "numbers.npy"):
+    for file in (city / FUSED / "by-val/policy.json", "names.json", "numbers.npy"):
         again = result_of("fuse", "--teachers", *TEACHERS, "--policy", file, "--name", "again")
         assert owners(again) == owners(val) and again["policy"] == str(file)
         for image in TRAIN:
             assert np.array_equal(
                 read_png(city / FUSED / "again" / f"{image}.png"),
-                read_png(city / FUSED / "val" / f"{image}.png"),
+                read_png(city / FUSED / "by-val" / f"{image}.png"),
             )
 
 
@@ -359,9 +358,91 @@ def test_paper_policy(city: Path) -> None:
 
 
 def test_fuse_of_the_other_split(city: Path) -> None:
-    fused = result_of("fuse", "--split", "val", "--name", "val-labels")
-    assert fused["images"] == len(VAL)
-    assert (city / FUSED / "val-labels" / f"{VAL[0]}.png").is_file()
+    """It gets a folder of its own, and is nothing to train on."""
+    train = result_of("fuse")
+    fused = result_of("fuse", "--split", "val")
+    assert fused["images"] == len(VAL) and fused["labels"] == str(city / FUSED / "plf-val")
+    assert (city / FUSED / "plf-val" / f"{VAL[0]}.png").is_file()
+    trained = result_of("train", *SIZE_FLAGS, "--steps", "1", "--name", "newest")
+    assert (
+        json.loads((city / "runs/gta5/newest/config.json").read_text())["data"]["labels"] == train["labels"]
+    )
+    assert trained["images"] == len(TRAIN)
+
+
+def test_other_options_replace_all_labels_of_a_set(city: Path) -> None:
+    """No label of the old options survives a run that was stopped, and nobody trains on half a set."""
+    result_of("fuse", "--threshold", "0")
+    folder = city / FUSED / "plf"
+    old = files_of(folder)
+    (city / "certainty/gta5/cbst").rename(city / "away")
+    make_archive(city, "cbst", TRAIN[:2])  # so that the next run is refused, before it touches anything
+    assert "its archive lacks 3 of 5 images" in refused("fuse", "--threshold", "95")
+    assert files_of(folder) == old
+    shutil.rmtree(city / "certainty/gta5/cbst")
+    (city / "away").rename(city / "certainty/gta5/cbst")
+    broken = next((city / "certainty/gta5/cbst").glob("*.h5"))
+    good = broken.read_bytes()
+    broken.write_bytes(good[:-1])
+    refused("fuse", "--threshold", "95", "--policy", mine(city))
+    assert not list(folder.glob("*8bit.png"))
+    assert "fusing these labels was not finished" in refused("train", *SIZE_FLAGS, "--labels", "plf")
+    broken.write_bytes(good)
+    assert result_of("fuse", "--threshold", "95", "--policy", mine(city))["images"] == len(TRAIN)
+
+
+def mine(city: Path) -> str:
+    """A policy that asks no archive."""
+    (city / "mine.json").write_text(json.dumps([[name, "dacs"] for name in CITYSCAPES_CLASSES]))
+    return "mine.json"
+
+
+def test_label_sets_of_two_sources_do_not_mix(city: Path) -> None:
+    result_of("fuse", "--rule", "majority")
+    (city / "mine.toml").write_text(
+        f'name = "mine"\nclasses = {json.dumps(CITYSCAPES_CLASSES)}\n[train]\nimages = "mine/*.png"\n'
+    )
+    (city / "certainty/mine").mkdir()
+    for teacher in TEACHERS:
+        (city / "certainty/gta5" / teacher).rename(city / "certainty/mine" / teacher)
+    message = refused("fuse", "--rule", "majority", "--source", "mine.toml")
+    assert "majority: holds labels of source gta5, not mine; give these another --name" in message
+    assert result_of("fuse", "--rule", "majority", "--source", "mine.toml", "--name", "m")["images"] == len(
+        TRAIN
+    )
+    found = refused("train", *SIZE_FLAGS, "--labels", "majority", "--source", "synthia")
+    assert "labels of 19 classes, fused with --source gta5, but --source synthia has 16" in found
+
+
+def test_damaged_label_is_fused_again(city: Path) -> None:
+    result_of("fuse")
+    path = city / FUSED / "plf" / f"{TRAIN[1]}.png"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    (city / FUSED / "plf" / f"{TRAIN[2]}_color.png").unlink()
+    assert result_of("fuse")["skipped"] == len(TRAIN) - 2
+    assert path.read_bytes() == good
+    assert (city / FUSED / "plf" / f"{TRAIN[2]}_color.png").exists()
+
+
+def test_empty_split_is_refused_where_others_have_images(city: Path) -> None:
+    assert "no image of split 'test'" in refused("fuse", "--split", "test")
+    assert "no image of split 'test'" in refused("export-teacher", "x", "--import", "x", "--split", "test")
+
+
+def test_training_goes_on_only_with_the_same_data(city: Path) -> None:
+    train = ("train", *SIZE_FLAGS, "--name", "run", "--steps", "1")
+    result_of("fuse", "--threshold", "0")
+    result_of(*train)
+    assert result_of(*train)["resumed_from"] == 1
+    result_of("fuse", "--threshold", "95")
+    assert "runs/gta5/run holds a run on other images or labels" in refused(*train)
+    result_of("fuse", "--threshold", "0")
+    assert result_of(*train)["resumed_from"] == 1
+    result_of(*train[:-2], "--steps", "1", "--name", "other")
+    message = refused(*train, "--init", "runs/gta5/other/last.pt")
+    assert "holds a run from random weights, not" in message and "other/last.pt" in message
+    assert "nothing.pth: no such file of weights" in refused(*train, "--init", "nothing.pth")
 
 
 # ---------------------------------------------------------------------------- test
@@ -445,8 +526,6 @@ def test_sixteen_classes_of_synthia(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_json_of_every_command(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(trained, root)
     lines = {

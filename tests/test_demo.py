@@ -14,7 +14,7 @@ from endauda_cli import demo
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.workspace import Workspace
-from tests.command_lines import files_of, read_png, result_of, succeed
+from tests.command_lines import files_of, read_png, refused, result_of, succeed
 from tests.test_report import assert_self_contained
 
 IMAGES = {"train": 4, "val": 2}
@@ -109,6 +109,20 @@ def test_plain_commands_go_on_from_there(
     for path in (out / "labels/dusk/plf").glob("dusk_train_*[0-9].png"):
         assert np.array_equal(read_png(path), read_png(out / "labels/dusk/mine" / path.name))
     assert "all 6 images are intact" in succeed("inspect", "places", "--verify").out
+    assert (
+        result_of("train", "--steps", "2", "--size", "64x32", "--crop", "48x24")["images"] == IMAGES["train"]
+    )
+
+
+def test_only_its_own_folder_is_written_to(shown: tuple[Path, Any], tmp_path: Path) -> None:
+    out, _ = shown
+    before = files_of(out)
+    assert "holds the demo with --seed 3; name another folder with --out" in refused("demo", "--out", out)
+    assert files_of(out) == before
+    (tmp_path / "endauda.toml").write_text("[fuse]\nthreshold = 70\n")
+    assert "not an empty folder; name a new one with --out" in refused("demo", "--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["endauda.toml"]
+    assert (tmp_path / "endauda.toml").read_text() == "[fuse]\nthreshold = 70\n"
 
 
 def test_seed_makes_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

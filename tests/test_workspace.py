@@ -12,8 +12,11 @@ from endauda_cli.domains import CITYSCAPES, GTA5
 from endauda_cli.errors import ConfigError, WorkspaceError
 from endauda_cli.workspace import (
     CONFIG_FILE,
+    JOURNAL_FILE,
     RECORD_FILE,
     Workspace,
+    check_label_set,
+    check_name,
     find_workspace,
     read_config,
     read_json,
@@ -91,21 +94,23 @@ def test_places_are_those_of_the_reference(tmp_path: Path) -> None:
 def test_teachers(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     assert workspace.teachers("gta5") == []
-    for name in ("gta5/dacs", "gta5/crst", "gta5/.hidden", "synthia/mrnet"):
-        folder(tmp_path / "certainty" / name)
+    for name in ("gta5/dacs", "gta5/.hidden", "synthia/mrnet"):
+        put(tmp_path / "certainty" / name / "shard-0-of-1-00000.json")
+    put(tmp_path / "certainty/gta5/crst/0-of-1.part/0123.h5")  # export is still running
+    put(tmp_path / "certainty/gta5/failed/archive.json")  # an import that failed at its first image
     put(tmp_path / "certainty/gta5/notes.txt")
     assert workspace.teachers("gta5") == ["crst", "dacs"]
 
 
-def label_set(workspace: Workspace, name: str, source: str, age: int) -> Path:
+def label_set(workspace: Workspace, name: str, source: str, age: int, split: str = "train") -> Path:
     place = workspace.labels(CITYSCAPES, name)
-    put(place / RECORD_FILE, json.dumps({"source": source}), age)
+    put(place / RECORD_FILE, json.dumps({"source": source, "split": split}), age)
     return place
 
 
 def test_label_sets_newest_last(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(WorkspaceError, match=r"no fused labels of source gta5 in .*run 'endauda fuse' first"):
+    with pytest.raises(WorkspaceError, match=r"no fused labels of source gta5 .*run 'endauda fuse' first"):
         workspace.newest_labels(CITYSCAPES, "gta5")
     label_set(workspace, "b", "gta5", age=30)
     newest = label_set(workspace, "a", "gta5", age=10)
@@ -114,7 +119,8 @@ def test_label_sets_newest_last(tmp_path: Path) -> None:
     folder(workspace.labels(CITYSCAPES, "train"))  # ground truth: has no record
     put(workspace.labels(CITYSCAPES, "broken") / RECORD_FILE, '{"source": "gt')
     put(workspace.labels(CITYSCAPES, "odd") / RECORD_FILE, "[]")
-    assert workspace.label_sets(CITYSCAPES, "gta5") == ["b", "c", "a"]
+    label_set(workspace, "v", "gta5", age=5, split="val")  # to be scored, not to be learnt
+    assert workspace.label_sets(CITYSCAPES, "gta5") == ["b", "c", "a", "v"]
     assert workspace.newest_labels(CITYSCAPES, "gta5") == newest
     assert workspace.label_sets(GTA5, "gta5") == []
 
@@ -167,3 +173,26 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
     assert read_json(path) is None
     assert read_json(tmp_path / "absent.json") is None
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+# ---------------------------------------------------------------------------- label sets
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", " ", "two\nlines", "c:\\x"])
+def test_names_that_are_no_folder_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--name .*: use a word that can name a folder"):
+        check_name(name, "--name")
+
+
+def test_label_set_is_checked(tmp_path: Path) -> None:
+    check_label_set(tmp_path / "none", "gta5", ["road"])
+    record = {"source": "mine", "classes": [{"name": "road"}, {"name": "car"}]}
+    put(tmp_path / "set" / RECORD_FILE, json.dumps(record))
+    check_label_set(tmp_path / "set", "mine", ["road", "car"])
+    with pytest.raises(
+        WorkspaceError, match=r"labels of 2 classes, fused with --source mine, but --source gta5"
+    ):
+        check_label_set(tmp_path / "set", "gta5", ["road", "bus"])
+    put(tmp_path / "half" / JOURNAL_FILE)
+    with pytest.raises(WorkspaceError, match=r"half: fusing these labels was not finished"):
+        check_label_set(tmp_path / "half", "mine", ["road", "car"])

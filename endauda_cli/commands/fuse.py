@@ -6,9 +6,10 @@ from typing import Annotated
 
 from endauda_cli import completing
 from endauda_cli.commands import options as o
-from endauda_cli.errors import WorkspaceError
+from endauda_cli.errors import ConfigError, WorkspaceError
 from endauda_cli.multivalue import split_commas
 from endauda_cli.types import FusionRule, Split
+from endauda_cli.workspace import check_name
 
 
 def command(
@@ -45,7 +46,11 @@ def command(
     split: Annotated[Split, o.option("--split", help="Images of the target to fuse.")] = Split.TRAIN,
     name: Annotated[
         str | None,
-        o.option("--name", help="Name of the label set. [default: the rule]", show_default=False),
+        o.option(
+            "--name",
+            help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
+            show_default=False,
+        ),
     ] = None,
     workers: o.WorkersOption = 2,
     target_data: o.TargetDataOption = None,
@@ -71,6 +76,11 @@ def command(
     session = o.open_session(
         "fuse", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
+    if name is None:
+        name = str(rule) if split == Split.TRAIN else f"{rule}-{split}"
+    check_name(name, "--name")
+    if name in tuple(Split):
+        raise ConfigError(f"--name {name}: that is where ground truth lies; choose another word")
     names = tuple(teachers or session.workspace.teachers(session.task.source.name))
     archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
     _refuse_unknown(session, names)
@@ -82,7 +92,8 @@ def command(
             archives,
             session.target_samples_if_any(split, "fusing all images of the archives instead"),
             lambda: session.target_samples("val", need_labels=True),
-            session.workspace.labels(session.task.target, name or str(rule)),
+            split,
+            session.workspace.labels(session.task.target, name),
             session.device(),
             terminal.report,
         )

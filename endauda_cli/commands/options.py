@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endauda_cli import completing
-from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.errors import ConfigError, NoImagesError
+from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -86,14 +87,27 @@ class Session:
         return find_samples(self.task.target, self.target_roots, split, need_labels)
 
     def target_samples_if_any(self, split: str, otherwise: str) -> list[Sample] | None:
-        """Images of the target's split, or ``None``, and a warning that says what is done instead."""
+        """Images of the target's split; without any image of the target at all, ``None`` and a warning that
+        says what is done instead.
+
+        Raises:
+            DataError: if the split is empty, but others are not.
+        """
         from endauda_cli.events import Note
 
         try:
             return self.target_samples(split)
-        except DataError as error:
+        except NoImagesError as error:
+            if any(self._has_images(other) for other in Split):
+                raise
             self.terminal.report(Note(f"{error}; {otherwise}", "warning"))
             return None
+
+    def _has_images(self, split: str) -> bool:
+        try:
+            return bool(self.target_samples(split))
+        except NoImagesError:
+            return False
 
     def path(self, given: Path) -> Path:
         """A path as typed, else relative to the workspace."""

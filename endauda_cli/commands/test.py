@@ -9,6 +9,7 @@ from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.errors import ConfigError
 from endauda_cli.types import Arch, Backbone, Split
+from endauda_cli.workspace import check_label_set
 
 
 def command(
@@ -73,6 +74,7 @@ def command(
     with process_group(session.device()) as where, session.terminal as terminal:
         if predictions is not None:
             folder = session.path(predictions)
+            check_label_set(folder, session.task.source.name, session.task.classes)
             result = score_predictions(folder, samples, domain, terminal.report, split, workers)
             terminal.show(result)
             return
@@ -82,7 +84,8 @@ def command(
             else session.workspace.newest_checkpoint(session.task.source.name)
         )
         network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
-        out = path.parent / f"test-{path.stem}-{split}"
+        elsewhere = network.meta.get("target", domain.name) != domain.name
+        out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
         config = InferenceConfig(batch_size, amp, workers)
         result = evaluate(
             network.model, network.preprocessing, samples, domain, config, where, terminal.report, str(path), split,

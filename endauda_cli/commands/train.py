@@ -10,6 +10,7 @@ from endauda_cli.commands import options as o
 from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
 from endauda_cli.types import Arch, Backbone, Method
+from endauda_cli.workspace import check_label_set, check_name
 
 if TYPE_CHECKING:
     from endauda_cli.training import Example
@@ -133,6 +134,8 @@ def command(
     )  # fmt: skip
     examples, label_name = _examples(session, method, labels)
     task = session.task
+    if name is not None:
+        check_name(name, "--name")
     out = session.workspace.run(task.source.name, name or f"{arch}-{backbone}-{label_name}")
     validate = None
     with process_group(session.device()) as where, session.terminal as terminal:
@@ -164,6 +167,7 @@ def _examples(session: o.Session, method: Method, labels: str | None) -> tuple[l
     else:
         named = session.workspace.labels(task.target, labels)
         folder = named if named.is_dir() else session.path(Path(labels))
+    check_label_set(folder, task.source.name, task.classes)
     if not folder.is_dir():
         known = ", ".join(session.workspace.label_sets(task.target, task.source.name)) or "none yet"
         raise ConfigError(f"--labels {labels}: neither a label set ({known}) nor a folder")
