@@ -37,6 +37,9 @@ SCHEMA = 1
 PIPED_WIDTH = 160
 """Columns where there is no terminal to ask: enough that no table needs to wrap."""
 
+PLAIN_EVERY_S = 30.0
+"""Seconds from one line of progress to the next where stderr is no terminal: a log of days stays readable."""
+
 # A bar for what is over at once only flickers.
 PATIENCE_S = 0.5
 
@@ -57,21 +60,24 @@ class Terminal:
         self.command, self.as_json, self.verbose = command, as_json, verbose
         self.first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
         self.quiet = quiet or not self.first
-        self.out = Console(highlight=False)
+        # Names of classes and teachers are the user's: no [markup], no :emoji: in what is shown.
+        self.out = Console(highlight=False, markup=False, emoji=False)
         if not self.out.is_terminal and "COLUMNS" not in os.environ:
             self.out.width = PIPED_WIDTH
         self.err = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self.err,
             disable=self.quiet or not self.err.is_terminal,
         )
         self.bars: dict[str, TaskID] = {}
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
+        """Of each task that runs: when it was first heard of, and how much was done by then."""
+        self.told = time.monotonic()
 
     def __enter__(self) -> Terminal:
         self.progress.start()
@@ -88,6 +94,8 @@ class Terminal:
             self._note(event)
         elif not self.progress.disable:
             self._tick(event)
+        elif not self.quiet:
+            self._plain_tick(event)
 
     def _note(self, note: Note) -> None:
         if note.level == "warning":
@@ -95,8 +103,24 @@ class Terminal:
         elif not self.quiet:
             self.progress.console.print(Text(note.text, "dim"), soft_wrap=True)
 
+    def _plain_tick(self, tick: Tick) -> None:
+        """A line now and then, for logs of batch jobs."""
+        now = time.monotonic()
+        began, before = self.started.setdefault(tick.task, (now, tick.done))
+        if tick.done >= tick.total:
+            del self.started[tick.task]
+        elif now - self.told >= PLAIN_EVERY_S:
+            self.told = now
+            line = f"{tick.task} {tick.done}/{tick.total}"
+            if tick.note:
+                line += f"  {tick.note}"
+            if tick.done > before:
+                left = (now - began) / (tick.done - before) * (tick.total - tick.done)
+                line += f"  {_duration(left)} left"
+            self.err.print(Text(line), soft_wrap=True)
+
     def _tick(self, tick: Tick) -> None:
-        began = self.started.setdefault(tick.task, time.monotonic())
+        began, _ = self.started.setdefault(tick.task, (time.monotonic(), tick.done))
         bar = self.bars.get(tick.task)
         if bar is None:
             if time.monotonic() - began < PATIENCE_S and not self.verbose:
@@ -261,6 +285,18 @@ def _figure(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    """In the two largest units: ``3h 20m``."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h}h"
+    if hours:
+        return f"{hours}h {m}m"
+    return f"{minutes}m {s}s" if minutes else f"{s}s"
 
 
 def _mb(size: int) -> str:

@@ -373,7 +373,11 @@ def test_no_archive(city: Path) -> None:
     assert "such as" in refused("inspect", "dacs", "--image", "ulm") and "ulm" in refused(
         "inspect", "dacs", "--image", "ulm"
     )
-    assert refused("inspect", "nobody").startswith("nobody: no such folder")
+    assert refused("inspect", "dasc") == (
+        f"no archive of a teacher 'dasc' in {city}/certainty/gta5: there are cbst, crst, dacs; did you mean dacs?"
+    )
+    assert "certainty/synthia: no archives there" in refused("inspect", "dacs", "--source", "synthia")
+    assert refused("inspect", "certainty/dacs").startswith("certainty/dacs: no such folder")
     (city / "empty").mkdir()
     assert str(city / "empty") in refused("inspect", city / "empty")
 

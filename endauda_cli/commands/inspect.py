@@ -42,6 +42,8 @@ def command(
     session = o.open_session("inspect", workspace, source, target, "cpu", json, quiet, verbose)
     named = session.workspace.archive(session.task.source.name, archive)
     path = named if named.is_dir() else session.path(Path(archive))
+    if not path.is_dir() and archive == path.name:  # a word, not a path
+        o.refuse_unknown_teachers(session, [archive])
     with session.terminal as terminal:
         result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report)
         terminal.show(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endauda_cli import completing
-from endauda_cli.errors import ConfigError, NoImagesError
+from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
     from endauda_cli.console import Terminal
@@ -195,3 +198,25 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _is_whole(text: str) -> bool:
     return text.isascii() and text.isdecimal()  # isdigit() takes "²", which int() does not
+
+
+def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:
+    """Refuse names of which the workspace has no archive.
+
+    Raises:
+        WorkspaceError: for the first of them; says which there are.
+    """
+    source = session.task.source.name
+    known = session.workspace.teachers(source)
+    folder = session.workspace.archive(source, "")
+    if not known:
+        raise WorkspaceError(
+            f"{folder}: no archives there; make one with 'endauda export-teacher NAME' first"
+        )
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise WorkspaceError(
+                f"no archive of a teacher {name!r} in {folder}: there are {', '.join(known)}{hint}"
+            )
