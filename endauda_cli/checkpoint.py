@@ -70,9 +70,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     content = _read(path)
     if content is None:
-        raise CheckpointError(
-            f"{path}: damaged or cut short, so nothing can go on from it; delete it to start over"
-        )
+        raise CheckpointError(f"{path}: damaged, cut short or no checkpoint; delete it to start over")
     if not isinstance(content, dict) or "meta" not in content or "weights" not in content:
         raise CheckpointError(
             f"{path}: not a checkpoint of an endauda run; name one with --weights or --init"

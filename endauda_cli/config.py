@@ -153,9 +153,9 @@ class TrainConfig:
         _at_least(self.batch_size, 2, "--batch-size")
         _at_least(self.save_every, 1, "--save-every")
         _at_least(self.validate_every, 0, "--validate-every")
-        _at_least(self.workers, 1, "--workers")
         _at_least(self.warm_up, 0, "--warm-up")
         check_seed(self.seed)
+        _at_least(self.workers, 1, "--workers")
         if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
             raise ConfigError(
                 f"--crop {self.crop[0]}x{self.crop[1]} is larger than --size {self.size[0]}x{self.size[1]}"
