@@ -90,8 +90,9 @@ class ExportConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
-        if not self.teacher or "/" in self.teacher or self.teacher.startswith("."):
-            raise ConfigError(f"teacher name {self.teacher!r}: use a word that can name a folder")
+        name = self.teacher
+        if not name.strip() or "/" in name or name.startswith(".") or not name.isprintable():
+            raise ConfigError(f"teacher name {name!r}: use a word that can name a folder")
         number, of = self.shard
         if not 1 <= number <= of:
             raise ConfigError(f"--shard {number}/{of}: the first number runs from 1 to the second")

@@ -372,12 +372,12 @@ def test_saving_loading_and_validating_more_often_is_the_same_run(
     [
         (
             {"learning_rate": 1e-2},
-            r"holds a run with learning_rate 0\.001, not 0\.01; name another with --name",
+            r"holds a run with --lr 0\.001, not 0\.01; name another with --name",
         ),
-        ({"steps": 20}, "holds a run with steps 15, not 20"),
-        ({"crop": (32, 24)}, r"holds a run with crop \[32, 16\], not \[32, 24\]"),
-        ({"augment": ()}, r"holds a run with augment \['colour', 'light', 'texture'\], not \[\]"),
-        ({"seed": 1}, "holds a run with seed 0, not 1"),
+        ({"steps": 20}, "holds a run with --steps 15, not 20"),
+        ({"crop": (32, 24)}, r"holds a run with --crop \[32, 16\], not \[32, 24\]"),
+        ({"augment": ()}, r"holds a run with --augment \['colour', 'light', 'texture'\], not \[\]"),
+        ({"seed": 1}, "holds a run with --seed 0, not 1"),
     ],
 )
 def test_run_with_other_options_is_refused(

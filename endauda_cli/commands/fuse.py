@@ -6,7 +6,7 @@ from typing import Annotated
 
 from endauda_cli import completing
 from endauda_cli.commands import options as o
-from endauda_cli.errors import ConfigError, WorkspaceError
+from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
 from endauda_cli.types import FusionRule, Split
 from endauda_cli.workspace import check_name
@@ -83,7 +83,7 @@ def command(
         raise ConfigError(f"--name {name}: that is where ground truth lies; choose another word")
     names = tuple(teachers or session.workspace.teachers(session.task.source.name))
     archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
-    _refuse_unknown(session, names)
+    o.refuse_unknown_teachers(session, names)
     config = FuseConfig(names, rule, policy, threshold, o.parse_window(window), renormalise, workers)
     with session.terminal as terminal:
         result = fuse(
@@ -98,22 +98,3 @@ def command(
             terminal.report,
         )
         terminal.show(result)
-
-
-def _refuse_unknown(session: o.Session, names: tuple[str, ...]) -> None:
-    import difflib
-
-    source = session.task.source.name
-    known = session.workspace.teachers(source)
-    folder = session.workspace.archive(source, "")
-    if not known:
-        raise WorkspaceError(
-            f"{folder}: no archives there; make one with 'endauda export-teacher NAME' first"
-        )
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise WorkspaceError(
-                f"no archive of a teacher {name!r} in {folder}: there are {', '.join(known)}{hint}"
-            )
