@@ -355,7 +355,7 @@ def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dic
             _gallery(demo, results, palette),
             Table("IoU in percent per class", ["class", *(s.name for s in scores), "owner"], per_class),
         ],
-        picture_width=136,
+        picture_width=126,
     )
     write_report(page, report)
 

@@ -54,7 +54,7 @@ def export_network(
         "arch": network.arch,
         "backbone": network.backbone,
         "weights_sha256": _sha256(weights),
-        "size": list(network.preprocessing.size),
+        "network_size": list(network.preprocessing.size),
         "softmax": "after upsampling",
     }
     mine = _share(config, samples)
