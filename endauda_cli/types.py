@@ -52,6 +52,7 @@ class Codec(StrEnum):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 
     JPEGLS = "jpegls"
+    DELTA_ZSTD = "delta-zstd"
     ZSTD = "zstd"
     GZIP = "gzip"
 

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, manifest, stored_bytes
-from endauda_cli.archive.codecs import PlaneCodec
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
 from tests.archive_samples import (
@@ -347,7 +346,7 @@ class TestFormat:
     def test_codecs_are_those_of_the_command_line(self) -> None:
         assert CODECS.keys() == set(Codec)
         with pytest.raises(ValueError, match="no filter 9999"):
-            PlaneCodec(Codec.ZSTD, 9999)
+            replace(CODECS[Codec.ZSTD], filter_id=9999)
 
     @pytest.mark.parametrize("codec", Codec)
     def test_plain_h5py_reads_it(self, tmp_path: Path, codec: Codec) -> None:
@@ -362,7 +361,11 @@ with h5py.File({str(path)!r}) as file:
     image = file["images/ulm%2F1"]
     assert image.attrs["done"] == 1 and image.attrs["id"] == "ulm/1"
     assert image["certainty"].chunks == (1, 40, 60) and image["label"].shape == (40, 60)
-    assert np.array_equal(image["certainty"][:], np.load({str(tmp_path / "certainty.npy")!r}))
+    certainty = image["certainty"][:]
+    if {codec == Codec.DELTA_ZSTD}:  # two lines that such a program needs
+        certainty = np.add.accumulate(certainty, axis=1, dtype=np.uint8)
+        certainty = np.add.accumulate(certainty, axis=2, dtype=np.uint8)
+    assert np.array_equal(certainty, np.load({str(tmp_path / "certainty.npy")!r}))
     assert list(file.attrs["classes"]) == ["road", "car", "sky"]
 """
         subprocess.run([sys.executable, "-c", program], check=True)

@@ -30,12 +30,14 @@ from endauda_cli.archive.codecs import CODECS, PlaneCodec
 from endauda_cli.archive.index import stored_bytes
 from endauda_cli.archive.manifest import FORMAT_VERSION
 from endauda_cli.archive.reader import CertaintyReader
+from endauda_cli.archive.shard import CodedImage
 from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
 from endauda_cli.archive.writer import CertaintyWriter
 
 __all__ = [
     "CertaintyReader",
     "CertaintyWriter",
+    "CodedImage",
     "verify",
     "stored_bytes",
     "VerifyResult",

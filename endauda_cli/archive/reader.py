@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
+
 from endauda_cli.archive import index, shard
 from endauda_cli.archive.manifest import Attribute, ImageEntry, read_info
+from endauda_cli.archive.shard import StoredPlane
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     import h5py
 
-    from endauda_cli.archive.shard import Bytes
+    from endauda_cli.archive.codecs import Bytes
 
 _OPEN_FILES = 8
+_MAX_DECODERS = 16
 
 T = TypeVar("T")
 
@@ -87,32 +93,39 @@ class CertaintyReader:
 
     def labels(self, id: str) -> Bytes:
         """The label map: (H, W) uint8 train ids, 255 = ignore. Raises ArchiveError on damage."""
-        label, crc = self._read(id, lambda file, entry: shard.read_label(file, id, entry))
-        self._check(id, [(label, crc)])
+        (label,) = self._decode(id, [self._read(id, lambda file, entry: shard.read_label(file, id, entry))])
         return label
 
     def plane(self, id: str, c: int) -> Bytes:
         """The certainty of class ``c``: (H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
-        plane: Bytes = self.planes(id, [c])[0]
+        (plane,) = self._planes(id, [c])
         return plane
 
     def planes(self, id: str, classes: Sequence[int]) -> Bytes:
         """The certainties of some classes, in that order: (len(classes), H, W) uint8, percent 0..100.
 
+        Decodes in as many threads as there are cores.
         Raises ArchiveError if there is no such image or class, or if a plane is damaged.
         """
-        for c in classes:
-            if not 0 <= c < len(self.classes):
-                raise ArchiveError(
-                    f"{self.path}: there is no class {c}; it has {len(self.classes)} classes, from 0 on"
-                )
-        planes, crcs = self._read(id, lambda file, entry: shard.read_planes(file, id, entry, classes))
-        self._check(id, zip(planes, crcs, strict=True))
+        height, width = self.size(id)
+        planes = np.empty((len(classes), height, width), np.uint8)
+        for row, plane in zip(planes, self._planes(id, classes), strict=True):
+            row[:] = plane
         return planes
 
     def certainty(self, id: str) -> Bytes:
         """The certainties of all classes: (C, H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
         return self.planes(id, range(len(self.classes)))
+
+    def _planes(self, id: str, classes: Sequence[int]) -> list[Bytes]:
+        for c in classes:
+            if not 0 <= c < len(self.classes):
+                raise ArchiveError(
+                    f"{self.path}: there is no class {c}; it has {len(self.classes)} classes, from 0 on"
+                )
+        return self._decode(
+            id, self._read(id, lambda file, entry: shard.read_planes(file, id, entry, classes))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": None}
@@ -139,11 +152,12 @@ class CertaintyReader:
         except Exception as exc:  # on damage h5py raises OSError, KeyError, RuntimeError and others
             raise self._damage(id, str(exc)) from exc
 
-    def _check(self, id: str, data: Iterable[tuple[Bytes, int]]) -> None:
+    def _decode(self, id: str, stored: Sequence[StoredPlane]) -> list[Bytes]:
         try:
-            for array, crc in data:
-                shard.check_crc(array, crc)
-        except ArchiveError as exc:
+            if len(stored) == 1:
+                return [stored[0].decode()]
+            return list(_decoders().map(StoredPlane.decode, stored))
+        except Exception as exc:  # decoders raise many things on damage
             raise self._damage(id, str(exc)) from exc
 
     def _damage(self, id: str, reason: str) -> ArchiveError:
@@ -154,6 +168,22 @@ class CertaintyReader:
             f"{file}: image {id!r} cannot be read: {reason}; delete this file and run "
             "`endauda export-teacher` again, it replaces what is missing"
         )
+
+
+@cache
+def _decoders_of(pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        min(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            _MAX_DECODERS,
+        ),
+        "decode",
+    )
+
+
+def _decoders() -> ThreadPoolExecutor:
+    """The threads that decode planes, shared by all readers of this process; after a fork, its own."""
+    return _decoders_of(os.getpid())
 
 
 class _OpenFiles:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from endauda_cli.archive.codecs import codec_for
+from endauda_cli.archive.codecs import Bytes, Chunk, PlaneCodec, codec_for, codec_of
 from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ImageEntry
 from endauda_cli.errors import ArchiveError
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from endauda_cli.types import Codec
-
-Bytes = NDArray[np.uint8]
 
 # HDF5 1.10's file layout: every structure but the data is checksummed, HDF5 of 2016 and later reads it.
 _LIBRARY = ("v110", "v110")
@@ -36,28 +33,65 @@ def image_key(id: str) -> str:
     return id.replace("%", "%25").replace("/", "%2F")
 
 
-def encode_image(
-    info: ArchiveInfo, codec: Codec, id: str, label: Bytes, certainty: Bytes
-) -> tuple[bytes, ImageEntry]:
-    """An HDF5 file, as bytes, that holds one image; and its manifest entry.
+class CodedImage(NamedTuple):
+    """An image, compressed; all that is left to do is to store the bytes."""
 
-    label: (H, W) uint8; certainty: (C, H, W) uint8; both checked by the caller.
+    id: str
+    entry: ImageEntry
+    codec: PlaneCodec
+    chunks: tuple[Chunk, ...]
+    """Of the label map, then of each class plane."""
+    crcs: tuple[int, ...]
+    """CRC-32 of the same, before coding."""
+
+
+def code_image(codec: Codec, id: str, label: Bytes, certainty: Bytes) -> CodedImage:
+    """Compress one image; for as many threads at once as there are cores.
+
+    label: (H, W) uint8; certainty: (C, H, W) uint8; both contiguous and checked by the caller.
     """
     height, width = label.shape
-    label_crc, plane_crcs = zlib.crc32(label.data), [zlib.crc32(plane.data) for plane in certainty]
-    entry = ImageEntry(height, width, _content_digest(certainty.shape, [label_crc, *plane_crcs]))
-    compression = codec_for(codec, height, width).arguments
+    planes = (label, *certainty)
+    crcs = tuple(zlib.crc32(plane.data) for plane in planes)
+    entry = ImageEntry(height, width, _content_digest(certainty.shape, crcs))
+    used = codec_for(codec, height, width)
+    return CodedImage(id, entry, used, tuple(used.pack(plane) for plane in planes), crcs)
+
+
+def image_file(info: ArchiveInfo, image: CodedImage) -> bytes:
+    """An HDF5 file, as bytes, that holds one image."""
+    height, width = image.entry.height, image.entry.width
+    label, *planes = image.chunks
     with _file_in_memory(info) as file:
-        group = file.create_group(f"images/{image_key(id)}")
-        planes = group.create_dataset("certainty", data=certainty, chunks=(1, height, width), **compression)
-        planes.attrs["crc32"] = np.array(plane_crcs, np.uint32)
-        labels = group.create_dataset("label", data=label, chunks=(height, width), **compression)
-        labels.attrs["crc32"] = np.uint32(label_crc)
-        group.attrs["id"] = id
-        group.attrs["digest"] = entry.digest
+        group = file.create_group(f"images/{image_key(image.id)}")
+        _create(group, "certainty", (len(planes), height, width), image.codec, planes, image.crcs[1:])
+        _create(group, "label", (height, width), image.codec, [label], image.crcs[0])
+        group.attrs["id"] = image.id
+        group.attrs["digest"] = image.entry.digest
         group.attrs["done"] = np.uint8(1)
         file.flush()
-        return file.id.get_file_image(), entry
+        data: bytes = file.id.get_file_image()
+        return data
+
+
+def _create(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    codec: PlaneCodec,
+    chunks: Sequence[Chunk],
+    crcs: Sequence[int] | int,
+) -> None:
+    plane_shape = shape[-2:]
+    dataset = group.create_dataset(
+        name, shape, np.uint8, chunks=(1,) * (len(shape) - 2) + plane_shape, **codec.arguments
+    )
+    for i, chunk in enumerate(chunks):
+        place = (i, 0, 0)[3 - len(shape) :]
+        dataset.id.write_direct_chunk(place, chunk.data, filter_mask=int(chunk.raw))
+    dataset.attrs["crc32"] = np.array(crcs, np.uint32)
+    if codec.delta:
+        dataset.attrs["delta"] = np.uint8(1)
 
 
 def merge_files(info: ArchiveInfo, paths: Iterable[Path]) -> bytes:
@@ -96,28 +130,45 @@ def list_images(file: h5py.File) -> dict[str, ImageEntry]:
     return entries
 
 
-def read_planes(
-    file: h5py.File, id: str, entry: ImageEntry, classes: Sequence[int]
-) -> tuple[Bytes, list[int]]:
-    """Planes (len(classes), H, W) of one image and the CRC-32 that each should have.
+class StoredPlane(NamedTuple):
+    """A plane as it lies in a file, and what is needed to decode and to check it."""
+
+    codec: PlaneCodec
+    chunk: Chunk
+    shape: tuple[int, int]
+    crc: int
+
+    def decode(self) -> Bytes:
+        """(H, W) uint8. Raises ArchiveError if it is not what was stored, and many things on damage."""
+        plane = self.codec.unpack(self.chunk, self.shape)
+        _expect(plane.shape == self.shape and plane.dtype == np.uint8, "another size")
+        check_crc(plane, self.crc)
+        return plane
+
+
+def read_planes(file: h5py.File, id: str, entry: ImageEntry, classes: Sequence[int]) -> list[StoredPlane]:
+    """Planes of one image, still coded.
 
     Raises ArchiveError if the image is not done or of another size; h5py raises many things on damage.
     """
     dataset = _finished(file, id)["certainty"]
     _expect(dataset.shape[1:] == (entry.height, entry.width) and dataset.dtype == np.uint8, "another size")
-    planes = np.empty((len(classes), entry.height, entry.width), np.uint8)
-    for plane, c in zip(planes, classes, strict=True):
-        dataset.read_direct(plane, np.s_[c])
-    crcs = dataset.attrs["crc32"]
-    return planes, [int(crcs[c]) for c in classes]
+    codec, crcs = codec_of(dataset), dataset.attrs["crc32"]
+    return [_stored(dataset, (int(c), 0, 0), codec, entry, int(crcs[c])) for c in classes]
 
 
-def read_label(file: h5py.File, id: str, entry: ImageEntry) -> tuple[Bytes, int]:
-    """The label map (H, W) of one image and the CRC-32 that it should have. Raises as ``read_planes``."""
+def read_label(file: h5py.File, id: str, entry: ImageEntry) -> StoredPlane:
+    """The label map of one image, still coded. Raises as ``read_planes``."""
     dataset = _finished(file, id)["label"]
     _expect(dataset.shape == (entry.height, entry.width) and dataset.dtype == np.uint8, "another size")
-    label: Bytes = dataset[()]
-    return label, int(dataset.attrs["crc32"])
+    return _stored(dataset, (0, 0), codec_of(dataset), entry, int(dataset.attrs["crc32"]))
+
+
+def _stored(
+    dataset: h5py.Dataset, place: tuple[int, ...], codec: PlaneCodec, entry: ImageEntry, crc: int
+) -> StoredPlane:
+    mask, data = dataset.id.read_direct_chunk(place)
+    return StoredPlane(codec, Chunk(data, mask != 0), (entry.height, entry.width), crc)
 
 
 def check_crc(data: Bytes, expected: int) -> None:
@@ -127,13 +178,12 @@ def check_crc(data: Bytes, expected: int) -> None:
 
 def check_image(file: h5py.File, id: str, entry: ImageEntry) -> None:
     """Decodes the whole image. Raises ArchiveError if it is not what was stored; h5py raises many things."""
-    planes, crcs = read_planes(file, id, entry, range(len(file.attrs["classes"])))
-    label, label_crc = read_label(file, id, entry)
-    for plane, crc in zip((label, *planes), (label_crc, *crcs), strict=True):
-        check_crc(plane, crc)
-    _expect(
-        _content_digest(planes.shape, [label_crc, *crcs]) == entry.digest, "the content digest does not match"
-    )
+    planes = read_planes(file, id, entry, range(len(file.attrs["classes"])))
+    stored = (read_label(file, id, entry), *planes)
+    for plane in stored:
+        plane.decode()
+    digest = _content_digest((len(planes), entry.height, entry.width), [plane.crc for plane in stored])
+    _expect(digest == entry.digest, "the content digest does not match")
 
 
 def sha256(data: bytes) -> str:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from endauda_cli.archive.shard import CodedImage
+
 MAX_CERTAINTY = 100
 
 # A shard is put together in memory, so its packed size is bounded too.
@@ -55,7 +57,7 @@ class CertaintyWriter:
     """Adds images of one teacher to an archive, which it makes if need be; goes on where another run stopped.
 
     An image is safe once ``write`` returns. Leaving the ``with`` block gathers what is left into a shard;
-    after an exception, or a kill, the next writer does. For one thread at a time.
+    after an exception, or a kill, the next writer does. For one thread at a time, but for ``code``.
 
     classes: class names in train id order, at most 255.
     attributes: JSON values that say where the certainties are from (teacher, source, domain, weights digest,
@@ -114,17 +116,27 @@ class CertaintyWriter:
         return set(self._done)
 
     def write(self, id: str, label: NDArray[np.uint8], certainty: NDArray[np.uint8]) -> None:
-        """Stores one image for good.
+        """Stores one image for good: ``store(code(...))``.
 
         label: (H, W) uint8 train ids, 255 = ignore. certainty: (C, H, W) uint8, percent 0..100.
         Raises ArchiveError if the arrays do not fit, the id is already there, or the disk is full.
         """
-        self._check_id(id)
+        self.store(self.code(id, label, certainty))
+
+    def code(self, id: str, label: NDArray[np.uint8], certainty: NDArray[np.uint8]) -> CodedImage:
+        """Checks and compresses one image, which is the work; for as many threads as there are cores.
+
+        Raises ArchiveError if the arrays do not fit.
+        """
         self._check_arrays(id, label, certainty)
         label, certainty = np.ascontiguousarray(label), np.ascontiguousarray(certainty)
-        data, entry = shard.encode_image(self._info, self._codec, id, label, certainty)
-        self._part.add(id, entry, data)
-        self._done.add(id)
+        return shard.code_image(self._codec, id, label, certainty)
+
+    def store(self, image: CodedImage) -> None:
+        """Stores a coded image for good. Raises ArchiveError if the id is there, or the disk is full."""
+        self._check_id(image.id)
+        self._part.add(image.id, image.entry, shard.image_file(self._info, image))
+        self._done.add(image.id)
         if len(self._part.images) >= self._shard_size or self._part.bytes >= _SHARD_BYTES:
             self._part.seal()
 
