@@ -225,6 +225,12 @@ class Terminal:
             self.out.print(per_class)
         for path in r.pictures:
             self._line(f"picture: {_relative(path)}")
+        if r.exported is not None:
+            damaged = f", {r.exported.unreadable} damaged ones left out" if r.exported.unreadable else ""
+            self._line(
+                f"{r.exported.images} images written back as PNG and NPY{damaged}, {_mb(r.exported.bytes)} -> "
+                f"{_relative(r.exported.folder)}"
+            )
         if r.verified is not None:
             self._line(r.verified)
 

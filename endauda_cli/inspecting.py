@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endauda_cli.archive import CertaintyReader, stored_bytes, verify
+from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.domains import palette_of
-from endauda_cli.errors import ArchiveError
+from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.events import Reporter, Tick
-from endauda_cli.labels import colourise, write_png
+from endauda_cli.labels import colourise, write_certainty, write_label, write_png
 from endauda_cli.report import Gallery, PictureRow, contact_sheet
-from endauda_cli.results import ClassFacts, InspectResult
+from endauda_cli.results import ClassFacts, InspectResult, WrittenBack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 SAMPLED_IMAGES = 50
 
 
-def inspect_archive(path: Path, image: str | None, out: Path, check: bool, report: Reporter) -> InspectResult:
+def inspect_archive(
+    path: Path, image: str | None, out: Path, check: bool, report: Reporter, export: Path | None = None
+) -> InspectResult:
     """Look into an archive.
 
     Args:
@@ -36,20 +39,37 @@ def inspect_archive(path: Path, image: str | None, out: Path, check: bool, repor
         out: folder for the pictures.
         check: read and decode everything, and compare it with its checksums.
         report: told of progress.
+        export: folder to write all images back to, as files; or ``None``. Damaged ones are left out.
 
     Raises:
-        ArchiveError: if it is no archive, or has no such image.
+        ArchiveError: if it is no archive, has no such image, or the image is damaged.
+        DataError: if a file cannot be written.
     """
     checked = verify(path, report) if check else None
+    damage: dict[str, ArchiveError] = {}
     with CertaintyReader(path) as reader:
+        pictures = _draw(reader, image, out) if image is not None else ()
+        exported = _write_back(reader, export, damage, report) if export is not None else None
+        looked_at = _spread(reader.ids)
+        known_damage = checked is not None and not checked.intact
+        classes = () if known_damage else _classes(reader, looked_at, damage, report)
+        verdict = _verdict(checked) if checked is not None else _damage_met(damage)
         return InspectResult(
             archive=path,
-            facts=_facts(path, reader),
-            classes=() if checked is not None and not checked.intact else _classes(reader, report),
-            pictures=_draw(reader, image, out) if image is not None else (),
-            verified=None if checked is None else _verdict(checked),
-            intact=None if checked is None else checked.intact,
+            facts=_facts(path, reader, len(looked_at)),
+            classes=classes,
+            pictures=pictures,
+            verified=verdict,
+            intact=False if damage else None if checked is None else checked.intact,
+            exported=exported,
         )
+
+
+def _damage_met(damage: Mapping[str, ArchiveError]) -> str | None:
+    if not damage:
+        return None
+    error = next(iter(damage.values()))
+    return f"damaged: {len(damage)} images cannot be read, first {error}; --verify names them all"
 
 
 def _verdict(checked: VerifyResult) -> str:
@@ -65,7 +85,7 @@ def _verdict(checked: VerifyResult) -> str:
     return f"damaged: {'; '.join(found)}; {advice} to mend the archive"
 
 
-def _facts(path: Path, reader: CertaintyReader) -> dict[str, str]:
+def _facts(path: Path, reader: CertaintyReader, looked_at: int) -> dict[str, str]:
     sizes = [reader.size(image) for image in reader.ids]
     raw = sum(h * w * (len(reader.classes) + 1) for h, w in sizes)
     stored = stored_bytes(path)
@@ -78,25 +98,39 @@ def _facts(path: Path, reader: CertaintyReader) -> dict[str, str]:
         if stored
         else "0",
     }
-    return facts | {key: _text(value) for key, value in reader.attributes.items()}
+    if looked_at < len(reader):
+        facts["sample"] = f"shares and means below are of {looked_at} images, evenly spread"
+    # What was counted here is true; an attribute of the same name does not hide it.
+    return facts | {key: _text(value) for key, value in reader.attributes.items() if key not in facts}
 
 
 def _text(value: Any) -> str:
     return "x".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _classes(reader: CertaintyReader, report: Reporter) -> tuple[ClassFacts, ...]:
-    """Shares and mean certainties over evenly spread images."""
+def _spread(ids: Sequence[str]) -> Sequence[str]:
+    return ids[:: max(1, -(-len(ids) // SAMPLED_IMAGES))]
+
+
+def _classes(
+    reader: CertaintyReader, ids: Sequence[str], damage: dict[str, ArchiveError], report: Reporter
+) -> tuple[ClassFacts, ...]:
+    """Shares and mean certainties over those of the images that are not damaged."""
     num_classes = len(reader.classes)
-    ids = reader.ids[:: max(1, -(-len(reader) // SAMPLED_IMAGES))]
     pixels, total, seen = np.zeros(num_classes), np.zeros(num_classes), 0
     for done, image in enumerate(ids, 1):
-        labels = reader.labels(image)
-        seen += labels.size
-        for c in np.unique(labels[labels < num_classes]):
-            here = labels == c
-            pixels[c] += here.sum()
-            total[c] += reader.plane(image, int(c))[here].sum()
+        try:
+            labels = reader.labels(image)
+            present = [int(c) for c in np.unique(labels[labels < num_classes])]
+            planes = reader.planes(image, present)
+        except ArchiveError as error:
+            damage[image] = error
+        else:
+            seen += labels.size
+            for c, plane in zip(present, planes, strict=True):
+                here = labels == c
+                pixels[c] += here.sum()
+                total[c] += plane[here].sum()
         report(Tick("inspecting", done, len(ids)))
     return tuple(
         ClassFacts(name, float(pixels[c] / max(seen, 1)), float(total[c] / pixels[c]) if pixels[c] else None)
@@ -104,21 +138,85 @@ def _classes(reader: CertaintyReader, report: Reporter) -> tuple[ClassFacts, ...
     )
 
 
+def _write_back(
+    reader: CertaintyReader, folder: Path, damage: dict[str, ArchiveError], report: Reporter
+) -> WrittenBack:
+    """The images as the reference keeps them, ``<id>.png`` and ``<id>.npy``; one image in memory at a time.
+
+    Files of an earlier export are written anew. Damaged images go to ``damage``.
+    """
+    files = {
+        image: (_file(reader, folder, image, ".png"), _file(reader, folder, image, ".npy"))
+        for image in reader.ids
+    }
+    _check_room(reader, folder, [certainty for _, certainty in files.values()])
+    written = size = 0
+    for done, (image, (label_file, certainty_file)) in enumerate(files.items(), 1):
+        try:
+            labels, certainty = reader.labels(image), reader.certainty(image)
+        except ArchiveError as error:
+            damage[image] = error
+        else:
+            _make_folder(certainty_file.parent)
+            write_certainty(certainty_file, certainty)
+            write_label(label_file, labels)
+            written += 1
+            size += certainty_file.stat().st_size + label_file.stat().st_size
+        report(Tick("writing back", done, len(files), image))
+    return WrittenBack(folder, written, size, len(files) - written)
+
+
+def _file(reader: CertaintyReader, folder: Path, image: str, ending: str) -> Path:
+    """The file of an image below the folder: a slash in its id is a folder of its own.
+
+    Raises:
+        ArchiveError: for an id that leads elsewhere, as only an archive of unknown origin may hold.
+    """
+    path = Path(image)
+    if path.anchor or ".." in path.parts or path.as_posix() != image:
+        raise ArchiveError(
+            f"{reader.path}: image {image!r} names no file below {folder}; nothing was written"
+        )
+    return folder / f"{image}{ending}"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot make this folder ({error.strerror}); name another one") from error
+
+
+def _check_room(reader: CertaintyReader, folder: Path, files: Sequence[Path]) -> None:
+    """Refuse to fill the disk: unlike an archive's, the size of ``.npy`` files is known before.
+
+    Raises:
+        DataError: says how much there is to free.
+    """
+    sizes = [reader.size(image) for image in reader.ids]
+    needed = sum(h * w * len(reader.classes) for h, w in sizes)
+    needed -= sum(path.stat().st_size for path in files if path.is_file())  # to be replaced
+    free = free_bytes(folder)
+    if free is not None and free < needed:
+        raise DataError(
+            f"{folder}: {len(files):,} images take {size_text(needed)} as .npy, but {size_text(free)} are free; "
+            "free some space, or name a folder on another disk"
+        )
+
+
 def _draw(reader: CertaintyReader, image: str, out: Path) -> tuple[Path, ...]:
     if image not in reader:
         some = ", ".join(reader.ids[:3])
         raise ArchiveError(f"{reader.path}: holds no image {image!r}; it has {len(reader)}, such as {some}")
+    kinds = ("label", "certainty", "classes")
+    files = tuple(_file(reader, out, image, f"_{kind}.png") for kind in kinds)
     labels, certainty = reader.labels(image), reader.certainty(image)
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(files[0].parent)
     palette = palette_of(reader.classes)
-    pictures = {
-        f"{image}_label.png": colourise(labels, palette),
-        f"{image}_certainty.png": heat(certainty.max(0)),
-        f"{image}_classes.png": _class_sheet(reader.classes, certainty),
-    }
-    for name, picture in pictures.items():
-        write_png(out / name, picture)
-    return tuple(out / name for name in pictures)
+    pictures = colourise(labels, palette), heat(certainty.max(0)), _class_sheet(reader.classes, certainty)
+    for file, picture in zip(files, pictures, strict=True):
+        write_png(file, picture)
+    return files
 
 
 def _class_sheet(classes: Sequence[str], certainty: UInt8) -> UInt8:

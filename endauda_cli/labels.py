@@ -1,4 +1,4 @@
-"""Store: images and label maps as files.
+"""Store: images, label maps and certainties as files.
 
 Label maps are (H, W) uint8 arrays of train ids with ``IGNORE`` (255) for no class; images are (H, W, 3)
 uint8 RGB in 0..255. A file that is not exactly what it should be is refused by name: a label map read
@@ -8,6 +8,7 @@ with the wrong channel or mode is the field's commonest silent error.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,9 @@ from endauda_cli.domains import IGNORE, Colour, Domain
 from endauda_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
 """What Pillow raises for files that are absent, damaged or no images."""
+_BAND = 16
 
 
 def read_image(path: Path) -> UInt8:
@@ -96,7 +99,7 @@ def read_train_ids(path: Path, num_classes: int) -> UInt8:
 
 def write_label(path: Path, label: UInt8) -> None:
     """Write (H, W) uint8 train ids as an 8-bit grey PNG, whole or not at all."""
-    _write(path, Image.fromarray(label))
+    _write_png(path, Image.fromarray(label))
 
 
 def write_colour(path: Path, label: UInt8, palette: Sequence[Colour]) -> None:
@@ -105,12 +108,25 @@ def write_colour(path: Path, label: UInt8, palette: Sequence[Colour]) -> None:
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     image.putpalette(colours.tobytes())
-    _write(path, image)
+    _write_png(path, image)
 
 
 def write_png(path: Path, picture: UInt8) -> None:
     """Write an (H, W, 3) uint8 RGB picture, whole or not at all."""
-    _write(path, Image.fromarray(picture))
+    _write_png(path, Image.fromarray(picture))
+
+
+def write_certainty(path: Path, certainty: UInt8) -> None:
+    """Write (C, H, W) uint8 percent as the (H, W, C) ``.npy`` that ``numpy.save`` makes, whole or not at all."""
+    classes, height, width = certainty.shape
+    header = {"descr": "|u1", "fortran_order": False, "shape": (height, width, classes)}
+
+    def save(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, header)
+        for y in range(0, height, _BAND):  # in bands: no second copy of the whole image
+            file.write(np.ascontiguousarray(certainty[:, y : y + _BAND].transpose(1, 2, 0)).data)
+
+    _write(path, save)
 
 
 def colourise(label: UInt8, palette: Sequence[Colour]) -> UInt8:
@@ -169,14 +185,21 @@ def _first_channel(path: Path) -> NDArray[np.int32] | None:
     return 256 * high + low
 
 
-def _write(path: Path, image: Image.Image) -> None:
+def _write_png(path: Path, image: Image.Image) -> None:
+    # Level 1: label maps are flat, so higher levels cost seconds and save nearly nothing.
+    _write(path, lambda file: image.save(file, "PNG", compress_level=1))
+
+
+def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Put what ``save`` writes under ``path``, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Level 1: label maps are flat, so higher levels cost seconds and save nearly nothing.
-        image.save(temporary, "PNG", compress_level=1)
+        with temporary.open("wb") as file:
+            save(file)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{path}: cannot be written ({error}); free disk space and run again") from error
 
 

@@ -120,6 +120,18 @@ class ClassFacts:
 
 
 @dataclass(frozen=True)
+class WrittenBack:
+    """An archive's images as files again."""
+
+    folder: Path
+    images: int
+    bytes: int
+    """Of all files."""
+    unreadable: int
+    """Images left out because they are damaged."""
+
+
+@dataclass(frozen=True)
 class InspectResult:
     """What an archive holds."""
 
@@ -128,8 +140,9 @@ class InspectResult:
     classes: tuple[ClassFacts, ...]
     pictures: tuple[Path, ...]
     verified: str | None
-    """The outcome of ``--verify`` in a sentence."""
+    """The outcome of ``--verify`` in a sentence; without it, of damage that was met."""
     intact: bool | None
+    exported: WrittenBack | None = None
 
 
 @dataclass(frozen=True)

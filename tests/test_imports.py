@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # bottom: a layer imports from those above it in this table
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
-    "tools": ("distributed", "multivalue", "pipeline"),
+    "tools": ("diskspace", "distributed", "multivalue", "pipeline"),
     "kernels": ("fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
     "stores": ("archive", "cache", "checkpoint", "datasets", "labels", "weights", "workspace"),
     "engines": (

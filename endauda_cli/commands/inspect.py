@@ -24,6 +24,14 @@ def command(
     out: Annotated[
         Path | None, o.option("--out", help="Folder for pictures. [default: the current one]")
     ] = None,
+    export: Annotated[
+        Path | None,
+        o.option(
+            "--export",
+            metavar="DIR",
+            help="Write all images back as DIR/IMAGE.png and DIR/IMAGE.npy, as export-teacher --import takes them.",
+        ),
+    ] = None,
     verify: Annotated[bool, o.option("--verify", help="Read everything and compare checksums.")] = False,
     workspace: o.WorkspaceOption = None,
     source: o.SourceOption = None,
@@ -36,6 +44,7 @@ def command(
 
     - `endauda inspect dacs --verify`
     - `endauda inspect dacs --image aachen_000000_000019_leftImg8bit`
+    - `endauda inspect dacs --export outputs/dacs`
     """
     from endauda_cli.inspecting import inspect_archive
 
@@ -45,7 +54,7 @@ def command(
     if not path.is_dir() and archive == path.name:  # a word, not a path
         o.refuse_unknown_teachers(session, [archive])
     with session.terminal as terminal:
-        result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report)
+        result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report, export)
         terminal.show(result)
     if result.intact is False:
         raise typer.Exit(1)
