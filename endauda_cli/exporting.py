@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli import __version__
-from endauda_cli.archive import CertaintyWriter, stored_bytes
+from endauda_cli.archive import CertaintyReader, CertaintyWriter, stored_bytes
 from endauda_cli.datasets import one_per_image
+from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.distributed import rank, total_over_ranks, world_size
-from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.events import Note, Reporter, Tick
 from endauda_cli.inference import certainty_maps, run_network
 from endauda_cli.labels import image_size, read_train_ids
 from endauda_cli.pipeline import ordered_map
 from endauda_cli.results import ExportResult
+from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
     from endauda_cli.domains import Task
 
     UInt8 = NDArray[np.uint8]
+
+# Softmax maps of street scenes pack better than this; what packs worse is caught by the writer in time.
+EXPECTED_RATIO = 8
+"""How many times smaller than raw bytes an archive is expected to be with JPEG-LS."""
+EXPECTED_RATIO_OTHERS = 5
+"""The same with the other codecs."""
 
 
 def export_network(
@@ -47,7 +55,7 @@ def export_network(
     """Run a network over the samples and store what it says at each image's own size.
 
     Raises:
-        EndaudaError: if an image cannot be read or the archive holds something else.
+        EndaudaError: if an image cannot be read, the archive holds something else, or the disk is too small.
     """
     attributes = _attributes(config, task) | {
         "origin": "network",
@@ -58,6 +66,7 @@ def export_network(
         "softmax": "after upsampling",
     }
     mine = _share(config, samples)
+    _check_room(config, task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, report)
     with _writer(config, task, out, attributes) as writer:
         todo = [sample for sample in mine if sample.id not in writer.done]
         outputs = run_network(
@@ -94,7 +103,8 @@ def import_outputs(
         report: told of progress.
 
     Raises:
-        DataError: if an output is absent, there twice or not what it should be. What was imported before stays.
+        DataError: if an output is absent, there twice or not what it should be, or if the disk is too small.
+            What was imported before stays.
     """
     found = _find_outputs(folder, None if samples is None else {sample.id for sample in samples})
     ids = sorted(found) if samples is None else [sample.id for sample in samples]
@@ -109,6 +119,7 @@ def import_outputs(
     if samples is not None:
         _warn_of_sizes(samples[0], found, report)
     mine = _share(config, ids)
+    _check_room(config, task, out, {i: found[i][0] for i in (ids if world_size() > 1 else mine)}, report)
     num_classes = len(task.classes)
 
     def load(image: str) -> tuple[str, tuple[UInt8, UInt8]]:
@@ -144,6 +155,50 @@ def _share(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
             raise ConfigError("--shard and torchrun both split the images; use one of them")
         return items[rank() :: world_size()]
     return items[number - 1 :: of]
+
+
+def _check_room(
+    config: ExportConfig, task: Task, out: Path, files: Mapping[str, Path], report: Reporter
+) -> None:
+    """Warn if the archive may not fit on its disk.
+
+    Args:
+        config: the codec.
+        task: the classes.
+        out: the archive, or where it is going to be.
+        files: by id, a file of the size of each image that this run is to store (under ``torchrun``, all ranks
+            together: they fill one disk).
+        report: told of it.
+
+    Raises:
+        DataError: if not even half of the expected bytes are free.
+    """
+    stored = _stored_ids(out)
+    left = [path for image, path in files.items() if image not in stored]
+    free = free_bytes(out)
+    if not left or free is None:
+        return
+    height, width = image_size(left[0])
+    ratio = EXPECTED_RATIO if config.codec == Codec.JPEGLS else EXPECTED_RATIO_OTHERS
+    needed = len(left) * len(task.classes) * height * width / ratio
+    if free >= needed:
+        return
+    facts = (
+        f"{out}: {len(left):,} images of {width}x{height} pixels and {len(task.classes)} classes take about "
+        f"{size_text(needed)} as {config.codec} (expected to be {ratio} times smaller than raw), but "
+        f"{size_text(free)} are free"
+    )
+    if free < needed / 2:
+        raise DataError(f"{facts}; free some space, or name a workspace on another disk with --workspace")
+    report(Note(f"{facts}; if the disk fills up, free some space and run the same command again", "warning"))
+
+
+def _stored_ids(out: Path) -> frozenset[str]:
+    try:
+        with CertaintyReader(out) as reader:
+            return frozenset(reader.ids)
+    except ArchiveError:  # not there yet; if it is damaged, the writer says so
+        return frozenset()
 
 
 def _writer(config: ExportConfig, task: Task, out: Path, attributes: dict[str, Any]) -> CertaintyWriter:
