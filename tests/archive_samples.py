@@ -1,11 +1,15 @@
 """Small archives for tests, and a program that writes one and can be killed.
 
 usage: archive_samples.py FOLDER COUNT TAG [BEGIN]      prints each id once it is stored
+       archive_samples.py --serve                       see ``Writers``
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +64,12 @@ def same(reader: CertaintyReader, id: str, image: Image) -> bool:
     return np.array_equal(reader.labels(id), label) and np.array_equal(reader.certainty(id), certainty)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """By id, without decoding."""
+    with CertaintyReader(folder) as reader:
+        return {id: reader.digest(id) for id in reader.ids}
+
+
 def assert_holds(folder: Path, images: Mapping[str, Image], ids: Iterable[str] | None = None) -> None:
     """Exactly these ids, each bit by bit."""
     with CertaintyReader(folder) as reader:
@@ -82,5 +92,65 @@ def main(folder: str, count: str, tag: str, begin: str = "0") -> None:
                 print(id, flush=True)
 
 
+class Writers:
+    """Processes that write archives, started in a millisecond each: forks of one that has imported everything.
+
+    They run ``main`` with these arguments, and what they print goes to a file, which a kill does not cut short.
+    Use as a context manager.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "error", __file__, "--serve", log],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+    def start(self, *arguments: object) -> int:
+        """The process id. It stays this writer's own, alive or not, until ``wait`` was called."""
+        return int(self._ask("start", *arguments))
+
+    def wait(self, process: int) -> int:
+        """0, or what ended it: a signal as a negative number."""
+        return int(self._ask("wait", process))
+
+    def stored(self) -> set[str]:
+        """The ids printed since the last call."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        self._log.unlink(missing_ok=True)
+        return set(lines)
+
+    def _ask(self, *words: object) -> str:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        print(*words, sep="\t", file=self._server.stdin, flush=True)
+        return self._server.stdout.readline()
+
+
+def serve(log: str) -> None:
+    for line in sys.stdin:
+        order, *arguments = line.rstrip("\n").split("\t")
+        if order == "wait":
+            answer = os.waitstatus_to_exitcode(os.waitpid(int(arguments[0]), 0)[1])
+        elif (answer := os.fork()) == 0:
+            status = 1
+            try:
+                sys.stdout = open(log, "a")
+                main(*arguments)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        print(answer, flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(sys.argv[2]) if sys.argv[1] == "--serve" else main(*sys.argv[1:])

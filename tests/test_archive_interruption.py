@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,16 @@ import pytest
 
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, verify
 from endauda_cli.errors import ArchiveError
-from tests.archive_samples import ATTRIBUTES, CLASSES, assert_holds, assert_true_so_far, samples, write
+from tests.archive_samples import (
+    ATTRIBUTES,
+    CLASSES,
+    Writers,
+    assert_holds,
+    assert_true_so_far,
+    digests,
+    samples,
+    write,
+)
 
 PROGRAM = Path(__file__).with_name("archive_samples.py")
 
@@ -23,11 +33,6 @@ PROGRAM = Path(__file__).with_name("archive_samples.py")
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", PROGRAM, folder, *arguments]
     return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    with CertaintyReader(folder) as reader:
-        return {id: reader.digest(id) for id in reader.ids}
 
 
 def write_what_is_missing(folder: Path, count: int) -> None:
@@ -60,9 +65,80 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     process.communicate()
     assert process.returncode == 0
     assert_holds(tmp_path / "a", images)
-    assert contents(tmp_path / "a") == contents(write(tmp_path / "b", images))
+    assert digests(tmp_path / "a") == digests(write(tmp_path / "b", images))
     assert verify(tmp_path / "a").intact
     assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".h5", ".json"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_a_hundred_moments(tmp_path: Path) -> None:
+    """Of exports by one writer or three at once, from their start to their end; also of reruns."""
+    images, moments = samples(24), random.Random(1)
+    whole = write(tmp_path / "whole", images)
+    kills = 0
+    with Writers(tmp_path / "log") as writers:
+        lasts = {writer_count: _seconds(writers, tmp_path, writer_count) for writer_count in (1, 3)}
+        for number in range(300):
+            if kills >= 100:
+                break
+            folder, count = tmp_path / f"{number}", moments.choice((1, 1, 3))
+            stored: set[str] = set()
+            before = kills
+            for _ in range(moments.choice((1, 2))):
+                kills += _start_and_kill(writers, folder, len(images), count, lasts[count], moments)
+                stored |= writers.stored()
+                if (folder / "archive.json").exists():
+                    assert_true_so_far(folder, images)
+                    assert stored <= digests(folder).keys()
+                    # At most the one in flight was stored without having been printed.
+                    assert len(digests(folder)) <= len(stored) + kills - before
+                else:
+                    assert not stored and kills > before
+            assert _run(writers, folder, len(images), count) == [0] * count
+            writers.stored()
+            assert digests(folder) == digests(whole)
+            assert_holds(folder, images)
+            assert verify(folder).intact
+            # A kill while archive.json is made may leave its temporary file, which nobody reads.
+            rest = [path for path in folder.iterdir() if not path.name.startswith("archive.json")]
+            assert {path.suffix for path in rest} == {".h5", ".json"}
+            shutil.rmtree(folder)
+    assert kills >= 100
+
+
+def _run(writers: Writers, folder: Path, images: int, count: int) -> list[int]:
+    return [writers.wait(process) for process in _start(writers, folder, images, count)]
+
+
+def _start(writers: Writers, folder: Path, images: int, count: int) -> list[int]:
+    """``count`` writers that share the images."""
+    share = images // count
+    return [writers.start(folder, share, f"{i}-of-{count}", i * share) for i in range(count)]
+
+
+def _seconds(writers: Writers, folder: Path, count: int) -> float:
+    """How long an export takes here at best, so that nearly all kills come in time."""
+    times = []
+    for attempt in range(3):
+        begin = time.monotonic()
+        assert _run(writers, folder / f"timed-{count}-{attempt}", 24, count) == [0] * count
+        times.append(time.monotonic() - begin)
+    writers.stored()
+    return min(times)
+
+
+def _start_and_kill(
+    writers: Writers, folder: Path, images: int, count: int, lasts: float, moments: random.Random
+) -> int:
+    """Starts writers and kills each at a moment of its own; how many were not done before."""
+    processes = _start(writers, folder, images, count)
+    begin = time.monotonic()
+    for moment, process in sorted((moments.uniform(0, lasts), process) for process in processes):
+        time.sleep(max(0.0, begin + moment - time.monotonic()))
+        os.kill(process, signal.SIGKILL)
+    ends = [writers.wait(process) for process in processes]
+    assert set(ends) <= {0, -signal.SIGKILL}
+    return ends.count(-signal.SIGKILL)
 
 
 class Killed(BaseException):
@@ -170,11 +246,74 @@ except ArchiveError as exc:
     assert "cannot write" in done.stdout and "free some space" in done.stdout
     assert len(done.stdout.splitlines()) == 1
     images = samples(12)
-    assert least <= len(contents(tmp_path / "a")) < 12
+    assert least <= len(digests(tmp_path / "a")) < 12
     assert_true_so_far(tmp_path / "a", images)
     write_what_is_missing(tmp_path / "a", 12)
     assert_holds(tmp_path / "a", images)
     assert verify(tmp_path / "a").intact
+
+
+# In a mount namespace of its own: nothing of it is seen outside, and nothing is left.
+_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+_SMALL_DISK = """
+import random, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from endauda_cli.archive import verify
+from endauda_cli.errors import ArchiveError
+from tests.archive_samples import *
+
+root, sizes = Path(sys.argv[2]), random.Random(2)
+images, full = samples(24), 0
+whole = write(root / "whole", images)
+disk = root / "disk"
+disk.mkdir()
+
+def mount(options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
+
+def write_missing():
+    with CertaintyWriter(disk / "a", classes=CLASSES, attributes=ATTRIBUTES, shard_size=5) as writer:
+        for id in sorted(images.keys() - writer.done):
+            writer.write(id, *images[id])
+
+for _ in range(25):
+    mount(f"size={4 * sizes.randrange(1, 40)}k")
+    for _ in range(2):  # the second run finds no more room than the first
+        try:
+            write_missing()
+        except ArchiveError as error:
+            full += 1
+            assert "No space left on device" in str(error) and "\\n" not in str(error), error
+        if (disk / "a/archive.json").exists():
+            assert_true_so_far(disk / "a", images)
+            assert not verify(disk / "a").missing
+    mount("remount,size=8m")
+    write_missing()
+    assert_holds(disk / "a", images)
+    assert digests(disk / "a") == digests(whole)
+    assert verify(disk / "a").intact
+    subprocess.run(["umount", disk], check=True)
+print(full)
+"""
+
+
+def _may_mount(folder: Path) -> bool:
+    try:
+        line = (*_NAMESPACE, "mount", "-t", "tmpfs", "none", str(folder))
+        return subprocess.run(line, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def test_full_disk_of_any_size(tmp_path: Path) -> None:
+    """A real disk that is full, in the middle of an image, a shard or a manifest; with room, a rerun ends well."""
+    if not _may_mount(tmp_path):
+        pytest.skip("may not mount a small disk here")
+    line = (*_NAMESPACE, sys.executable, "-W", "error", "-c", _SMALL_DISK, PROGRAM.parents[1], tmp_path)
+    done = subprocess.run([str(word) for word in line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 25 <= int(done.stdout) < 50
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
