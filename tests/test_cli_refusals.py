@@ -621,8 +621,9 @@ def full_disk(limit: int) -> Iterator[None]:
         (3000, ("fuse", "--name", "new")),
         (2000, ("export-teacher", "new", "--import", "outputs")),
         (20_000, ("train", *SIZE_FLAGS, "--steps", "1", "--labels", "majority")),
+        (2000, ("inspect", "dacs", "--export", "back")),
     ],
-    ids=["fuse, first files", "fuse, report", "export", "train"],
+    ids=["fuse, first files", "fuse, report", "export", "train", "inspect"],
 )
 def test_full_disk(city: Path, limit: int, words: tuple[str, ...]) -> None:
     """Told in a sentence; the same line works once there is room."""
