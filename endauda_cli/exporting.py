@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from endauda_cli.archive import CodedImage
     from endauda_cli.checkpoint import LoadedStudent
     from endauda_cli.config import ExportConfig
     from endauda_cli.datasets import Sample
@@ -77,7 +78,13 @@ def export_network(
             config.inference,
             device,
         )
-        raw = _write_all(writer, zip((s.id for s in todo), outputs, strict=True), len(todo), report)
+        raw = _write_all(
+            writer,
+            zip((s.id for s in todo), outputs, strict=True),
+            len(todo),
+            config.inference.workers,
+            report,
+        )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
 
@@ -133,7 +140,7 @@ def import_outputs(
     ):
         todo = [image for image in mine if image not in writer.done]
         loaded = ordered_map(pool, load, todo, config.inference.workers + 2)
-        raw = _write_all(writer, loaded, len(todo), report)
+        raw = _write_all(writer, loaded, len(todo), config.inference.workers, report)
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
 
@@ -209,13 +216,24 @@ def _writer(config: ExportConfig, task: Task, out: Path, attributes: dict[str, A
 
 
 def _write_all(
-    writer: CertaintyWriter, outputs: Iterable[tuple[str, tuple[UInt8, ...]]], total: int, report: Reporter
+    writer: CertaintyWriter,
+    outputs: Iterable[tuple[str, tuple[UInt8, ...]]],
+    total: int,
+    workers: int,
+    report: Reporter,
 ) -> int:
+    """Compress in threads, at most two images ahead of them, and store in order; returns the raw bytes."""
+
+    def code(output: tuple[str, tuple[UInt8, ...]]) -> tuple[int, CodedImage]:
+        image, (label, certainty) = output
+        return label.nbytes + certainty.nbytes, writer.code(image, label, certainty)
+
     raw = 0
-    for done, (image, (label, certainty)) in enumerate(outputs, 1):
-        writer.write(image, label, certainty)
-        raw += label.nbytes + certainty.nbytes
-        report(Tick("exporting", done, total, image))
+    with ThreadPoolExecutor(workers) as pool:
+        for done, (size, coded) in enumerate(ordered_map(pool, code, outputs, workers + 2), 1):
+            writer.store(coded)
+            raw += size
+            report(Tick("exporting", done, total, coded.id))
     return raw
 
 

@@ -4,7 +4,7 @@ An archive is a folder that any number of processes write to at once and that ex
 
     archive.json                   format, class names, attributes (teacher, weights, ...): written once
     shard-<tag>-<number>.h5        up to 64 finished images; never changed after it got this name
-    shard-<tag>-<number>.json      its manifest: image ids, sizes, content digests, SHA-256 of the file
+    shard-<tag>-<number>.json      its manifest: image id -> [height, width, content digest], SHA-256 of the file
     <tag>.part/<sha256>.h5         finished images that do not fill a shard yet, one file each
     <tag>.part/lock                held by the one live writer of that tag
     *.tmp                          a file that is being written; never read
@@ -19,7 +19,7 @@ The HDF5 files open with plain h5py (plus hdf5plugin for the filters)::
 
     /images/<id>/certainty         (C, H, W) uint8, percent 0..100, a chunk per class; attribute crc32 (C,)
     /images/<id>/label             (H, W) uint8 train ids, 255 = ignore; attribute crc32
-    /images/<id>                   attributes id, digest and, set last, done
+    /images/<id>                   attribute done, set last
 
 In ``<id>`` a slash is written ``%2F`` and a percent sign ``%25``. Images may differ in size.
 """

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ArchiveError
@@ -101,7 +101,8 @@ def create_info(archive: Path, info: ArchiveInfo) -> None:
     temporary = path.with_name(f"{ARCHIVE_FILE}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         write_durably(
-            temporary, _to_json({"classes": list(info.classes), "attributes": dict(info.attributes)})
+            temporary,
+            _to_json({"classes": list(info.classes), "attributes": dict(info.attributes)}, indent=1),
         )
         try:
             os.link(temporary, path)  # unlike a rename, fails if the file exists
@@ -122,14 +123,14 @@ def read_manifest(path: Path) -> ShardManifest:
             f"{path}: the manifest of {content.get('file')}, so it was renamed; name it as it was"
         )
     try:
-        images = {id: ImageEntry(**entry) for id, entry in content["images"].items()}
+        images = {id: ImageEntry(*entry) for id, entry in content["images"].items()}
         return ShardManifest(content["file"], content["bytes"], content["sha256"], images)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ArchiveError(f"{path}: not a shard's manifest ({exc!r}); export its images again") from exc
 
 
 def write_manifest(path: Path, manifest: ShardManifest) -> None:
-    images = {id: asdict(entry) for id, entry in manifest.images.items()}
+    images = {id: astuple(entry) for id, entry in manifest.images.items()}
     content = {"file": manifest.file, "bytes": manifest.bytes, "sha256": manifest.sha256, "images": images}
     replace_file(path, _to_json(content))
 
@@ -174,10 +175,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _to_json(content: Mapping[str, object]) -> bytes:
+def _to_json(content: Mapping[str, object], indent: int | None = None) -> bytes:
     content = {"format": FORMAT, "version": FORMAT_VERSION, **content}
     content["checksum"] = _checksum(content)
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    separators = None if indent else (",", ":")  # the manifests of small images are a part of the whole
+    return (json.dumps(content, indent=indent, separators=separators, ensure_ascii=False) + "\n").encode()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import h5py
 import numpy as np
 
-from endauda_cli.archive.codecs import Bytes, Chunk, PlaneCodec, codec_for, codec_of
+from endauda_cli.archive.codecs import Bytes, Chunk, PlaneCodec, codec_for, codec_of, label_codec_for
 from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ImageEntry
 from endauda_cli.errors import ArchiveError
 
@@ -38,6 +38,7 @@ class CodedImage(NamedTuple):
 
     id: str
     entry: ImageEntry
+    label_codec: PlaneCodec
     codec: PlaneCodec
     chunks: tuple[Chunk, ...]
     """Of the label map, then of each class plane."""
@@ -54,8 +55,9 @@ def code_image(codec: Codec, id: str, label: Bytes, certainty: Bytes) -> CodedIm
     planes = (label, *certainty)
     crcs = tuple(zlib.crc32(plane.data) for plane in planes)
     entry = ImageEntry(height, width, _content_digest(certainty.shape, crcs))
-    used = codec_for(codec, height, width)
-    return CodedImage(id, entry, used, tuple(used.pack(plane) for plane in planes), crcs)
+    of_label, of_planes = label_codec_for(codec), codec_for(codec, height, width)
+    chunks = (of_label.pack(label), *(of_planes.pack(plane) for plane in certainty))
+    return CodedImage(id, entry, of_label, of_planes, chunks, crcs)
 
 
 def image_file(info: ArchiveInfo, image: CodedImage) -> bytes:
@@ -65,9 +67,7 @@ def image_file(info: ArchiveInfo, image: CodedImage) -> bytes:
     with _file_in_memory(info) as file:
         group = file.create_group(f"images/{image_key(image.id)}")
         _create(group, "certainty", (len(planes), height, width), image.codec, planes, image.crcs[1:])
-        _create(group, "label", (height, width), image.codec, [label], image.crcs[0])
-        group.attrs["id"] = image.id
-        group.attrs["digest"] = image.entry.digest
+        _create(group, "label", (height, width), image.label_codec, [label], image.crcs[0])
         group.attrs["done"] = np.uint8(1)
         file.flush()
         data: bytes = file.id.get_file_image()
@@ -123,10 +123,13 @@ def open_file(path: Path) -> h5py.File:
 def list_images(file: h5py.File) -> dict[str, ImageEntry]:
     """The finished images of an open file."""
     entries = {}
-    for group in file["images"].values():
+    for key, group in file["images"].items():
         if group.attrs["done"] == 1:
-            _, height, width = group["certainty"].shape
-            entries[str(group.attrs["id"])] = ImageEntry(height, width, str(group.attrs["digest"]))
+            certainty = group["certainty"]
+            _, height, width = certainty.shape
+            crcs = [int(crc) for crc in (group["label"].attrs["crc32"], *certainty.attrs["crc32"])]
+            id = key.replace("%2F", "/").replace("%25", "%")
+            entries[id] = ImageEntry(height, width, _content_digest(certainty.shape, crcs))
     return entries
 
 

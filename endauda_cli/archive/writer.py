@@ -254,7 +254,11 @@ class _Part:
         path = self._archive / shard_name(self._tag, self._next_number())
         replace_file(path, data)
         manifest = ShardManifest(path.name, len(data), shard.sha256(data), dict(self.images))
-        write_manifest(manifest_path(path), manifest)
+        try:
+            write_manifest(manifest_path(path), manifest)
+        except BaseException:
+            path.unlink(missing_ok=True)  # its images are still here, and a shard without manifest is damage
+            raise
         for file in self._files:
             file.unlink()
         self.images, self._files, self.bytes = {}, [], 0
