@@ -17,9 +17,11 @@ only the image in flight is lost. A full disk is an error of one plain write, no
 
 The HDF5 files open with plain h5py (plus hdf5plugin for the filters)::
 
-    /images/<id>/certainty         (C, H, W) uint8, percent 0..100, a chunk per class; attribute crc32 (C,)
-    /images/<id>/label             (H, W) uint8 train ids, 255 = ignore; attribute crc32
-    /images/<id>                   attribute done, set last
+    /images/<id>/certainty         (C, H, W) uint8, percent 0..100, a chunk per class; crc32 (C,)
+    /images/<id>/label             (H, W) uint8 train ids, 255 = ignore; crc32 (1,)
+    /images/<id>                   attributes digest (of the content, whatever the codec) and, set last, done
+
+``crc32`` are attributes, of each chunk as it is stored.
 
 In ``<id>`` a slash is written ``%2F`` and a percent sign ``%25``. Images may differ in size.
 """
