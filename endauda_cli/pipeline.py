@@ -22,16 +22,27 @@ def ordered_map(
 ) -> Iterator[Result]:
     """``function`` of each item, in order, computed in the pool at most ``ahead`` items early.
 
-    An error in ``function`` is raised at its item's turn; work not begun is then cancelled.
+    An error in ``function`` is raised at its item's turn, one in ``items`` after the results of the items before
+    it; work not begun is then cancelled.
     """
     waiting: deque[Future[Result]] = deque()
+    iterator, failure = iter(items), None
     try:
-        for item in items:
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
             waiting.append(pool.submit(function, item))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
     finally:
         for future in waiting:
             future.cancel()

@@ -11,11 +11,13 @@ import hashlib
 import json
 import math
 import random
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -123,7 +125,11 @@ def train(
     writer = _Metrics(out, state.step) if rank() == 0 else None
     model = _distribute(state, device)
     first, started, loss = state.step, time.monotonic(), math.nan
-    with ThreadPoolExecutor(config.workers) as pool, closing(writer) if writer is not None else nullcontext():
+    with (
+        ThreadPoolExecutor(config.workers) as pool,
+        closing(writer) if writer is not None else nullcontext(),
+        _Interrupt() as interrupt,
+    ):
         for step, batch in _batches(config, images, labels, first, pool):
             # single training step
             loss_now = train_step(state, model, batch, config, device)
@@ -153,6 +159,10 @@ def train(
             if last or (step + 1) % config.save_every == 0:
                 _refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
                 _save(state, task, config, data, out)
+            elif interrupt.asked and math.isfinite(float(loss_now)):
+                _save(state, task, config, data, out)
+            if interrupt.asked and not last:
+                raise KeyboardInterrupt
     seconds = time.monotonic() - started
     return TrainResult(
         run=out,
@@ -561,6 +571,31 @@ def _save(state: TrainState, task: Task, config: TrainConfig, data: dict[str, st
             "meta": _meta(config, task, data, state),
         }
         checkpoint.save(out / "last.pt", content)
+
+
+class _Interrupt:
+    """While it is open, Ctrl-C waits for the end of the step, so that the run is saved there; a second one does not.
+
+    It also comes through: Python drops an exception that it raises in the midst of a destructor. Several
+    processes stop at once instead, as they cannot agree on a step.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGINT, self._ask) if main and world_size() == 1 else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class _Metrics:

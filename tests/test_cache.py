@@ -18,6 +18,7 @@ from endauda_cli.events import Note, Reporter, Tick, silent
 from endauda_cli.pipeline import ordered_map
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -165,6 +166,18 @@ def test_error_comes_at_its_turn_and_stops_the_rest() -> None:
             found.append(result)
     assert found == [0, 1, 2]
     assert len(begun) <= 8
+
+
+def test_error_of_the_items_comes_after_what_was_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3)
+        raise ValueError("the fourth")
+
+    found = []
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="the fourth"):
+        for result in ordered_map(pool, lambda i: 10 * i, items(), 8):
+            found.append(result)
+    assert found == [10, 20, 30]
 
 
 def test_whoever_stops_early_waits_for_no_more() -> None:
