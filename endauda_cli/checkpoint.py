@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,19 @@ def load(path: Path) -> dict[str, Any]:
             "use the version that wrote it"
         )
     return content
+
+
+def sha256(path: Path) -> str:
+    """Of a file of weights, whatever is in it, in hex.
+
+    Raises:
+        CheckpointError: if the file is absent.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such file of weights") from error
 
 
 def load_student(

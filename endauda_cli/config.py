@@ -12,6 +12,16 @@ from endauda_cli.errors import ConfigError
 from endauda_cli.types import Arch, Backbone, Codec, FusionRule, Method
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that is no plain folder name, such as ``../x``.
+
+    Raises:
+        ConfigError: says what kind of name it is (``what``).
+    """
+    if not name.strip() or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"{what} {name!r}: use a word that can name a folder")
+
+
 @dataclass(frozen=True)
 class FuseConfig:
     """Options of ``fuse``.
@@ -90,9 +100,7 @@ class ExportConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
-        name = self.teacher
-        if not name.strip() or "/" in name or name.startswith(".") or not name.isprintable():
-            raise ConfigError(f"teacher name {name!r}: use a word that can name a folder")
+        check_name(self.teacher, "teacher name")
         number, of = self.shard
         if not 1 <= number <= of:
             raise ConfigError(f"--shard {number}/{of}: the first number runs from 1 to the second")

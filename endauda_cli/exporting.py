@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, stored_bytes
+from endauda_cli.checkpoint import sha256
 from endauda_cli.datasets import one_per_image
 from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.distributed import rank, total_over_ranks, world_size
@@ -62,7 +62,7 @@ def export_network(
         "origin": "network",
         "arch": network.arch,
         "backbone": network.backbone,
-        "weights_sha256": _sha256(weights),
+        "weights_sha256": sha256(weights),
         "network_size": list(network.preprocessing.size),
         "softmax": "after upsampling",
     }
@@ -326,8 +326,3 @@ def _warn_of_sizes(sample: Sample, found: dict[str, tuple[Path, Path]], report: 
                 "warning",
             )
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

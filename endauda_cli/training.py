@@ -304,7 +304,7 @@ def _start(
             raise CheckpointError(f"{last}: no such checkpoint to resume; run without --resume to start")
         if init is not None:
             initialise(student, init)
-            data |= {"init": str(init), "init_sha256": _sha256(init)}
+            data |= {"init": str(init), "init_sha256": checkpoint.sha256(init)}
         else:
             report(
                 Note("no --init: the network starts from random weights, not from a source model", "warning")
@@ -366,18 +366,10 @@ def _refuse_other_run(
             f"{out} holds a run on other images or labels ({meta['data']['labels']}, now {data['labels']}, or its "
             f"files have changed){other}"
         )
-    if init is not None and _sha256(init) != meta["data"].get("init_sha256"):
+    if init is not None and checkpoint.sha256(init) != meta["data"].get("init_sha256"):
         raise ConfigError(
             f"{out} holds a run from {meta['data'].get('init', 'random weights')}, not {init}{other}"
         )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: no such file of weights") from error
 
 
 def _plain(value: Any) -> Any:

@@ -160,16 +160,6 @@ def read_config(workspace: Workspace) -> dict[str, dict[str, Any]]:
     return config
 
 
-def check_name(name: str, what: str) -> None:
-    """Refuse a name that is no plain folder name, such as ``../x``.
-
-    Raises:
-        ConfigError: says what kind of name it is (``what``).
-    """
-    if not name.strip() or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"{what} {name!r}: use a word that can name a folder")
-
-
 def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
     """Refuse a label set of ours that is unfinished or of other classes; other folders pass.
 

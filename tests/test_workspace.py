@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from endauda_cli.config import check_name
 from endauda_cli.domains import CITYSCAPES, GTA5
 from endauda_cli.errors import ConfigError, WorkspaceError
 from endauda_cli.workspace import (
@@ -16,7 +17,6 @@ from endauda_cli.workspace import (
     RECORD_FILE,
     Workspace,
     check_label_set,
-    check_name,
     find_workspace,
     read_config,
     read_json,

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from endauda_cli import completing
 from endauda_cli.commands import options as o
+from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
 from endauda_cli.types import FusionRule, Split
-from endauda_cli.workspace import check_name
 
 
 def command(

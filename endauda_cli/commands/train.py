@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from endauda_cli import completing
 from endauda_cli.commands import options as o
+from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
 from endauda_cli.types import Arch, Backbone, Method
-from endauda_cli.workspace import check_label_set, check_name
+from endauda_cli.workspace import check_label_set
 
 if TYPE_CHECKING:
     from endauda_cli.training import Example
