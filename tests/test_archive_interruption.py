@@ -141,6 +141,24 @@ def _start_and_kill(
     return ends.count(-signal.SIGKILL)
 
 
+def test_folder_of_another_writer_goes_between_two_looks(tmp_path: Path, monkeypatch: Any) -> None:
+    """``Path.mkdir`` finds a folder, then finds none, because the writer that it belonged to removed it."""
+    write(tmp_path / "a", samples(1))
+    part = tmp_path / "a" / "1-of-2.part"
+    make = os.mkdir
+
+    def mkdir(path: Any, *arguments: Any, **options: Any) -> None:
+        if Path(path) == part:
+            part.rmdir()
+            raise FileExistsError(17, "File exists", str(path))
+        make(path, *arguments, **options)
+
+    part.mkdir()
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    write_what_is_missing(tmp_path / "a", 3)
+    assert_holds(tmp_path / "a", samples(3))
+
+
 class Killed(BaseException):
     """Stands for a kill where a test says."""
 

@@ -50,6 +50,10 @@ class WriterLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the last holder removed the folder just now
             return False
+        except FileExistsError:  # the same between two looks that mkdir takes; or a file stands there
+            if self._path.parent.exists() and not self._path.parent.is_dir():
+                raise
+            return False
         try:
             self.enforced = _lock(descriptor)
         except BlockingIOError:
