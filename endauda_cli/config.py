@@ -95,7 +95,7 @@ class ExportConfig:
     """
 
     teacher: str
-    codec: str = Codec.JPEGLS
+    codec: str = Codec.SOFTMAX
     shard: tuple[int, int] = (1, 1)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 

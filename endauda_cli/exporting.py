@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 # Softmax maps of street scenes pack better than this; what packs worse is caught by the writer in time.
-EXPECTED_RATIO = 8
-"""How many times smaller than raw bytes an archive is expected to be with JPEG-LS."""
-EXPECTED_RATIO_OTHERS = 5
-"""The same with the other codecs."""
+EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
+"""How many times smaller than raw bytes an archive is expected to be."""
 
 
 def export_network(
@@ -186,7 +184,7 @@ def _check_room(
     if not left or free is None:
         return
     height, width = image_size(left[0])
-    ratio = EXPECTED_RATIO if config.codec == Codec.JPEGLS else EXPECTED_RATIO_OTHERS
+    ratio = EXPECTED_RATIO[Codec(config.codec)]
     needed = len(left) * len(task.classes) * height * width / ratio
     if free >= needed:
         return

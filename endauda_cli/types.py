@@ -51,6 +51,7 @@ class Method(StrEnum):
 class Codec(StrEnum):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 
+    SOFTMAX = "softmax"
     JPEGLS = "jpegls"
     DELTA_ZSTD = "delta-zstd"
     ZSTD = "zstd"

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, PlaneCodec, manifest, stored_bytes
+from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, manifest, stored_bytes
+from endauda_cli.archive.codecs import ZSTD, FilterCodec
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
 from tests.archive_samples import (
@@ -102,7 +103,7 @@ class TestReader:
             assert reader.ids == tuple(sorted(images))
             assert len(reader) == 7 and "ulm/0003" in reader and "3" not in reader and 3 not in reader
             assert reader.classes == CLASSES
-            assert reader.attributes["teacher"] == "dacs" and reader.attributes["codec"] == "jpegls"
+            assert reader.attributes["teacher"] == "dacs" and reader.attributes["codec"] == "softmax"
             assert {"scale", "created_by"} <= reader.attributes.keys()
             assert reader.size("ulm/0004") == images["ulm/0004"][0].shape
 
@@ -152,11 +153,12 @@ class TestReader:
         with CertaintyReader(path) as reader:
             reader.labels("ulm/0000")
 
-            def hold(_file: h5py.File) -> None:
-                held.set()
-                over.wait()
+            def hold() -> None:
+                with reader._files._lock:
+                    held.set()
+                    over.wait()
 
-            thread = threading.Thread(target=lambda: reader._files.use(path / "shard-0-of-1-00000.h5", hold))
+            thread = threading.Thread(target=hold)
             thread.start()
             held.wait()
             child = os.fork()
@@ -185,9 +187,9 @@ class TestReader:
 
     def test_refuses_another_version(self, tmp_path: Path, monkeypatch: Any) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "FORMAT_VERSION", 2)
+            patch.setattr(manifest, "FORMAT_VERSION", 9)
             write(tmp_path / "a", {})
-        with pytest.raises(ArchiveError, match="format version 2, but this endauda reads version 1"):
+        with pytest.raises(ArchiveError, match="format version 9, but this endauda reads version 2"):
             CertaintyReader(tmp_path / "a")
 
 
@@ -346,48 +348,76 @@ class TestFormat:
     def test_codecs_are_those_of_the_command_line(self) -> None:
         assert CODECS.keys() == set(Codec)
         with pytest.raises(ValueError, match="no filter 9999"):
-            PlaneCodec(CODECS[Codec.ZSTD].filter._replace(id=9999))
+            FilterCodec(ZSTD._replace(id=9999))
 
-    @pytest.mark.parametrize("codec", Codec)
+    @pytest.mark.parametrize("codec", [codec for codec in Codec if codec != Codec.SOFTMAX])
     def test_plain_h5py_reads_it(self, tmp_path: Path, codec: Codec) -> None:
-        label, certainty = smooth(0, 3, 40, 60)
-        path = write(tmp_path / "a", {"ulm/1": (label, certainty)}, codec=codec) / "shard-0-of-1-00000.h5"
-        np.save(tmp_path / "certainty.npy", certainty)
+        images = {f"ulm/{i}": smooth(i, 3, 40, 60) for i in range(3)}
+        path = write(tmp_path / "a", images, codec=codec) / "shard-0-of-1-00000.h5"
+        (tmp_path / "ulm").mkdir()
+        for id, (label, certainty) in images.items():
+            np.save(tmp_path / f"{id} label.npy", label)
+            np.save(tmp_path / f"{id} certainty.npy", certainty)
         program = f"""
 import h5py, numpy as np
 if {codec != Codec.GZIP}:
     import hdf5plugin
+expected = lambda name: np.load({str(tmp_path)!r} + "/" + name + ".npy")
 with h5py.File({str(path)!r}) as file:
-    image = file["images/ulm%2F1"]
-    assert image.attrs["done"] == 1
-    assert image["certainty"].chunks == (1, 40, 60) and image["label"].shape == (40, 60)
-    certainty = image["certainty"][:]
-    if {codec == Codec.DELTA_ZSTD}:  # two lines that such a program needs
-        certainty = np.add.accumulate(certainty, axis=1, dtype=np.uint8)
-        certainty = np.add.accumulate(certainty, axis=2, dtype=np.uint8)
-    assert np.array_equal(certainty, np.load({str(tmp_path / "certainty.npy")!r}))
-    assert list(file.attrs["classes"]) == ["road", "car", "sky"]
+    classes = list(file.attrs["classes"])
+    assert classes == ["road", "car", "sky"]
+    group = file["40x60-{codec}"]
+    assert group["certainty"].chunks == (1, 40, 60)
+    for i, id in enumerate(group["id"].asstr()):
+        assert np.array_equal(group["label"][i], expected(id + " label"))
+        certainty = group["certainty"][i * len(classes) : (i + 1) * len(classes)]
+        if {codec == Codec.DELTA_ZSTD}:  # two lines that such a program needs
+            certainty = np.add.accumulate(certainty, axis=1, dtype=np.uint8)
+            certainty = np.add.accumulate(certainty, axis=2, dtype=np.uint8)
+        assert np.array_equal(certainty, expected(id + " certainty"))
 """
-        subprocess.run([sys.executable, "-c", program], check=True)
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        assert done.stderr == ""
 
-    def test_the_codec_asked_for_is_used(self, tmp_path: Path) -> None:
-        for codec in Codec:
-            path = write(tmp_path / codec, {"x": smooth(0, 3, 40, 60)}, codec=codec)
-            with h5py.File(path / "shard-0-of-1-00000.h5") as file:
-                properties = file["images/x/certainty"].id.get_create_plist()
-                assert properties.get_filter(0)[0] == CODECS[codec].filter.id
+    def test_hdf5_is_honest_about_our_own_codec(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a", {"x": smooth(0, 3, 40, 60)}, codec=Codec.SOFTMAX)
+        with h5py.File(path / "shard-0-of-1-00000.h5") as file, pytest.raises(OSError):
+            file["40x60-softmax/certainty"][0]
 
-    def test_refuses_an_image_that_is_not_done(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a", samples(2))
+    @pytest.mark.parametrize("codec", Codec)
+    def test_the_codec_asked_for_is_used(self, tmp_path: Path, codec: Codec) -> None:
+        path = write(tmp_path / "a", {"x": smooth(0, 3, 40, 60)}, codec=codec)
+        with h5py.File(path / "shard-0-of-1-00000.h5") as file:
+            properties = file[f"40x60-{codec}/certainty"].id.get_create_plist()
+            assert properties.get_filter(0)[0] == CODECS[codec].filter[0]
+
+    def test_refuses_a_plane_that_was_never_written(self, tmp_path: Path) -> None:
+        """HDF5 would read it as zeros."""
+        path = write(tmp_path / "a", samples(2), codec=Codec.GZIP)
         file_path, json_path = path / "shard-0-of-1-00000.h5", path / "shard-0-of-1-00000.json"
         with h5py.File(file_path, "r+") as file:
-            file["images/ulm%2F0001"].attrs["done"] = 0
+            for group in file.values():
+                shape, chunks = group["certainty"].shape, group["certainty"].chunks
+                del group["certainty"]
+                group.create_dataset("certainty", shape, np.uint8, chunks=chunks, compression="gzip")
         size = file_path.stat().st_size
         manifest.write_manifest(json_path, replace(manifest.read_manifest(json_path), bytes=size))
         with CertaintyReader(path) as reader:
-            assert same(reader, "ulm/0000", samples(2)["ulm/0000"])
-            with pytest.raises(ArchiveError, match="'ulm/0001' cannot be read: the image was not finished"):
+            with pytest.raises(ArchiveError, match="'ulm/0001' cannot be read: a plane was never written"):
                 reader.labels("ulm/0001")
+
+    def test_refuses_images_under_another_name(self, tmp_path: Path) -> None:
+        """Names are no part of a chunk's checksum, but of the manifest's."""
+        path = write(tmp_path / "a", {"a1": smooth(1, 3, 8, 9), "a2": smooth(2, 3, 8, 9)})
+        file_path = path / "shard-0-of-1-00000.h5"
+        data = file_path.read_bytes()
+        assert data.count(b"a1a2") == 1
+        for names in (b"a2a2", b"a2a1"):
+            file_path.write_bytes(data.replace(b"a1a2", names))
+            with CertaintyReader(path) as reader:
+                for id in reader.ids:
+                    with pytest.raises(ArchiveError, match=r"there twice|another size or content"):
+                        reader.labels(id)
 
     def test_does_not_load_torch(self) -> None:
         program = "import sys, endauda_cli.archive; sys.exit('torch' in sys.modules)"

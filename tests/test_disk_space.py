@@ -24,7 +24,7 @@ from tests.command_lines import (
     succeed,
 )
 
-NEEDED = len(TRAIN) * HEIGHT * WIDTH * 19 / 8
+NEEDED = len(TRAIN) * HEIGHT * WIDTH * 19 / 10
 IMPORT = ("export-teacher", "dacs", "--import", "outputs")
 
 
@@ -58,8 +58,8 @@ def test_little_is_a_warning(city: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     free_is(monkeypatch, NEEDED - 1)
     outcome = succeed(*IMPORT, "--quiet")
     assert outcome.err.splitlines() == [
-        f"warning: {city}/certainty/gta5/dacs: 5 images of 64x32 pixels and 19 classes take about 0.0 MB as jpegls "
-        "(expected to be 8 times smaller than raw), but 0.0 MB are free; if the disk fills up, free some space and "
+        f"warning: {city}/certainty/gta5/dacs: 5 images of 64x32 pixels and 19 classes take about 0.0 MB as softmax "
+        "(expected to be 10 times smaller than raw), but 0.0 MB are free; if the disk fills up, free some space and "
         "run the same command again"
     ]
     assert len(contents(city / "certainty/gta5/dacs")) == 5

@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_archive(archive: Path) -> None:
         "7",
         "64x32",
         "dacs",
-        "jpegls",
+        "softmax",
     )
     assert facts["classes"].startswith("19: road, sidewalk, building")
     raw = 7 * 32 * 64 * 20

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from endauda_cli.archive import shard
 from endauda_cli.archive.manifest import (
+    IMAGE_SUFFIX,
     PART_SUFFIX,
     ImageEntry,
     ShardManifest,
@@ -81,13 +82,16 @@ def read_manifests(archive: Path) -> list[ShardManifest]:
 def read_part(part: Path) -> dict[Path, dict[str, ImageEntry]]:
     """The finished images in a ``.part`` folder by file; leaves out what a power cut left half written."""
     files: dict[Path, dict[str, ImageEntry]] = {}
-    for path in sorted(part.glob("*.h5")):
+    # Its writer may remove the folder right now, and then ``Path.glob`` raises.
+    paths: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):
+        paths = sorted(part.glob(f"*{IMAGE_SUFFIX}"))
+    for path in paths:
         # Its writer may move it into a shard right now.
         with contextlib.suppress(FileNotFoundError):
-            # The name is the content's SHA-256, so HDF5 is only given files that are whole.
+            # The name is the content's SHA-256, so it tells whether the file is whole.
             if shard.file_sha256(path) == path.stem:
-                with shard.open_file(path) as file:
-                    files[path] = shard.list_images(file)
+                files[path] = shard.entries(shard.ImageFile(path).images)
     return files
 
 
@@ -117,6 +121,5 @@ def stored_bytes(archive: Path) -> int:
 
 def manifest_of(path: Path) -> ShardManifest:
     """Makes the manifest that a finished shard file should have. Raises OSError if it is no HDF5 file."""
-    with shard.open_file(path) as file:
-        images = shard.list_images(file)
+    images = shard.entries(shard.ImageFile(path).images)
     return ShardManifest(path.name, path.stat().st_size, shard.file_sha256(path), images)

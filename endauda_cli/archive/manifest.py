@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = "endauda-certainty"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARCHIVE_FILE = "archive.json"
 PART_SUFFIX = ".part"
+IMAGE_SUFFIX = ".image"
 TEMPORARY_SUFFIX = ".tmp"
 
 Attribute = str | int | float | bool | None | Sequence["Attribute"] | Mapping[str, "Attribute"]

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from endauda_cli.archive import index, shard
-from endauda_cli.archive.manifest import Attribute, ImageEntry, read_info
-from endauda_cli.archive.shard import StoredPlane
+from endauda_cli.archive.manifest import Attribute, read_info
+from endauda_cli.archive.shard import ImageFile
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    import h5py
-
-    from endauda_cli.archive.codecs import Bytes
+    from endauda_cli.archive.codecs import Bytes, Chunk, Unpack
+    from endauda_cli.archive.shard import StoredImage
 
 _OPEN_FILES = 8
 _MAX_DECODERS = 16
@@ -93,12 +92,11 @@ class CertaintyReader:
 
     def labels(self, id: str) -> Bytes:
         """The label map: (H, W) uint8 train ids, 255 = ignore. Raises ArchiveError on damage."""
-        (label,) = self._decode(id, [self._read(id, lambda file, entry: shard.read_label(file, id, entry))])
-        return label
+        return self._read(id, shard.read_label)
 
     def plane(self, id: str, c: int) -> Bytes:
         """The certainty of class ``c``: (H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
-        (plane,) = self._planes(id, [c])
+        plane: Bytes = self.planes(id, [c])[0]
         return plane
 
     def planes(self, id: str, classes: Sequence[int]) -> Bytes:
@@ -107,25 +105,22 @@ class CertaintyReader:
         Decodes in as many threads as there are cores.
         Raises ArchiveError if there is no such image or class, or if a plane is damaged.
         """
-        height, width = self.size(id)
-        planes = np.empty((len(classes), height, width), np.uint8)
-        for row, plane in zip(planes, self._planes(id, classes), strict=True):
-            row[:] = plane
-        return planes
-
-    def certainty(self, id: str) -> Bytes:
-        """The certainties of all classes: (C, H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
-        return self.planes(id, range(len(self.classes)))
-
-    def _planes(self, id: str, classes: Sequence[int]) -> list[Bytes]:
         for c in classes:
             if not 0 <= c < len(self.classes):
                 raise ArchiveError(
                     f"{self.path}: there is no class {c}; it has {len(self.classes)} classes, from 0 on"
                 )
-        return self._decode(
-            id, self._read(id, lambda file, entry: shard.read_planes(file, id, entry, classes))
-        )
+        chunks, unpack = self._read(id, lambda file, image: shard.decode_planes(file, image, classes))
+        planes = np.empty((len(classes), *self.size(id)), np.uint8)
+        try:
+            _decode_all(unpack, chunks, planes)
+        except Exception as exc:  # decoders raise many things on damage
+            raise self._damage(id, str(exc)) from exc
+        return planes
+
+    def certainty(self, id: str) -> Bytes:
+        """The certainties of all classes: (C, H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
+        return self.planes(id, range(len(self.classes)))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": None}
@@ -139,10 +134,11 @@ class CertaintyReader:
             raise ArchiveError(f"{self.path}: there is no image {id!r} among its {len(self):,} images")
         return location
 
-    def _read(self, id: str, action: Callable[[h5py.File, ImageEntry], T]) -> T:
+    def _read(self, id: str, action: Callable[[ImageFile, StoredImage], T]) -> T:
         location = self._locate(id)
         try:
-            return self._files.use(location.file, lambda file: action(file, location.entry))
+            file = self._files.open(location.file)
+            return action(file, file.find(id, location.entry))
         except FileNotFoundError as exc:
             # Perhaps its writer has moved it from a part into a shard since this reader looked.
             self._index = index.scan(self.path)
@@ -150,14 +146,6 @@ class CertaintyReader:
                 return self._read(id, action)
             raise self._damage(id, "the file is gone") from exc
         except Exception as exc:  # on damage h5py raises OSError, KeyError, RuntimeError and others
-            raise self._damage(id, str(exc)) from exc
-
-    def _decode(self, id: str, stored: Sequence[StoredPlane]) -> list[Bytes]:
-        try:
-            if len(stored) == 1:
-                return [stored[0].decode()]
-            return list(_decoders().map(StoredPlane.decode, stored))
-        except Exception as exc:  # decoders raise many things on damage
             raise self._damage(id, str(exc)) from exc
 
     def _damage(self, id: str, reason: str) -> ArchiveError:
@@ -170,24 +158,43 @@ class CertaintyReader:
         )
 
 
+def _decode_all(unpack: Unpack, chunks: Sequence[Chunk], planes: Bytes) -> None:
+    """Decodes in as many threads as there are cores: each gets about as many coded bytes."""
+    shares: list[list[int]] = [[] for _ in range(min(_cores(), len(chunks)))]
+    loads = [0] * len(shares)
+    for i in sorted(range(len(chunks)), key=lambda i: -len(chunks[i].data)):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(i)
+        loads[lightest] += len(chunks[i].data)
+
+    def decode(share: Sequence[int]) -> None:
+        for i in share:
+            unpack(chunks[i], planes[i])
+
+    others = [_decoders(os.getpid()).submit(decode, share) for share in shares[1:]]
+    try:
+        decode(shares[0] if shares else ())
+    finally:
+        errors = [other.exception() for other in others]  # waits: they write into ``planes``
+    for error in errors:
+        if error is not None:
+            raise error
+
+
 @cache
-def _decoders_of(pid: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        min(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            _MAX_DECODERS,
-        ),
-        "decode",
-    )
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MAX_DECODERS)
 
 
-def _decoders() -> ThreadPoolExecutor:
+@cache
+def _decoders(pid: int) -> ThreadPoolExecutor:
     """The threads that decode planes, shared by all readers of this process; after a fork, its own."""
-    return _decoders_of(os.getpid())
+    return ThreadPoolExecutor(_cores(), "decode")
 
 
 class _OpenFiles:
-    """The few files last used, open; one thread at a time, as HDF5 itself would have it."""
+    """The few files last used, open."""
 
     def __init__(self) -> None:
         self._reset()
@@ -195,22 +202,21 @@ class _OpenFiles:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._files: OrderedDict[Path, ImageFile] = OrderedDict()
 
-    def use(self, path: Path, action: Callable[[h5py.File], T]) -> T:
-        """Calls ``action`` with the open file. Raises what opening and the action raise."""
+    def open(self, path: Path) -> ImageFile:
+        """The open file. Raises what opening raises."""
         if self._pid != os.getpid():
-            self._reset()  # after a fork: the parent's handles and perhaps its lock are not ours
+            self._reset()  # after a fork: the parent's lock may be held
         with self._lock:
             if path not in self._files:
-                self._files[path] = shard.open_file(path)
+                self._files[path] = ImageFile(path)
             self._files.move_to_end(path)
             while len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            return action(self._files[path])
+                self._files.popitem(last=False)
+            return self._files[path]
 
     def close(self) -> None:
         if self._pid == os.getpid():
             with self._lock:
-                while self._files:
-                    self._files.popitem()[1].close()
+                self._files.clear()

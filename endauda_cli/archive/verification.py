@@ -78,9 +78,9 @@ def _check_shard(path: Path, manifest: ShardManifest) -> None:
         raise ArchiveError(f"{size:,} bytes; expected {manifest.bytes:,}")
     if shard.file_sha256(path) != manifest.sha256:
         raise ArchiveError("the SHA-256 of the file does not match its manifest")
-    with shard.open_file(path) as file:
-        for id, entry in manifest.images.items():
-            try:
-                shard.check_image(file, id, entry)
-            except Exception as exc:
-                raise ArchiveError(f"image {id!r}: {exc}") from exc
+    file = shard.ImageFile(path)
+    for id, entry in manifest.images.items():
+        try:
+            shard.check_image(file, id, entry)
+        except Exception as exc:
+            raise ArchiveError(f"image {id!r}: {exc}") from exc

@@ -15,6 +15,7 @@ from endauda_cli.archive import index, shard
 from endauda_cli.archive.lock import WriterLock
 from endauda_cli.archive.manifest import (
     ARCHIVE_FILE,
+    IMAGE_SUFFIX,
     PART_SUFFIX,
     TEMPORARY_SUFFIX,
     ArchiveInfo,
@@ -74,7 +75,7 @@ class CertaintyWriter:
         path: str | os.PathLike[str],
         *,
         classes: Sequence[str],
-        codec: Codec | str = Codec.JPEGLS,
+        codec: Codec | str = Codec.SOFTMAX,
         attributes: Mapping[str, Attribute] | None = None,
         shard_size: int = 64,
         tag: str = "0-of-1",
@@ -135,7 +136,7 @@ class CertaintyWriter:
     def store(self, image: CodedImage) -> None:
         """Stores a coded image for good. Raises ArchiveError if the id is there, or the disk is full."""
         self._check_id(image.id)
-        self._part.add(image.id, image.entry, shard.image_file(self._info, image))
+        self._part.add(image)
         self._done.add(image.id)
         if len(self._part.images) >= self._shard_size or self._part.bytes >= _SHARD_BYTES:
             self._part.seal()
@@ -240,17 +241,18 @@ class _Part:
         self._info = info
         self._files: list[Path] = []
 
-    def add(self, id: str, entry: ImageEntry, data: bytes) -> None:
-        path = self.folder / f"{shard.sha256(data)}.h5"
+    def add(self, image: CodedImage) -> None:
+        data = shard.image_file(image)
+        path = self.folder / f"{shard.sha256(data)}{IMAGE_SUFFIX}"
         # Not waited for until the disk has it: after a power cut the name tells whether the content is whole.
         replace_file(path, data, durable=False)
-        self._remember(path, {id: entry}, len(data))
+        self._remember(path, {image.id: image.entry}, len(data))
 
     def seal(self) -> None:
         """Makes a shard of the images, if there are any. Killed anywhere in it, nothing is lost."""
         if not self._files:
             return
-        data = shard.merge_files(self._info, self._files)
+        data = shard.shard_file(self._info, map(shard.read_image_file, self._files))
         path = self._archive / shard_name(self._tag, self._next_number())
         replace_file(path, data)
         manifest = ShardManifest(path.name, len(data), shard.sha256(data), dict(self.images))
@@ -276,7 +278,7 @@ class _Part:
                 _complete_orphan(path)
         shards, _ = index.scan_shards(self._archive)
         finished = index.read_part(self.folder)
-        for path in sorted(self.folder.glob("*.h5")):
+        for path in sorted(self.folder.glob(f"*{IMAGE_SUFFIX}")):
             images = finished.get(path, {})
             if images.keys() <= shards.keys():  # of a power cut, or already in a shard
                 path.unlink()
@@ -302,9 +304,9 @@ def _complete_orphan(path: Path) -> None:
     """Gives a shard without a manifest one. If anything in it is damaged, sets it aside as ``*.damaged``."""
     try:
         manifest = index.manifest_of(path)
-        with shard.open_file(path) as file:
-            for id, entry in manifest.images.items():
-                shard.check_image(file, id, entry)
+        file = shard.ImageFile(path)
+        for id, entry in manifest.images.items():
+            shard.check_image(file, id, entry)
     except Exception:  # h5py raises many things on damage
         for file_path in (path, manifest_path(path)):
             with contextlib.suppress(FileNotFoundError):
