@@ -48,6 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter
+from endauda_cli.pipeline import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,10 +145,6 @@ class Format(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def threaded_write(self) -> bool:
-        """Whether writing can also be spread over a pool; an archive's writer sees to its threads itself."""
-
     def prepare(self, certainty: Bytes) -> Bytes:
         """(H, W, C) in the axis order that ``write`` takes."""
 
@@ -182,7 +179,6 @@ class Arrays:
     """One file of (H, W, C) per image, by numpy."""
 
     name: str
-    threaded_write: bool = True
 
     def prepare(self, certainty: Bytes) -> Bytes:
         return np.ascontiguousarray(certainty)
@@ -215,7 +211,6 @@ class Archive:
     """A certainty archive of one codec."""
 
     codec: str
-    threaded_write: bool = False
 
     @property
     def name(self) -> str:
@@ -227,8 +222,12 @@ class Archive:
     def write(self, folder: Path, images: Sequence[tuple[str, Bytes, Bytes]], pool: Executor | None) -> None:
         classes = [f"class {c}" for c in range(len(images[0][2]))]
         with CertaintyWriter(folder, classes=classes, codec=self.codec) as writer:
-            for image in images:
-                writer.write(*image)
+            if pool is None:
+                for image in images:
+                    writer.write(*image)
+            else:  # as ``export-teacher`` does
+                for coded in ordered_map(pool, lambda image: writer.code(*image), images, ahead=4):
+                    writer.store(coded)
 
     @contextlib.contextmanager
     def open(self, folder: Path) -> Iterator[OpenedArchive]:
@@ -277,7 +276,7 @@ class Bench:
         turn = number % len(self.formats)
         order = self.formats[turn:] + self.formats[:turn]
         for format in order:
-            for pool in (None, self.pool) if format.threaded_write else (None,):
+            for pool in (None, self.pool):
                 say(f"repeat {number + 1}: write {format.name}")
                 self._write(format, pool)
             if number == 0:
@@ -586,7 +585,7 @@ def show_bench(result: dict[str, Any], cores: int, repeat: int, console: Console
         sizes.add_row(name, f"{size['bytes']:,}", f"{size['times_smaller_than_npy']:.2f}")
     console.print(sizes)
     captions = {
-        "write": "An archive's writer is called by one thread, and codes with what threads it likes.",
+        "write": "On a pool, image by image: archives as `endauda export-teacher` writes them.",
         "read": ".npz in a loop of numpy.load, as peers do; on a pool, image by image, as endauda reads; "
         "the ratios are of the latter.",
         "plf": f"Of each image one plane per class from its owner, T = {len(result['teachers'])}; .npy and "
