@@ -45,6 +45,9 @@ _BIT_LENGTH = np.array([n.bit_length() for n in range(MAX_WIDTH + 1)], np.uint8)
 # Frequencies are stored as logarithms, in steps of a third of an octave; 0 is "does not occur".
 _FREQUENCY_OF = np.array([0] + [(4096, 5161, 6502)[i % 3] << i // 3 for i in range(3 * 12)], np.int64)
 
+_CENTRE = 50
+"""Where a model has the frequency of "no difference": between the small ones, so that zeros lie together."""
+
 
 class Model(NamedTuple):
     """What the planes of one image have in common, ready for coding."""
@@ -71,7 +74,7 @@ def encode(planes: Bytes) -> tuple[bytes, list[bytes]]:
     model = _model(weights, levels)
     words = np.empty(buffer.size + 8, np.uint16)
     streams = [words[loops.encode(trace, model.slots, words) :].astype("<u2").tobytes() for trace in traces]
-    return weights.astype("<i2").tobytes() + levels.tobytes(), streams
+    return weights.astype("<i2").tobytes() + np.roll(levels, _CENTRE, axis=1).tobytes(), streams
 
 
 def read_model(data: bytes | Bytes) -> Model:
@@ -80,7 +83,7 @@ def read_model(data: bytes | Bytes) -> Model:
     if raw.size != MODEL_BYTES:
         raise ValueError(f"a model of {raw.size} bytes instead of {MODEL_BYTES}")
     size = 2 * loops.KINDS * loops.TAPS
-    levels = raw[size:].reshape(loops.CONTEXTS, loops.SYMBOLS)
+    levels = np.roll(raw[size:].reshape(loops.CONTEXTS, loops.SYMBOLS), -_CENTRE, axis=1)
     if levels.max() >= len(_FREQUENCY_OF):
         raise ValueError("a model with a frequency that is none")
     return _model(raw[:size].view("<i2").reshape(loops.KINDS, loops.TAPS), levels)
@@ -104,16 +107,14 @@ def _fit(planes: Bytes) -> NDArray[np.int16]:
     step = min(64, max(1, planes.size // 125_000))
     squares, products = np.zeros((loops.KINDS, loops.TAPS, loops.TAPS)), np.zeros((loops.KINDS, loops.TAPS))
     loops.normal_equations(planes, step, _KIND_OF, squares, products)
-    squares += np.tril(squares, -1).swapaxes(1, 2)
     # Kinds that are hardly ever seen lean towards the weights of all.
-    all_kinds = np.linalg.solve(squares.sum(0) + 1e-3 * np.eye(loops.TAPS), products.sum(0))
-    ridge = 0.1
-    weights = [
-        np.linalg.solve(squares[k] + ridge * np.eye(loops.TAPS), products[k] + ridge * all_kinds)
-        for k in range(loops.KINDS)
-    ]
+    all_kinds = np.zeros(loops.TAPS)
+    loops.solve(squares.sum(0), products.sum(0), 1e-3, all_kinds)
+    weights = np.tile(all_kinds, (loops.KINDS, 1))
+    for k in range(loops.KINDS):
+        loops.solve(squares[k], products[k], 0.1, weights[k])
     limit = np.iinfo(np.int16).max
-    scaled = np.rint(np.array(weights) * (1 << loops.WEIGHT_BITS))
+    scaled = np.rint(weights * (1 << loops.WEIGHT_BITS))
     weights_16: NDArray[np.int16] = scaled.clip(-limit, limit).astype(np.int16)
     return weights_16
 

@@ -97,6 +97,32 @@ def normal_equations(planes, step, kind_of, squares, products):
 
 
 @compiled
+def solve(squares, products, ridge, solution):
+    """Least squares, ``solution`` replaced by the better one; ``ridge`` is what the given one counts.
+
+    Gaussian elimination: ten unknowns need no LAPACK, whose last digits differ from machine to machine.
+    ``squares`` is only read in its lower half.
+    """
+    size = len(products)
+    matrix = np.empty((size, size), np.float64)
+    for i in range(size):
+        for j in range(size):
+            matrix[i, j] = squares[max(i, j), min(i, j)]
+        matrix[i, i] += ridge
+        solution[i] = products[i] + ridge * solution[i]
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = matrix[j, i] / matrix[i, i]
+            for k in range(i, size):
+                matrix[j, k] -= factor * matrix[i, k]
+            solution[j] -= factor * solution[i]
+    for i in range(size - 1, -1, -1):
+        for j in range(i + 1, size):
+            solution[i] -= matrix[i, j] * solution[j]
+        solution[i] /= matrix[i, i]
+
+
+@compiled
 def _flat_above(north, far_north, i, end, value):
     """For how many pixels from i on all neighbours above are ``value``; at least 1."""
     same = np.uint64(value) * np.uint64(0x0101010101010101)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,6 +39,7 @@ from endauda_cli.types import Codec
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -57,7 +59,8 @@ _INFORMATIVE = ("codec", "created_by")
 class CertaintyWriter:
     """Adds images of one teacher to an archive, which it makes if need be; goes on where another run stopped.
 
-    An image is safe once ``write`` returns. Leaving the ``with`` block gathers what is left into a shard;
+    An image is safe once ``write`` returns. Shards are made beside the writing; what goes wrong there is raised
+    by a later call. Leaving the ``with`` block gathers what is left into a shard;
     after an exception, or a kill, the next writer does. For one thread at a time, but for ``code``.
 
     classes: class names in train id order, at most 255.
@@ -138,13 +141,14 @@ class CertaintyWriter:
         self._check_id(image.id)
         self._part.add(image)
         self._done.add(image.id)
-        if len(self._part.images) >= self._shard_size or self._part.bytes >= _SHARD_BYTES:
+        if self._part.waiting >= self._shard_size or self._part.bytes >= _SHARD_BYTES:
             self._part.seal()
 
     def close(self) -> None:
         """Gathers the last images into a shard and lets other processes use the tag."""
         try:
             self._part.seal()
+            self._part.wait()
         finally:
             self._leave_tag()
 
@@ -180,6 +184,7 @@ class CertaintyWriter:
             )
 
     def _leave_tag(self) -> None:
+        self._part.stop()
         self._part.lock.release()
         self._part.remove()
 
@@ -193,7 +198,9 @@ class CertaintyWriter:
                 if other.lock.enforced:
                     other.recover()
                     other.seal()
+                    other.wait()
             finally:
+                other.stop()
                 other.lock.release()
             other.remove()
 
@@ -234,12 +241,23 @@ class _Part:
     def __init__(self, archive: Path, tag: str, info: ArchiveInfo) -> None:
         self.folder = archive / f"{tag}{PART_SUFFIX}"
         self.lock = WriterLock(self.folder / "lock")
-        self.images: dict[str, ImageEntry] = {}
-        self.bytes = 0
         self._archive = archive
         self._tag = tag
         self._info = info
-        self._files: list[Path] = []
+        self._files: dict[Path, Mapping[str, ImageEntry]] = {}
+        self._bytes = 0
+        self._pool = ThreadPoolExecutor(1, "seal")
+        self._sealing: Future[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Images that are not on their way into a shard."""
+        return sum(map(len, self._files.values()))
+
+    @property
+    def bytes(self) -> int:
+        """Of the files of those images."""
+        return self._bytes
 
     def add(self, image: CodedImage) -> None:
         data = shard.image_file(image)
@@ -249,21 +267,39 @@ class _Part:
         self._remember(path, {image.id: image.entry}, len(data))
 
     def seal(self) -> None:
-        """Makes a shard of the images, if there are any. Killed anywhere in it, nothing is lost."""
-        if not self._files:
-            return
-        data = shard.shard_file(self._info, map(shard.read_image_file, self._files))
+        """Begins to make a shard of the images, if there are any; the disk takes its time, so coding goes on.
+
+        Raises ArchiveError if the shard before could not be made. Killed anywhere in it, nothing is lost.
+        """
+        self.wait()
+        if self._files:
+            self._sealing = self._pool.submit(self._make_shard, self._files)
+            self._files, self._bytes = {}, 0
+
+    def wait(self) -> None:
+        """Until the last shard is made. Raises ArchiveError if it could not be."""
+        if self._sealing is not None:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()
+
+    def stop(self) -> None:
+        """Until nothing is written any more, whatever came of it: what is no shard is still in the folder."""
+        self._pool.shutdown()
+
+    def _make_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
+        data = shard.shard_file(self._info, map(shard.read_image_file, files))
         path = self._archive / shard_name(self._tag, self._next_number())
         replace_file(path, data)
-        manifest = ShardManifest(path.name, len(data), shard.sha256(data), dict(self.images))
+        images = {id: entry for entries in files.values() for id, entry in entries.items()}
         try:
-            write_manifest(manifest_path(path), manifest)
+            write_manifest(
+                manifest_path(path), ShardManifest(path.name, len(data), shard.sha256(data), images)
+            )
         except BaseException:
             path.unlink(missing_ok=True)  # its images are still here, and a shard without manifest is damage
             raise
-        for file in self._files:
+        for file in files:
             file.unlink()
-        self.images, self._files, self.bytes = {}, [], 0
 
     def recover(self) -> None:
         """Takes over what a killed writer of this tag left, and drops what it had not finished."""
@@ -291,9 +327,8 @@ class _Part:
             self.folder.rmdir()
 
     def _remember(self, path: Path, images: Mapping[str, ImageEntry], size: int) -> None:
-        self._files.append(path)
-        self.images.update(images)
-        self.bytes += size
+        self._files[path] = images
+        self._bytes += size
 
     def _next_number(self) -> int:
         names = [path.with_suffix(".h5").name for path in self._archive.glob("shard-*")]
