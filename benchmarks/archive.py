@@ -47,7 +47,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter
+from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, CodedImage
 from endauda_cli.pipeline import ordered_map
 
 if TYPE_CHECKING:
@@ -499,9 +499,16 @@ def export_child(maps: str, teacher: int, out: str, images: int, codec: str) -> 
 
     def work() -> None:
         classes = [f"class {c}" for c in range(load("0").shape[0])]
-        with CertaintyWriter(out, classes=classes, codec=codec) as writer:
-            for i in range(images):
-                writer.write(f"{i:06}", load(f"{i % MEMORY_MAPS}-label"), load(f"{i % MEMORY_MAPS}"))
+
+        def code(i: int) -> CodedImage:
+            return writer.code(f"{i:06}", load(f"{i % MEMORY_MAPS}-label"), load(f"{i % MEMORY_MAPS}"))
+
+        with (
+            ThreadPoolExecutor(2) as pool,
+            CertaintyWriter(out, classes=classes, codec=codec) as writer,
+        ):
+            for coded in ordered_map(pool, code, range(images), ahead=4):  # as ``export-teacher`` does
+                writer.store(coded)
 
     return work
 

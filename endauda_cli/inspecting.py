@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def inspect_archive(
         verdict = _verdict(checked) if checked is not None else _damage_met(damage)
         return InspectResult(
             archive=path,
-            facts=_facts(path, reader, len(looked_at)),
+            facts=_facts(path, reader, looked_at),
             classes=classes,
             pictures=pictures,
             verified=verdict,
@@ -85,7 +86,7 @@ def _verdict(checked: VerifyResult) -> str:
     return f"damaged: {'; '.join(found)}; {advice} to mend the archive"
 
 
-def _facts(path: Path, reader: CertaintyReader, looked_at: int) -> dict[str, str]:
+def _facts(path: Path, reader: CertaintyReader, looked_at: Sequence[str]) -> dict[str, str]:
     sizes = [reader.size(image) for image in reader.ids]
     raw = sum(h * w * (len(reader.classes) + 1) for h, w in sizes)
     stored = stored_bytes(path)
@@ -98,10 +99,20 @@ def _facts(path: Path, reader: CertaintyReader, looked_at: int) -> dict[str, str
         if stored
         else "0",
     }
-    if looked_at < len(reader):
-        facts["sample"] = f"shares and means below are of {looked_at} images, evenly spread"
+    if codecs := _codecs(reader, looked_at):
+        facts["codec"] = ", ".join(sorted(codecs))
+    if len(looked_at) < len(reader):
+        facts["sample"] = f"shares and means below are of {len(looked_at)} images, evenly spread"
     # What was counted here is true; an attribute of the same name does not hide it.
     return facts | {key: _text(value) for key, value in reader.attributes.items() if key not in facts}
+
+
+def _codecs(reader: CertaintyReader, ids: Sequence[str]) -> set[str]:
+    found = set()
+    for image in ids:
+        with contextlib.suppress(ArchiveError):  # told elsewhere
+            found.add(str(reader.codec(image)))
+    return found
 
 
 def _text(value: Any) -> str:

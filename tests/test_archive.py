@@ -391,6 +391,19 @@ with h5py.File({str(path)!r}) as file:
             properties = file[f"40x60-{codec}/certainty"].id.get_create_plist()
             assert properties.get_filter(0)[0] == CODECS[codec].filter[0]
 
+    def test_a_rerun_with_another_codec(self, tmp_path: Path) -> None:
+        images = samples(4)
+        for codec, ids in ((Codec.ZSTD, list(images)[:2]), (Codec.SOFTMAX, list(images))):
+            with CertaintyWriter(
+                tmp_path / "a", classes=CLASSES, attributes=ATTRIBUTES, codec=codec
+            ) as writer:
+                for id in ids:
+                    if id not in writer.done:
+                        writer.write(id, *images[id])
+        with CertaintyReader(tmp_path / "a") as reader:
+            assert [reader.codec(id) for id in reader.ids] == ["zstd", "zstd", "softmax", "softmax"]
+        assert_holds(tmp_path / "a", images)
+
     def test_refuses_a_plane_that_was_never_written(self, tmp_path: Path) -> None:
         """HDF5 would read it as zeros."""
         path = write(tmp_path / "a", samples(2), codec=Codec.GZIP)

@@ -5,7 +5,7 @@ An archive is a folder that any number of processes write to at once and that ex
     archive.json                   format, class names, attributes (teacher, weights, ...): written once
     shard-<tag>-<number>.h5        up to 64 finished images; never changed after it got this name
     shard-<tag>-<number>.json      its manifest: image id -> [height, width, content digest], SHA-256 of the file
-    <tag>.part/<sha256>.h5         finished images that do not fill a shard yet, one file each
+    <tag>.part/<sha256>.image      finished images that do not fill a shard yet, one file each
     <tag>.part/lock                held by the one live writer of that tag
     *.tmp                          a file that is being written; never read
     *.damaged                      a shard without a manifest that could not be read back; never read
@@ -15,15 +15,15 @@ central list that a race could lose: the reader joins the manifests. Every file 
 under a temporary name and renamed, so HDF5 never leaves a half-written file: wherever a writer is killed,
 only the image in flight is lost. A full disk is an error of one plain write, not of an HDF5 file kept open.
 
-The HDF5 files open with plain h5py (plus hdf5plugin for the filters)::
+A shard has a group per size and codec of its N images, with C classes::
 
-    /images/<id>/certainty         (C, H, W) uint8, percent 0..100, a chunk per class; crc32 (C,)
-    /images/<id>/label             (H, W) uint8 train ids, 255 = ignore; crc32 (1,)
-    /images/<id>                   attributes digest (of the content, whatever the codec) and, set last, done
+    /<H>x<W>-<codec>/certainty     (N * C, H, W) uint8, percent 0..100, a chunk per plane: image i, class c at i * C + c
+    /<H>x<W>-<codec>/label         (N, H, W) uint8 train ids, 255 = ignore, a chunk per image
+    /<H>x<W>-<codec>/id, digest    (N,) names of the images, and digests of their contents, whatever the codec
+    /<H>x<W>-<codec>/model         (N, 1, M) uint8, what the codec needs to know of an image; only of ``softmax``
+    /<H>x<W>-<codec>/crc32         (N, C + 2) of the stored chunks: model, label, planes
 
-``crc32`` are attributes, of each chunk as it is stored.
-
-In ``<id>`` a slash is written ``%2F`` and a percent sign ``%25``. Images may differ in size.
+Plain h5py (plus hdf5plugin for the filters) reads all of it but the planes of the codec ``softmax``.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from endauda_cli.archive.codecs import Bytes, Chunk, Unpack
     from endauda_cli.archive.shard import StoredImage
+    from endauda_cli.types import Codec
 
 _OPEN_FILES = 8
 _MAX_DECODERS = 16
@@ -89,6 +90,10 @@ class CertaintyReader:
     def digest(self, id: str) -> str:
         """A digest of the image's label map and certainties, from the time of writing; needs no decoding."""
         return self._locate(id).entry.digest
+
+    def codec(self, id: str) -> Codec:
+        """How the image is coded; a rerun may have used another than the run before. Raises ArchiveError on damage."""
+        return self._read(id, lambda _file, image: image.codec)
 
     def labels(self, id: str) -> Bytes:
         """The label map: (H, W) uint8 train ids, 255 = ignore. Raises ArchiveError on damage."""
