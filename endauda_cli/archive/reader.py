@@ -164,26 +164,52 @@ class CertaintyReader:
 
 
 def _decode_all(unpack: Unpack, chunks: Sequence[Chunk], planes: Bytes) -> None:
-    """Decodes in as many threads as there are cores: each gets about as many coded bytes."""
-    shares: list[list[int]] = [[] for _ in range(min(_cores(), len(chunks)))]
-    loads = [0] * len(shares)
-    for i in sorted(range(len(chunks)), key=lambda i: -len(chunks[i].data)):
-        lightest = loads.index(min(loads))
-        shares[lightest].append(i)
-        loads[lightest] += len(chunks[i].data)
+    """Decodes in as many threads as there are idle cores: each gets about as many coded bytes."""
+    with _Busy() as busy:
+        shares: list[list[int]] = [[] for _ in range(max(1, min(_cores() // busy, len(chunks))))]
+        loads = [0] * len(shares)
+        for i in sorted(range(len(chunks)), key=lambda i: -len(chunks[i].data)):
+            lightest = loads.index(min(loads))
+            shares[lightest].append(i)
+            loads[lightest] += len(chunks[i].data)
 
-    def decode(share: Sequence[int]) -> None:
-        for i in share:
-            unpack(chunks[i], planes[i])
+        def decode(share: Sequence[int]) -> None:
+            for i in share:
+                unpack(chunks[i], planes[i])
 
-    others = [_decoders(os.getpid()).submit(decode, share) for share in shares[1:]]
-    try:
-        decode(shares[0] if shares else ())
-    finally:
-        errors = [other.exception() for other in others]  # waits: they write into ``planes``
-    for error in errors:
-        if error is not None:
-            raise error
+        others = [_decoders(os.getpid()).submit(decode, share) for share in shares[1:]]
+        try:
+            decode(shares[0])
+        finally:
+            errors = [other.exception() for other in others]  # waits: they write into ``planes``
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+class _Busy:
+    """Counts the threads that decode an image each, so that they do not all ask for all cores."""
+
+    lock = threading.Lock()
+    count = 0
+
+    def __enter__(self) -> int:
+        with _Busy.lock:
+            _Busy.count += 1
+            return _Busy.count
+
+    def __exit__(self, *_: object) -> None:
+        with _Busy.lock:
+            _Busy.count -= 1
+
+    @staticmethod
+    def forget() -> None:
+        """After a fork: those threads are the parent's."""
+        _Busy.lock, _Busy.count = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Busy.forget)
 
 
 @cache
