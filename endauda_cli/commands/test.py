@@ -79,7 +79,7 @@ def command(
             terminal.show(result)
             return
         path = (
-            session.path(weights)
+            session.weights(weights)
             if weights
             else session.workspace.newest_checkpoint(session.task.source.name)
         )

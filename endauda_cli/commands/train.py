@@ -149,7 +149,7 @@ def command(
         domain = task.target if method == Method.DISTILL else task.source
         result = train(
             config, task, domain, examples, out, cache or session.workspace.root / "cache",
-            session.path(init) if init is not None else None, resume, where, validate, terminal.report,
+            session.weights(init) if init is not None else None, resume, where, validate, terminal.report,
         )  # fmt: skip
         terminal.show(result)
 
