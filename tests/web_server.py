@@ -42,7 +42,7 @@ class Manner:
     block: int = 1 << 16
     pause_s: float = 0.0
     """Between blocks."""
-    before_block: Callable[[int], None] | None = None
+    before_block: Callable[[int], object] | None = None
     """Called with the position in the file of each block that is about to be sent."""
 
 
@@ -119,7 +119,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, answer: Answer, manner: Manner, content: bytes) -> None:
         version = self.web.versions.get(answer.path)
         asked = answer.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
-        same = answer.headers.get("If-Range") in (None, version)
+        same = answer.headers.get("If-Range") in (None, version, manner.headers.get("Last-Modified"))
         headers = {"Content-Type": "application/octet-stream"} | ({"ETag": version} if version else {})
         answer.status, start = 200, 0
         if asked and same and not manner.ignore_range:

@@ -99,7 +99,7 @@ def unpack(archive: Path, folder: Path, selects: Callable[[str], bool], shown: s
 def _inspect(archive: Path, limit: int, shown: str) -> None:
     """Look at every member before the first is written."""
     total, names = 0, set()
-    for number, member in enumerate(_members(archive, shown), 1):
+    for number, member in enumerate(_members(archive), 1):
         if number > MAX_MEMBERS:
             raise DownloadError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
         trouble = member.trouble or _trouble_of_name(member.name)
@@ -128,7 +128,7 @@ def _extract(
 ) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written, found = 0, []
-    for member in _members(archive, shown):
+    for member in _members(archive):
         if member.is_folder or not selects(str(PurePosixPath(member.name))):
             continue
         relative = Path(*PurePosixPath(member.name).parts)
@@ -156,8 +156,8 @@ def _trouble_of_name(name: str) -> str | None:
     return None
 
 
-def _members(archive: Path, shown: str) -> Iterator[_Member]:
-    return _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive, shown)
+def _members(archive: Path) -> Iterator[_Member]:
+    return _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
 
 
 def _zip_members(path: Path) -> Iterator[_Member]:
@@ -191,7 +191,7 @@ class _CheckedTarInfo(tarfile.TarInfo):
         return info
 
 
-def _tar_members(path: Path, shown: str) -> Iterator[_Member]:
+def _tar_members(path: Path) -> Iterator[_Member]:
     with tarfile.open(path, tarinfo=_CheckedTarInfo) as archive:
         while (info := archive.next()) is not None:
             trouble = None
@@ -200,3 +200,8 @@ def _tar_members(path: Path, shown: str) -> Iterator[_Member]:
             elif not (info.isreg() or info.isdir()):
                 trouble = "is a link or a device, not a file"
             yield _Member(info.name, info.size, info.isdir(), trouble, partial(archive.extractfile, info))
+        # tarfile takes a file that was cut between two members for a shorter one; the zeros at the end tell.
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends too early")
