@@ -195,7 +195,7 @@ class _Job:
     def _pieces_of_user(self, given: Path) -> list[_Piece]:
         """The user's own file, copied; it stays where it is."""
         if self._is_in_place(given):
-            piece = _Piece(given, given.name, self.artefact.path)
+            piece = _Piece(self.target, given.name, self.artefact.path)
         else:
             part = self._part(given.name)
             try:
