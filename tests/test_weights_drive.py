@@ -326,6 +326,13 @@ def test_a_name_that_is_no_name(tmp_path: Path, google: Drive, name: str) -> Non
     assert not list(tmp_path.parent.glob("evil*"))
 
 
+def test_two_files_of_one_name(tmp_path: Path, google: Drive) -> None:
+    """Drive allows it; a disk does not."""
+    google.folder(FOLDER_ID, "x", *(listed(file_link(f"{c}{FILE_ID}"), "same") for c in "ab"))
+    found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/"))
+    assert "holds two files called same; open" in found
+
+
 def test_a_folder_that_is_not_shared(tmp_path: Path, google: Drive) -> None:
     found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], member="a"))
     assert f"/embeddedfolderview?id={FOLDER_ID}: the server answers 404" in found

@@ -17,6 +17,7 @@ import pytest
 from endauda_cli.weights import transport
 from endauda_cli.weights.transport import BLOCK
 from tests.command_lines import refused, result_of, succeed
+from tests.test_weights_unpacking import make_tar
 from tests.web_server import Manner, Web, serve
 from tests.weights_samples import entry, noise, sha256, write_manifest
 
@@ -258,6 +259,30 @@ def test_mirror_of_the_user_comes_first(desk: Desk, web: Web) -> None:
     web.put("/lab/weights/one.bin", CONTENT)
     assert desk.fetch("--mirror", f"{web.url}/lab/")["url"] == f"{web.url}/lab/weights/one.bin"
     assert not web.asked(FILE)
+
+
+def test_a_mirror_of_a_folder_holds_an_archive(desk: Desk, web: Web) -> None:
+    """Under the folder's path, as .zip or .tar."""
+    archive = make_tar(desk.root / "x", {"a.bin": CONTENT}, "w")
+    web.put("/lab/weights/one.tar", archive.read_bytes())
+    desk.list(path="weights/one/")
+    result_of(*desk.words("--mirror", f"{web.url}/lab"))
+    assert (desk.root / "weights/one/a.bin").read_bytes() == CONTENT
+
+
+def test_a_mirror_that_is_no_link(desk: Desk) -> None:
+    assert "--mirror lab: a link that begins with https:// or http:// was expected" in desk.refused(
+        "--mirror", "lab"
+    )
+
+
+def test_a_link_whose_name_leads_out(desk: Desk, web: Web) -> None:
+    """The name of a file in a folder is the last part of the link, whatever is hidden in it."""
+    url = web.put("/../../../evil.bin", CONTENT).replace("/../../../", "/%2e%2e%2f%2e%2e%2f%2e%2e%2f")
+    desk.list(path="weights/deep/one/", urls=[url])
+    result_of(*desk.words())
+    assert (desk.root / "weights/deep/one/evil.bin").read_bytes() == CONTENT
+    assert len(list(desk.root.parent.rglob("evil.bin"))) == 1
 
 
 def test_a_proxy_of_the_environment(desk: Desk, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ something that the next run only has to rename.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -125,9 +127,13 @@ def fetch_weights(
     """Get the artefacts of those names; what fails does not keep the others from coming.
 
     Raises:
-        ConfigError: if a name is unknown, or ``from_file`` is given for several.
+        ConfigError: if a name is unknown, ``from_file`` is given for several, or ``mirror`` is no link.
     """
     chosen = manifest.choose(names)
+    if options.mirror is not None and not options.mirror.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--mirror {options.mirror}: a link that begins with https:// or http:// was expected"
+        )
     if options.from_file is not None:
         if len(chosen) != 1:
             raise ConfigError(f"--from-file is for one name, but {len(chosen)} are meant")
@@ -156,6 +162,7 @@ class _Job:
         self.target = artefact.target(root)
         self.staging = _staging(self.target)
         self.record: Record | None = None
+        self.seen: dict[Path, Seen] = {}
 
     def run(self) -> FetchedWeights:
         """Until it is there.
@@ -242,7 +249,7 @@ class _Job:
     def _links(self, url: str) -> list[tuple[str, str]]:
         """(link, name or path, if the link says it) of each file that a source means: one, but for Drive's folders."""
         if drive.folder_id(url) is None:
-            return [(url, "" if drive.file_id(url) else unquote(PurePosixPath(urlsplit(url).path).name))]
+            return [(url, "" if drive.file_id(url) else _name_in(url))]
         pinned = list(self.record.downloads) if self.record is not None else []
         if not self.artefact.is_folder and pinned and drive.file_id(pinned[0]):
             return [(pinned[0], self.target.name)]
@@ -255,6 +262,9 @@ class _Job:
         if len(wanted) > 1 and not self.artefact.is_folder:
             listed = ", ".join(file.path for file in wanted)
             raise SourceError(f"{url}: holds several files like {self.artefact.member} ({listed})")
+        paths = Counter(file.path for file in wanted)
+        if twice := [path for path, times in paths.items() if times > 1]:
+            raise SourceError(f"{url}: holds two files called {twice[0]}")
         return [(file.url, file.path) for file in wanted]
 
     def _fetch(self, session: requests.Session, url: str, name: str) -> _Piece:
@@ -284,6 +294,7 @@ class _Job:
             self._verify(piece)
         except DownloadError as error:
             transport.remove_part(path)
+            del self.seen[path]
             raise SourceError(str(error)) from error
         return piece
 
@@ -293,6 +304,12 @@ class _Job:
             return self.staging
         return self.staging / f"{quote(name or 'download', safe=' ()[]+')}.part"
 
+    def _look(self, path: Path) -> Seen:
+        """Size and digest of a file that is complete; read once."""
+        if path not in self.seen:
+            self.seen[path] = look(path)
+        return self.seen[path]
+
     def _verify(self, piece: _Piece) -> None:
         """Size and digest against the manifest.
 
@@ -301,7 +318,7 @@ class _Job:
         """
         if self.artefact.size is None and self.artefact.sha256 is None:
             return
-        if (trouble := _trouble(self.artefact, look(piece.path))) is not None:
+        if (trouble := _trouble(self.artefact, self._look(piece.path))) is not None:
             raise DownloadError(f"{piece.url}: {trouble}")
 
     # ------------------------------------------------------------------------ into place
@@ -309,7 +326,9 @@ class _Job:
     def _install(self, pieces: list[_Piece]) -> FetchedWeights:
         """Open, compare with the lock file, write down, rename."""
         files = self._unpacked(pieces) if self.artefact.is_folder else {self.target: pieces[0].path}
-        found = {str(place.relative_to(self.root).as_posix()): look(path) for place, path in files.items()}
+        found = {
+            str(place.relative_to(self.root).as_posix()): self._look(path) for place, path in files.items()
+        }
         self._compare(found, pieces)
         in_the_way = [
             place for place, path in files.items()
@@ -321,7 +340,7 @@ class _Job:
         record = Record(
             pieces[0].url if len(pieces) == 1 else next(iter(self.artefact.urls), pieces[0].url),
             self.record.first_seen if self.record is not None else date.today().isoformat(),
-            {piece.url: look(piece.path) for piece in pieces},
+            {piece.url: self._look(piece.path) for piece in pieces},
             found,
         )
         if self.record is None:
@@ -470,6 +489,12 @@ def _direct(url: str) -> str:
         query = "&".join([p for p in parts.query.split("&") if p and not p.startswith("dl=")] + ["dl=1"])
         return parts._replace(query=query).geturl()
     return url
+
+
+def _name_in(url: str) -> str:
+    """Of the file that a link ends with; empty if it ends with none."""
+    name = re.split(r"[/\\]", unquote(urlsplit(url).path))[-1]
+    return "" if name in (".", "..") or not name.isprintable() or ":" in name else name
 
 
 def _words(seen: Seen | None) -> str:
