@@ -17,6 +17,7 @@ import pytest
 from endauda_cli.weights import transport
 from endauda_cli.weights.transport import BLOCK
 from tests.command_lines import refused, result_of, succeed
+from tests.test_archive_interruption import _NAMESPACE, _may_mount
 from tests.test_weights_unpacking import make_tar
 from tests.web_server import Manner, Web, serve
 from tests.weights_samples import entry, noise, sha256, write_manifest
@@ -579,3 +580,41 @@ def test_a_disk_that_fills_up(desk: Desk, tmp_path: Path) -> None:
     assert desk.part.stat().st_size == 150_000
     desk.fetch()
     assert desk.web.answers[-1].start == 150_000
+
+
+SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from endauda_cli.cli import main
+
+disk, words = sys.argv[1], sys.argv[2:]
+def mount(options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
+mount("size=160k")
+assert main(words) == 1
+begun = Path(disk, "one.bin.part").stat().st_size
+assert begun >= 65536, begun
+mount("remount,size=8m")
+assert main(words) == 0
+print(begun, Path(disk, "one.bin").read_bytes().hex())
+"""
+
+
+def test_a_small_disk(desk: Desk, tmp_path: Path) -> None:
+    """A real one that is full in the middle of a file whose length the server did not say."""
+    if not _may_mount(tmp_path):
+        pytest.skip("may not mount a small disk here")
+    (tmp_path / "weights").mkdir()
+    desk.web.next[FILE] = [Manner(chunked=True)]
+    line = [*_NAMESPACE, sys.executable, "-W", "error", "-c", SMALL_DISK, tmp_path / "weights"]
+    done = subprocess.run(
+        [str(word) for word in [*line, *desk.words("--quiet", "--json")]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "one.bin.part: cannot be written (No space left on device); free some space" in done.stderr
+    begun, content = done.stdout.split()[-2:]
+    assert bytes.fromhex(content) == CONTENT
+    assert desk.web.answers[-1].start == int(begun)

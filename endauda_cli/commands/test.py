@@ -17,7 +17,8 @@ def command(
         Path | None,
         o.option(
             "--weights",
-            help="Checkpoint to score. [default: best.pt, else last.pt, of the newest run]",
+            help="Checkpoint to score: a file, or a name of download-weights. [default: best.pt, else last.pt, "
+            "of the newest run]",
             autocompletion=completing.weights,
             show_default=False,
         ),

@@ -36,7 +36,7 @@ def command(
         Path | None,
         o.option(
             "--init",
-            help="Checkpoint to start from: a source model, or a backbone.",
+            help="Checkpoint to start from, a source model or a backbone: a file, or a name of download-weights.",
             autocompletion=completing.weights,
         ),
     ] = None,
@@ -110,7 +110,7 @@ def command(
     where the run was stopped.
 
     - `endauda train --backbone drn`
-    - `endauda train --labels plf --init weights/weights/gta5/source/model.pth --validate-every 1000`
+    - `endauda train --labels plf --init gta5/source --validate-every 1000`
     """  # fmt: skip
     from endauda_cli.config import InferenceConfig, TrainConfig
     from endauda_cli.distributed import process_group
