@@ -32,7 +32,7 @@ from tests.command_lines import (
     succeed,
 )
 from tests.test_weights_unpacking import make_zip
-from tests.web_server import Web, serve
+from tests.web_server import Manner, Web, serve
 from tests.weights_samples import entry, noise, sha256, write_manifest
 
 if TYPE_CHECKING:
@@ -219,6 +219,35 @@ def test_a_file_of_the_user(tmp_path: Path) -> None:
     assert (tmp_path / "weights/one.bin").read_bytes() == CONTENT
     assert "no such file" in refused(*words, "one", "--from-file", tmp_path / "nothing")
     assert "needs the name of what the file is" in refused(*words, "--from-file", given)
+
+
+def test_a_file_of_the_user_is_not_taken_for_a_download(tmp_path: Path, web: Web) -> None:
+    """A cut download goes on after the user's wrong file was refused."""
+    words = line(tmp_path, entry(urls=[web.put("/one", CONTENT)], sha256=sha256(CONTENT)))
+    web.next["/one"] = [Manner(cut_after=99), Manner(status=404)]
+    refused(*words, "one")
+    assert state(words) == "partial"
+    given = tmp_path / "given"
+    given.write_bytes(noise(5000, 9))
+    assert "was expected" in refused(*words, "one", "--from-file", given)
+    assert state(words) == "partial"
+    succeed(*words, "one")
+    assert (tmp_path / "weights/one.bin").read_bytes() == CONTENT and web.sent("/one") == len(CONTENT)
+    assert {p.name for p in (tmp_path / "weights").iterdir()} == {"one.bin", "weights.lock.json"}
+
+
+def test_a_file_of_a_folder_that_got_lost(tmp_path: Path, web: Web) -> None:
+    """Fetched again, the others stay; one that was changed is in the way."""
+    archive = make_zip(tmp_path / "x.zip", {"a": b"1", "b": b"2"})
+    words = line(tmp_path, entry(path="weights/pack/", urls=[web.put("/x.zip", archive.read_bytes())]))
+    succeed(*words, "one")
+    (tmp_path / "weights/pack/a").unlink()
+    assert state(words) == "foreign"
+    succeed(*words, "one")
+    assert state(words) == "verified"
+    (tmp_path / "weights/pack/a").write_bytes(b"mine")
+    assert f"{tmp_path}/weights/pack/a: another file lies there; move it away" in refused(*words, "one")
+    assert (tmp_path / "weights/pack/a").read_bytes() == b"mine"
 
 
 def test_from_file_is_for_one(tmp_path: Path) -> None:
@@ -462,6 +491,7 @@ def test_an_archive_of_several_checkpoints(tmp_path: Path, student: Path, web: W
         *line(tmp_path, entry("wrong", urls=[web.url + "/t.zip"], **wrong)), "wrong"
     )
     assert not (tmp_path / "weights/wrong").exists()
+    assert (tmp_path / "weights/wrong.rejected").is_dir() and not (tmp_path / "weights/wrong.part").exists()
 
 
 def test_pseudo_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from endauda_cli.weights.lockfile import Record, Seen, add_record, look, read_re
 from endauda_cli.weights.manifest import Artefact, Manifest, is_checkpoint
 from endauda_cli.weights.matching import Match, match
 from endauda_cli.weights.transport import Patience, SourceError
-from endauda_cli.weights.unpacking import is_archive, unpack
+from endauda_cli.weights.unpacking import BadArchiveError, is_archive, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,7 +188,7 @@ class _Job:
         return not self.artefact.is_folder and self.target.exists() and given.samefile(self.target)
 
     def _refuse_foreign(self) -> None:
-        if self.artefact.is_folder and self.record is None:
+        if self.artefact.is_folder:
             return  # only files of the same names are in the way; see _install
         known = "is not what was first fetched" if self.record is not None else "was not fetched by endauda"
         line = _command("download-weights", self.artefact.name, "--from-file", self.artefact.path)
@@ -203,17 +203,22 @@ class _Job:
         """The user's own file, copied; it stays where it is."""
         if self._is_in_place(given):
             piece = _Piece(self.target, given.name, self.artefact.path)
-        else:
-            part = self._part(given.name)
-            try:
-                part.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(given, part)
-            except OSError as error:
-                raise DownloadError(
-                    f"{part}: cannot be written ({error.strerror}); free some space and run again"
-                ) from error
-            piece = _Piece(part, given.name, str(given))
-        self._verify(piece)
+            self._verify(piece)
+            return [piece]
+        copy = self._part(given.name).with_suffix(".given")  # the part of a cut download stays
+        piece = _Piece(copy, given.name, str(given))
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given, copy)
+            self._verify(piece)
+        except OSError as error:
+            copy.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{copy}: cannot be written ({error.strerror}); free some space and run again"
+            ) from error
+        except DownloadError:
+            copy.unlink()
+            raise
         return [piece]
 
     def _pieces_from_sources(self) -> list[_Piece]:
@@ -226,7 +231,8 @@ class _Job:
                         return [self._fetch(session, link, name) for link, name in self._links(url)]
                 except SourceError as error:
                     reasons.append(str(error))
-                    self.report(Note(f"{error}"))
+                    if url != self._urls()[-1]:
+                        self.report(Note(f"{error}; asking the next link"))
         a = self.artefact
         if self.options.offline:
             why = f"{a.name} is not there, and --offline asks nobody"
@@ -347,11 +353,10 @@ class _Job:
             add_record(self.root, self.artefact.name, record)
         for place, path in files.items():
             _move(path, place)
-        for piece in pieces:
-            if piece.path != self.target:
-                transport.remove_part(piece.path)
         if self.artefact.is_folder:
             shutil.rmtree(self.staging, ignore_errors=True)
+        else:
+            transport.remove_part(self.staging)
         return self._result(record, True, matches)
 
     def _unpacked(self, pieces: list[_Piece]) -> dict[Path, Path]:
@@ -361,7 +366,11 @@ class _Job:
             if is_archive(piece.path):
                 folder = self.staging / f"unpacked-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
-                inside = unpack(piece.path, folder, self.artefact.selects, piece.url)
+                try:
+                    inside = unpack(piece.path, folder, self.artefact.selects, piece.url)
+                except BadArchiveError:
+                    transport.remove_part(piece.path)
+                    raise
                 files |= {self.target / path: folder / path for path in inside}
             else:
                 relative = PurePosixPath(piece.name)
@@ -404,14 +413,16 @@ class _Job:
                 refused = refused or error
                 matches.append((place, Match(f"not usable: {error}", False)))
         if refused is not None and not any(m.fits for _, m in matches):
-            raise refused
+            raise self._set_aside(self.staging, self.target, refused) from refused
         return matches
 
     def _set_aside(self, path: Path, place: Path, error: CheckpointError) -> CheckpointError:
-        """A whole file that is not the network: kept for a look, but neither as the file nor as its part."""
-        if path == place:
+        """What is whole, but not the network: kept for a look, but neither as the file nor as its part."""
+        if path == place or not path.exists():  # it was there already
             return error
         rejected = place.with_name(f"{place.name}.rejected")
+        if rejected.is_dir():
+            shutil.rmtree(rejected)
         os.replace(path, rejected)
         transport.remove_part(path)
         return CheckpointError(str(error).replace(str(place), f"{rejected} (set aside, not installed)"))

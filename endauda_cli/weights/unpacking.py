@@ -42,6 +42,10 @@ _ERRORS = (
 )
 
 
+class BadArchiveError(DownloadError):
+    """An archive is damaged or does what it must not; fetching it again may help, keeping it does not."""
+
+
 @dataclass(frozen=True)
 class _Member:
     name: str
@@ -79,7 +83,8 @@ def unpack(archive: Path, folder: Path, selects: Callable[[str], bool], shown: s
         Paths of the files, relative to the folder.
 
     Raises:
-        DownloadError: if the archive is damaged or does what it must not.
+        BadArchiveError: if the archive is damaged or does what it must not.
+        DownloadError: if the disk has too little room.
     """
     limit = max(SMALL, MAX_RATIO * archive.stat().st_size)
     try:
@@ -88,7 +93,7 @@ def unpack(archive: Path, folder: Path, selects: Callable[[str], bool], shown: s
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, _ERRORS):
-            raise DownloadError(f"{shown}: the archive is damaged ({error}); fetch it again") from error
+            raise BadArchiveError(f"{shown}: the archive is damaged ({error}); fetch it again") from error
         if isinstance(error, OSError):
             raise DownloadError(
                 f"{folder}: unpacking {shown} failed ({error.strerror or error}); free some space and run again"
@@ -101,17 +106,17 @@ def _inspect(archive: Path, limit: int, shown: str) -> None:
     total, names = 0, set()
     for number, member in enumerate(_members(archive), 1):
         if number > MAX_MEMBERS:
-            raise DownloadError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
+            raise BadArchiveError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
         trouble = member.trouble or _trouble_of_name(member.name)
         key = str(PurePosixPath(member.name))
         if trouble is None and key in names and not member.is_folder:
             trouble = "is there twice"
         if trouble is not None:
-            raise DownloadError(f"{shown}: {member.name!r} {trouble}; nothing was unpacked")
+            raise BadArchiveError(f"{shown}: {member.name!r} {trouble}; nothing was unpacked")
         names.add(key)
         total += member.size
         if total > limit:
-            raise DownloadError(
+            raise BadArchiveError(
                 f"{shown}: {size_text(archive.stat().st_size)} that would unpack to {size_text(total)} or more, "
                 "as no honest archive does; nothing was unpacked"
             )
@@ -136,12 +141,12 @@ def _extract(
         target.parent.mkdir(parents=True, exist_ok=True)
         source = member.open()
         if source is None:
-            raise DownloadError(f"{shown}: {member.name!r} cannot be read; nothing was unpacked")
+            raise BadArchiveError(f"{shown}: {member.name!r} cannot be read; nothing was unpacked")
         with source, target.open("xb") as file:
             while block := source.read(BLOCK):
                 written += len(block)
                 if written > limit:
-                    raise DownloadError(f"{shown}: unpacks to more than it says; nothing was unpacked")
+                    raise BadArchiveError(f"{shown}: unpacks to more than it says; nothing was unpacked")
                 file.write(block)
         found.append(relative)
     return found
