@@ -80,7 +80,7 @@ class Version:
 
     url: str
     validator: str | None
-    """A strong ETag, else Last-Modified."""
+    """ETag or Last-Modified; a server that sends neither is trusted as long as the total stays the same."""
     total: int | None
     name: str | None = None
     """Of the file, if the server says it."""
@@ -170,8 +170,7 @@ def fetch(
                 furthest = max(furthest, part.length)
                 if failures >= patience.attempts:
                     raise SourceError(f"{url}: {cut}, {failures} times in a row") from cut
-                wait = patience.backoff_s * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
-                wait = wait if cut.wait_s is None else cut.wait_s
+                wait = _back_off(patience, failures) if cut.wait_s is None else cut.wait_s
                 tick(
                     part.length, part.version.total if part.version else size, f"{cut}; again in {wait:.0f} s"
                 )
@@ -194,8 +193,9 @@ def _attempt(
     headers = {"Accept-Encoding": "identity", "User-Agent": f"endauda/{__version__}"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if part.version is not None and part.version.validator and part.version.url == url:
-            headers["If-Range"] = part.version.validator
+        validator = part.version.validator if part.version is not None and part.version.url == url else None
+        if validator is not None and not validator.startswith("W/"):
+            headers["If-Range"] = validator
     with _network_errors(url), opener(session, url, headers, patience.timeout_s) as response:
         status = response.status_code
         if status == 416 and start:
@@ -214,14 +214,13 @@ def _attempt(
         if status == 200:
             part.begin(Version(url, _validator(response), total, _file_name(response)))
         _refuse_full_disk(part, total)
-        _append(response, part, total if total is not None else size, patience, tick)
+        _append(response, part, total if total is not None else size, tick)
 
 
 def _append(
     response: requests.Response,
     part: Part,
     total: int | None,
-    patience: Patience,
     tick: Callable[[int, int | None, str], None],
 ) -> None:
     length, told, url = part.length, 0.0, response.url
@@ -347,8 +346,7 @@ def read_text(url: str, patience: Patience, limit: int = 16 << 20) -> str:
             except _Cut as cut:
                 if attempt == patience.attempts:
                     raise SourceError(f"{url}: {cut}, {attempt} times in a row") from cut
-                wait = cut.wait_s if cut.wait_s is not None else patience.backoff_s * 2 ** (attempt - 1)
-                time.sleep(wait)
+                time.sleep(_back_off(patience, attempt) if cut.wait_s is None else cut.wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -382,11 +380,16 @@ def _length(response: requests.Response) -> int | None:
 
 
 def _validator(response: requests.Response) -> str | None:
+    """The version of an answer; a weak ETag tells only that it is another one."""
     etag: str | None = response.headers.get("ETag")
-    if etag is not None and not etag.startswith("W/"):
-        return etag
     modified: str | None = response.headers.get("Last-Modified")
-    return modified
+    return etag if etag is not None and (modified is None or not etag.startswith("W/")) else modified
+
+
+def _back_off(patience: Patience, failures: int) -> float:
+    """Seconds to wait; spread, so that many clients do not come back together."""
+    wait = patience.backoff_s * 2.0 ** min(failures - 1, 30) * random.uniform(0.75, 1.25)
+    return min(wait, patience.longest_wait_s)
 
 
 def _file_name(response: requests.Response) -> str | None:
