@@ -1,7 +1,7 @@
 """Google Drive: share links as files, its page before large files, and its listing of folders.
 
-The two pages are read as they are today; if Google changes them, this is the place. (gdown reads the same pages; it
-is not used because it neither resumes against a version nor lets go of the file's digest.)
+The two pages are read as they are today; if Google changes them, this is the place. (gdown reads the same pages. It is
+not used, because it keeps to itself what going on and verifying are built on here: versions, ranges, digests.)
 """
 
 from __future__ import annotations
