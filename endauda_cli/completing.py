@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.datasets import load_task
 from endauda_cli.domains import DOMAINS
 from endauda_cli.types import PolicyKind
+from endauda_cli.weights.manifest import read_manifest
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace, read_config
 
 if TYPE_CHECKING:
@@ -63,6 +65,14 @@ def _weights(ctx: Any, workspace: Workspace) -> Iterable[str]:
     return [str(path.relative_to(workspace.root)) for path in files]
 
 
+def _published(ctx: Any, workspace: Workspace) -> Iterable[str]:
+    manifest = ctx.params.get("manifest")
+    taken = set(ctx.params.get("names") or ())
+    return [
+        name for name in read_manifest(Path(manifest) if manifest else None).artefacts if name not in taken
+    ]
+
+
 def _data_sets(workspace: Workspace) -> list[str]:
     """TOML files in the workspace's own folder."""
     return [path.name for path in workspace.root.glob("*.toml") if path.name != CONFIG_FILE]
@@ -73,6 +83,7 @@ archives = _completer(_archives)
 label_sets = _completer(_label_sets)
 runs = _completer(_runs)
 weights = _completer(_weights)
+published = _completer(_published)
 sources = _completer(
     lambda ctx, workspace: [*(name for name in DOMAINS if name != "cityscapes"), *_data_sets(workspace)]
 )

@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from endauda_cli.diskspace import size_text
 from endauda_cli.events import Note, Tick
 from endauda_cli.results import (
     DemoResult,
+    DownloadResult,
     EvalResult,
     ExportResult,
     FusionResult,
@@ -40,8 +51,24 @@ PIPED_WIDTH = 160
 PLAIN_EVERY_S = 30.0
 """Seconds from one line of progress to the next where stderr is no terminal: a log of days stays readable."""
 
+NOTED = 3
+"""So many published artefacts are described beside the table."""
+
 # A bar for what is over at once only flickers.
 PATIENCE_S = 0.5
+
+
+class _Amount(ProgressColumn):
+    """``3/19`` of things, ``1.2 MB / 170.0 MB`` of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = MofNCompleteColumn()
+
+    def render(self, task: Task) -> Text:
+        if task.fields["unit"] != "bytes":
+            return self.count.render(task)
+        return Text(_amount(int(task.completed), None if task.total is None else int(task.total), "bytes"))
 
 
 class Terminal:
@@ -68,7 +95,7 @@ class Terminal:
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            _Amount(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self.err,
@@ -107,14 +134,14 @@ class Terminal:
         """A line now and then, for logs of batch jobs."""
         now = time.monotonic()
         began, before = self.started.setdefault(tick.task, (now, tick.done))
-        if tick.done >= tick.total:
+        if tick.total is not None and tick.done >= tick.total:
             del self.started[tick.task]
         elif now - self.told >= PLAIN_EVERY_S:
             self.told = now
-            line = f"{tick.task} {tick.done}/{tick.total}"
+            line = f"{tick.task} {_amount(tick.done, tick.total, tick.unit)}"
             if tick.note:
                 line += f"  {tick.note}"
-            if tick.done > before:
+            if tick.done > before and tick.total is not None:
                 left = (now - began) / (tick.done - before) * (tick.total - tick.done)
                 line += f"  {_duration(left)} left"
             self.err.print(Text(line), soft_wrap=True)
@@ -125,9 +152,11 @@ class Terminal:
         if bar is None:
             if time.monotonic() - began < PATIENCE_S and not self.verbose:
                 return
-            bar = self.bars[tick.task] = self.progress.add_task(tick.task, total=tick.total, note="")
+            bar = self.bars[tick.task] = self.progress.add_task(
+                tick.task, total=tick.total, note="", unit=tick.unit
+            )
         self.progress.update(bar, completed=tick.done, total=tick.total, note=tick.note[-48:])
-        if tick.done >= tick.total:
+        if tick.total is not None and tick.done >= tick.total:
             # The next phase of the same name (another teacher, say) gets a bar of its own.
             self.progress.update(bar, note="")
             del self.bars[tick.task], self.started[tick.task]
@@ -236,16 +265,25 @@ class Terminal:
 
     @_render.register
     def _(self, r: WeightsList) -> None:
-        table = _table("name", "what", "licence", "goes to", "mIoU %", "there", left=4)
+        table = _table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
         for w in r.artefacts:
-            there = "yes" if w.present else "no"
-            table.add_row(w.name, w.what, w.licence or "unknown", w.path, _figure(w.miou), there)
+            size = "unknown" if w.size is None else size_text(w.size)
+            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
         self.out.print(table)
-        for page in sorted({w.page for w in r.artefacts}):
+        for w in r.artefacts if len(r.artefacts) <= NOTED else ():
+            self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
+        for page in dict.fromkeys(w.page for w in r.artefacts):
             self._line(f"from {page}: {', '.join(w.name for w in r.artefacts if w.page == page)}")
-        self._line(
-            "Fetching is not built yet: open the page in a browser and put the file where the table says."
-        )
+
+    @_render.register
+    def _(self, r: DownloadResult) -> None:
+        for w in r.fetched:
+            where = f"fetched from {w.url}" if w.fetched else "was there already"
+            self._line(f"{w.name}: {where}, verified, {size_text(w.size)} -> {_relative(w.path)}")
+            for line in w.checks:
+                self._line(f"  {line}")
+            for line in w.next_steps:
+                self._line(f"  next: {line}")
 
     @_render.register
     def _(self, r: DemoResult) -> None:
@@ -303,6 +341,13 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {m}m"
     return f"{minutes}m {s}s" if minutes else f"{s}s"
+
+
+def _amount(done: int, total: int | None, unit: str) -> str:
+    """How much of how much."""
+    if unit == "bytes":
+        return size_text(done) if total is None else f"{size_text(done)} / {size_text(total)}"
+    return f"{done}/{'?' if total is None else total}"
 
 
 def _mb(size: int) -> str:

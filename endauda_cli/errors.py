@@ -6,6 +6,7 @@
     ├── DataError         an image, a label map, a teacher's output or a data set's TOML
     ├── ArchiveError      a certainty archive: format, damage, classes
     ├── CheckpointError   a file of weights, or weights of another network
+    ├── DownloadError     something that cannot be fetched, or is not what was published
     └── PolicyError       who owns which class
 
 A message is one sentence (or two): which file, what was found, what was expected, what to do.
@@ -41,6 +42,10 @@ class ArchiveError(EndaudaError):
 
 class CheckpointError(EndaudaError):
     """A file of weights cannot be read, or belongs to another network."""
+
+
+class DownloadError(EndaudaError):
+    """Something cannot be fetched, or what came is not what was published."""
 
 
 class PolicyError(EndaudaError):

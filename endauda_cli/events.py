@@ -13,12 +13,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Tick:
-    """``done`` of ``total`` units of ``task`` are finished; ``note`` is shown beside the bar."""
+    """``done`` of ``total`` units of ``task`` are finished; ``note`` is shown beside the bar.
+
+    ``total`` is ``None`` where nobody knows it.
+    """
 
     task: str
     done: int
-    total: int
+    total: int | None
     note: str = ""
+    unit: Literal["", "bytes"] = ""
 
 
 @dataclass(frozen=True)

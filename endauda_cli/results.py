@@ -146,8 +146,8 @@ class InspectResult:
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """A published file that ``download-weights`` is to fetch. ``None`` is not known."""
+class ListedWeights:
+    """A published artefact, and what of it is in the workspace. ``None`` is not known."""
 
     name: str
     what: str
@@ -155,21 +155,59 @@ class Artefact:
     """Where it goes, relative to the workspace."""
     page: str
     """The page to open in a browser."""
-    folder_id: str | None
-    """Of the Google Drive folder it lies in."""
+    urls: tuple[str, ...]
     size: int | None
     sha256: str | None
     licence: str | None
     miou: float | None
     """Published score on Cityscapes val, percent."""
-    present: bool = False
+    note: str | None
+    state: str
+    """``absent``, ``partial`` (a download was cut), ``verified`` (digests are those of the manifest or of the
+    first download), or ``foreign`` (something lies there that is not proven to be it)."""
 
 
 @dataclass(frozen=True)
 class WeightsList:
     """What there is to download."""
 
-    artefacts: tuple[Artefact, ...]
+    artefacts: tuple[ListedWeights, ...]
+
+
+@dataclass(frozen=True)
+class FetchedWeights:
+    """An artefact that is now in the workspace, verified."""
+
+    name: str
+    path: Path
+    fetched: bool
+    """False if it was there already."""
+    url: str | None
+    """Where it came from; ``None`` for what was found in place."""
+    size: int
+    """Of all its files, bytes."""
+    sha256: str | None
+    """Of its file; ``None`` if it is a folder."""
+    checks: tuple[str, ...]
+    """What opening its checkpoints came to, a sentence each."""
+    next_steps: tuple[str, ...]
+    """Command lines that use it."""
+
+
+@dataclass(frozen=True)
+class WeightsFailure:
+    """An artefact that could not be had, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DownloadResult:
+    """What became of the artefacts that were named."""
+
+    fetched: tuple[FetchedWeights, ...]
+    failures: tuple[WeightsFailure, ...]
 
 
 @dataclass(frozen=True)

@@ -534,7 +534,7 @@ def test_json_of_every_command(trained: Path, tmp_path: Path) -> None:
         "train": (*SIZE_FLAGS, "--steps", "2", "--name", "student"),
         "test": (),
         "inspect": ("dacs", "--verify"),
-        "download-weights": ("dacs", "crst"),
+        "download-weights": ("--list", "dacs", "crst"),
     }
     documents = {}
     for command, words in lines.items():
@@ -773,13 +773,13 @@ def test_list_of_weights(tmp_path: Path) -> None:
     everything = result_of("download-weights", "--workspace", tmp_path)["artefacts"]
     names = [entry["name"] for entry in everything]
     assert {"gta5/ours/drn", "synthia/ours/drn", "dacs", "crst", "cbst", "mrnet"} <= set(names)
-    assert not any(entry["present"] for entry in everything)
+    assert {entry["state"] for entry in everything} == {"absent"}
     assert all(entry["page"].startswith("https://") for entry in everything)
     place = tmp_path / next(entry["path"] for entry in everything if entry["name"] == "dacs")
     place.mkdir(parents=True)
     (place / "model.pth").touch()
-    (found,) = result_of("download-weights", "dacs", "--workspace", tmp_path)["artefacts"]
-    assert found["present"]
+    (found,) = result_of("download-weights", "--list", "dacs", "--workspace", tmp_path)["artefacts"]
+    assert found["state"] == "foreign"
     assert "; did you mean dacs?" in refused("download-weights", "dac", "--workspace", tmp_path)
     table = succeed("download-weights", "--workspace", tmp_path).out
-    assert all(name in table for name in names) and "Fetching is not built yet" in table
+    assert all(name in table for name in names)

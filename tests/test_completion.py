@@ -90,6 +90,9 @@ OFFERS = {
     "endauda export-teacher ": {"cbst", "crst", "dacs"},
     "endauda export-teacher dacs --split ": {"train", "val", "test"},
     "endauda inspect d": {"dacs"},
+    "endauda download-weights gta5/": {"gta5/ours/drn", "gta5/source"},
+    "endauda download-weights dacs mr": {"mrnet"},
+    "endauda download-weights dacs da": set(),
 }
 
 

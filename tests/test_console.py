@@ -37,6 +37,30 @@ def test_progress_without_a_terminal(at_once: None, capsys: Captured) -> None:
     assert re.search(r"  (\d+h )?\d+m( \d+s)? left$", second), "0.02 s or more for each of 3998"
 
 
+def test_bytes_without_a_terminal(at_once: None, capsys: Captured) -> None:
+    """Of a total that is known, and of one that nobody knows."""
+    with Terminal("download-weights") as terminal:
+        terminal.report(Tick("a.pth", 1_500_000, 170_000_000, "", "bytes"))
+        terminal.report(Tick("b.pth", 2_000_000, None, "again in 4 s", "bytes"))
+        terminal.report(Tick("b.pth", 3_000_000, None, "", "bytes"))
+        terminal.report(Tick("b.pth", 3_000_000, 3_000_000, "", "bytes"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["a.pth 1.5 MB / 170.0 MB", "b.pth 2.0 MB  again in 4 s", "b.pth 3.0 MB"]
+
+
+def test_bars_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """One per file, and one of all together."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    with Terminal("download-weights", verbose=True) as terminal:
+        terminal.report(Tick("in all", 1, 3, "one"))
+        terminal.report(Tick("a.pth", 1_500_000, 170_000_000, "", "bytes"))
+        terminal.report(Tick("b.pth", 2_000_000, None, "", "bytes"))
+    err = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert "in all" in err and "1/3" in err
+    assert "1.5 MB / 170.0 MB" in err and "2.0 MB" in err
+
+
 def test_short_work_says_nothing_without_a_terminal(capsys: Captured) -> None:
     with Terminal("fuse", verbose=True) as terminal:
         for done in range(1, 1000):

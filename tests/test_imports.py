@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # bottom: a layer imports from those above it in this table
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
-    "tools": ("compiled", "diskspace", "distributed", "multivalue", "pipeline"),
+    "tools": ("compiled", "diskspace", "distributed", "locking", "multivalue", "pipeline"),
     "kernels": ("fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
     "stores": ("archive", "cache", "checkpoint", "datasets", "labels", "weights", "workspace"),
     "engines": (
@@ -48,7 +48,10 @@ SIDEWAYS = {
 """Imports within a layer. Inside the packages (archive, models, commands) every one is fine, but no cycle."""
 
 STDLIB_ONLY = ("words", "values")
-LIGHT = ("torch", "torchvision", "numpy", "h5py", "hdf5plugin", "PIL", "jinja2", "tensorboard", "numba")
+LIGHT = (
+    *("torch", "torchvision", "numpy", "h5py", "hdf5plugin", "PIL", "jinja2", "tensorboard"),
+    *("numba", "requests"),
+)
 NOT_IN_KERNELS = {"h5py", "hdf5plugin", "pathlib", "PIL"}
 EXCEPTIONS = {"transforms": {"PIL"}, "street": {"PIL"}}  # Pillow resizes as published, and draws
 

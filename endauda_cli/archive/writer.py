@@ -13,7 +13,6 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import index, shard
-from endauda_cli.archive.lock import WriterLock
 from endauda_cli.archive.manifest import (
     ARCHIVE_FILE,
     IMAGE_SUFFIX,
@@ -34,6 +33,7 @@ from endauda_cli.archive.manifest import (
 )
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
+from endauda_cli.locking import WriterLock
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:

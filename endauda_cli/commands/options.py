@@ -114,8 +114,20 @@ class Session:
 
     def path(self, given: Path) -> Path:
         """A path as typed, else relative to the workspace."""
-        inside = self.workspace.root / given
-        return inside if not given.exists() and inside.exists() else given
+        return inside_workspace(self.workspace, given)
+
+    def weights(self, given: Path) -> Path:
+        """A file of weights by its path, or by the name that ``download-weights`` lists it under.
+
+        Raises:
+            ConfigError: if it is such a name, but was not fetched.
+        """
+        path = self.path(given)
+        if not path.exists():
+            from endauda_cli.weights import installed, read_manifest
+
+            return installed(self.workspace.root, read_manifest(), given.as_posix()) or path
+        return path
 
 
 def open_session(
@@ -148,6 +160,12 @@ def open_session(
         source_roots=_roots(found, task.source, source_data, "--source-data"),
         target_roots=_roots(found, task.target, target_data, "--target-data"),
     )
+
+
+def inside_workspace(workspace: Workspace, given: Path) -> Path:
+    """A path as typed, else relative to the workspace."""
+    inside = workspace.root / given
+    return inside if not given.exists() and inside.exists() else given
 
 
 def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str) -> tuple[Path, ...]:

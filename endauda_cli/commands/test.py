@@ -17,7 +17,8 @@ def command(
         Path | None,
         o.option(
             "--weights",
-            help="Checkpoint to score. [default: best.pt, else last.pt, of the newest run]",
+            help="Checkpoint to score: a file, or a name of download-weights. [default: best.pt, else last.pt, "
+            "of the newest run]",
             autocompletion=completing.weights,
             show_default=False,
         ),
@@ -79,7 +80,7 @@ def command(
             terminal.show(result)
             return
         path = (
-            session.path(weights)
+            session.weights(weights)
             if weights
             else session.workspace.newest_checkpoint(session.task.source.name)
         )

@@ -36,7 +36,7 @@ def command(
         Path | None,
         o.option(
             "--init",
-            help="Checkpoint to start from: a source model, or a backbone.",
+            help="Checkpoint to start from, a source model or a backbone: a file, or a name of download-weights.",
             autocompletion=completing.weights,
         ),
     ] = None,
@@ -110,7 +110,7 @@ def command(
     where the run was stopped.
 
     - `endauda train --backbone drn`
-    - `endauda train --labels plf --init weights/weights/gta5/source/model.pth --validate-every 1000`
+    - `endauda train --labels plf --init gta5/source --validate-every 1000`
     """  # fmt: skip
     from endauda_cli.config import InferenceConfig, TrainConfig
     from endauda_cli.distributed import process_group
@@ -149,7 +149,7 @@ def command(
         domain = task.target if method == Method.DISTILL else task.source
         result = train(
             config, task, domain, examples, out, cache or session.workspace.root / "cache",
-            session.path(init) if init is not None else None, resume, where, validate, terminal.report,
+            session.weights(init) if init is not None else None, resume, where, validate, terminal.report,
         )  # fmt: skip
         terminal.show(result)
 

@@ -1,0 +1,542 @@
+"""From names to verified files: lock, fetch, verify, open, write down, rename; one artefact after the other.
+
+A file is written down in the lock file before it gets its final name, so that a kill between the two leaves
+something that the next run only has to rename.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from endauda_cli.errors import CheckpointError, ConfigError, DownloadError
+from endauda_cli.events import Note, Tick
+from endauda_cli.locking import WriterLock
+from endauda_cli.results import DownloadResult, FetchedWeights, ListedWeights, WeightsFailure, WeightsList
+from endauda_cli.weights import drive, transport
+from endauda_cli.weights.lockfile import PATH as LOCK_PATH
+from endauda_cli.weights.lockfile import Record, Seen, add_record, look, read_records
+from endauda_cli.weights.manifest import Artefact, Manifest, is_checkpoint
+from endauda_cli.weights.matching import Match, match
+from endauda_cli.weights.transport import Patience, SourceError
+from endauda_cli.weights.unpacking import BadArchiveError, is_archive, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import requests
+
+    from endauda_cli.events import Reporter
+    from endauda_cli.workspace import Workspace
+
+ARCHIVES = (".zip", ".tar")
+"""How a mirror may hold what goes to a folder."""
+WAIT_S = 3600.0
+"""For another process that fetches the same."""
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """How to get at what was named."""
+
+    mirror: str | None = None
+    """A web folder that holds files under their workspace paths; asked first."""
+    from_file: Path | None = None
+    """A file that the user has fetched, instead of any link."""
+    offline: bool = False
+    """Ask nobody."""
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A file that was fetched for an artefact, not in its final place yet."""
+
+    path: Path
+    name: str
+    """Of the file, as its source calls it."""
+    url: str
+
+
+# ---------------------------------------------------------------------------- what there is
+
+
+def list_weights(workspace: Workspace, manifest: Manifest, names: Sequence[str] = ()) -> WeightsList:
+    """The artefacts of those names (all, if none is given), and their state in the workspace.
+
+    Raises:
+        ConfigError: if a name is unknown.
+        DownloadError: if the lock file is damaged.
+    """
+    records = read_records(workspace.root)
+    return WeightsList(
+        tuple(
+            ListedWeights(
+                a.name, a.what, a.path, a.page, a.urls, a.size, a.sha256, a.licence, a.miou, a.note,
+                _state(workspace.root, a, records.get(a.name)),
+            )
+            for a in manifest.choose(names)
+        )
+    )  # fmt: skip
+
+
+def _state(root: Path, artefact: Artefact, record: Record | None) -> str:
+    target = artefact.target(root)
+    if record is not None:
+        there = {path: root / path for path in record.files if (root / path).is_file()}
+        if there:
+            same = len(there) == len(record.files) and all(
+                look(path) == record.files[name] for name, path in there.items()
+            )
+            trusted = same and all(_trouble(artefact, seen) is None for seen in record.downloads.values())
+            return "verified" if trusted else "foreign"
+    elif artefact.is_folder:
+        # Other things may lie in such a folder; checkpoints are what would be taken for these.
+        if target.is_dir() and any(is_checkpoint(path.name) for path in target.rglob("*")):
+            return "foreign"
+    elif target.exists():
+        known = artefact.sha256 is not None and target.is_file() and _trouble(artefact, look(target)) is None
+        return "verified" if known else "foreign"
+    return "partial" if _staging(target).exists() else "absent"
+
+
+def _trouble(artefact: Artefact, seen: Seen) -> str | None:
+    """How a fetched file differs from what the manifest says of it."""
+    if artefact.size is not None and seen.size != artefact.size:
+        return f"has {seen.size:,} bytes, but {artefact.size:,} were expected"
+    if artefact.sha256 is not None and not seen.sha256.startswith(artefact.sha256):
+        return f"has the SHA-256 {seen.sha256}, but {artefact.sha256} was expected"
+    return None
+
+
+# ---------------------------------------------------------------------------- getting it
+
+
+def fetch_weights(
+    workspace: Workspace, manifest: Manifest, names: Sequence[str], options: FetchOptions, report: Reporter
+) -> DownloadResult:
+    """Get the artefacts of those names; what fails does not keep the others from coming.
+
+    Raises:
+        ConfigError: if a name is unknown, ``from_file`` is given for several, or ``mirror`` is no link.
+    """
+    chosen = manifest.choose(names)
+    if options.mirror is not None and not options.mirror.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--mirror {options.mirror}: a link that begins with https:// or http:// was expected"
+        )
+    if options.from_file is not None:
+        if len(chosen) != 1:
+            raise ConfigError(f"--from-file is for one name, but {len(chosen)} are meant")
+        if not options.from_file.is_file():
+            raise ConfigError(f"--from-file {options.from_file}: no such file")
+    fetched, failures = [], []
+    for number, artefact in enumerate(chosen):
+        if len(chosen) > 1:
+            report(Tick("in all", number, len(chosen), artefact.name))
+        try:
+            fetched.append(_Job(workspace.root, artefact, options, report).run())
+        except (DownloadError, CheckpointError) as error:
+            failures.append(WeightsFailure(artefact.name, str(error)))
+            if len(chosen) > 1:
+                report(Note(f"{artefact.name}: {error}", "warning"))
+    if len(chosen) > 1:
+        report(Tick("in all", len(chosen), len(chosen)))
+    return DownloadResult(tuple(fetched), tuple(failures))
+
+
+class _Job:
+    """One artefact on its way into the workspace."""
+
+    def __init__(self, root: Path, artefact: Artefact, options: FetchOptions, report: Reporter) -> None:
+        self.root, self.artefact, self.options, self.report = root, artefact, options, report
+        self.target = artefact.target(root)
+        self.staging = _staging(self.target)
+        self.record: Record | None = None
+        self.seen: dict[Path, Seen] = {}
+
+    def run(self) -> FetchedWeights:
+        """Until it is there.
+
+        Raises:
+            DownloadError: if no source gives it, or what came is not what was published.
+            CheckpointError: if a checkpoint in it cannot be opened or is of another network.
+        """
+        with _only_one(self.target, self.artefact.name, self.report):
+            self.record = read_records(self.root).get(self.artefact.name)
+            state = _state(self.root, self.artefact, self.record)
+            if state == "verified" and self.record is not None:
+                return self._result(self.record, False, self._open_all(self._places(self.record)))
+            given = self.options.from_file
+            if state == "verified":  # by the manifest's digest: the user put it there
+                given = self.target
+            if state == "foreign" and not (given is not None and self._is_in_place(given)):
+                self._refuse_foreign()
+            pieces = self._pieces_of_user(given) if given is not None else self._pieces_from_sources()
+            return self._install(pieces)
+
+    def _is_in_place(self, given: Path) -> bool:
+        return not self.artefact.is_folder and self.target.exists() and given.samefile(self.target)
+
+    def _refuse_foreign(self) -> None:
+        if self.artefact.is_folder:
+            return  # only files of the same names are in the way; see _install
+        known = "is not what was first fetched" if self.record is not None else "was not fetched by endauda"
+        line = _command("download-weights", self.artefact.name, "--from-file", self.artefact.path)
+        raise DownloadError(
+            f"{self.target}: something lies there that {known}; to check and adopt it run '{line}', "
+            "to fetch it anew move it away"
+        )
+
+    # ------------------------------------------------------------------------ sources
+
+    def _pieces_of_user(self, given: Path) -> list[_Piece]:
+        """The user's own file, copied; it stays where it is."""
+        if self._is_in_place(given):
+            piece = _Piece(self.target, given.name, self.artefact.path)
+            self._verify(piece)
+            return [piece]
+        copy = self._part(given.name).with_suffix(".given")  # the part of a cut download stays
+        piece = _Piece(copy, given.name, str(given))
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given, copy)
+            self._verify(piece)
+        except OSError as error:
+            copy.unlink(missing_ok=True)
+            raise DownloadError(
+                f"{copy}: cannot be written ({error.strerror}); free some space and run again"
+            ) from error
+        except DownloadError:
+            copy.unlink()
+            raise
+        return [piece]
+
+    def _pieces_from_sources(self) -> list[_Piece]:
+        """From the first source that gives it."""
+        reasons = []
+        if not self.options.offline:
+            for url in self._urls():
+                try:
+                    with transport.new_session() as session:
+                        return [self._fetch(session, link, name) for link, name in self._links(url)]
+                except SourceError as error:
+                    reasons.append(str(error))
+                    if url != self._urls()[-1]:
+                        self.report(Note(f"{error}; asking the next link"))
+        a = self.artefact
+        if self.options.offline:
+            why = f"{a.name} is not there, and --offline asks nobody"
+        elif not reasons:
+            why = f"{a.name}: no link to it is known"
+        else:
+            why = f"{a.name} cannot be fetched: {'; '.join(reasons)}"
+        save = "save the file" if a.is_folder else f"save the file as {self.target}"
+        line = _command("download-weights", a.name, "--from-file", "FILE" if a.is_folder else a.path)
+        raise DownloadError(f"{why}; open {a.page} in a browser, {save}, then run '{line}'")
+
+    def _urls(self) -> list[str]:
+        """Links to ask, in order."""
+        a, urls = self.artefact, []
+        if self.options.mirror is not None:
+            base = f"{self.options.mirror.rstrip('/')}/{quote(a.path.rstrip('/'))}"
+            urls += [base + suffix for suffix in ARCHIVES] if a.is_folder else [base]
+        return urls + list(a.urls)
+
+    def _links(self, url: str) -> list[tuple[str, str]]:
+        """(link, name or path, if the link says it) of each file that a source means: one, but for Drive's folders."""
+        if drive.folder_id(url) is None:
+            return [(url, "" if drive.file_id(url) else _name_in(url))]
+        pinned = list(self.record.downloads) if self.record is not None else []
+        if not self.artefact.is_folder and pinned and drive.file_id(pinned[0]):
+            return [(pinned[0], self.target.name)]
+        files = drive.list_folder(url, self.options.patience)
+        wanted = [file for file in files if self.artefact.selects(file.path)]
+        if not wanted:
+            listed = ", ".join(file.path for file in files[:8]) or "no file"
+            more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+            raise SourceError(f"{url}: holds {listed}{more}, but nothing like {self.artefact.member}")
+        if len(wanted) > 1 and not self.artefact.is_folder:
+            listed = ", ".join(file.path for file in wanted)
+            raise SourceError(f"{url}: holds several files like {self.artefact.member} ({listed})")
+        paths = Counter(file.path for file in wanted)
+        if twice := [path for path, times in paths.items() if times > 1]:
+            raise SourceError(f"{url}: holds two files called {twice[0]}")
+        return [(file.url, file.path) for file in wanted]
+
+    def _fetch(self, session: requests.Session, url: str, name: str) -> _Piece:
+        """One file, complete and verified, as a part."""
+        path = self._part(name)
+        task = PurePosixPath(name).name or self.artefact.name
+        seen_before = self.record.downloads.get(url) if self.record is not None else None
+        size = self.artefact.size
+        if size is None and seen_before is not None:
+            size = seen_before.size
+        if url.startswith("http://") and self.artefact.sha256 is None and seen_before is None:
+            self.report(Note(f"{url}: not encrypted, and no digest is known to check it against", "warning"))
+        called = transport.fetch(
+            session,
+            _direct(url),
+            drive.open_file if drive.file_id(url) else transport.follow,
+            path,
+            size,
+            self.artefact.sha256 is not None or seen_before is not None,
+            self.options.patience,
+            lambda done, total, note: self.report(Tick(task, done, total, note, "bytes")),
+        )
+        done = path.stat().st_size
+        self.report(Tick(task, done, done, "", "bytes"))
+        piece = _Piece(path, name or called or "download", url)
+        try:
+            self._verify(piece)
+        except DownloadError as error:
+            transport.remove_part(path)
+            del self.seen[path]
+            raise SourceError(str(error)) from error
+        return piece
+
+    def _part(self, name: str) -> Path:
+        """Where a file grows: beside a file's place, or below the folder's own staging folder."""
+        if not self.artefact.is_folder:
+            return self.staging
+        return self.staging / f"{quote(name or 'download', safe=' ()[]+')}.part"
+
+    def _look(self, path: Path) -> Seen:
+        """Size and digest of a file that is complete; read once."""
+        if path not in self.seen:
+            self.seen[path] = look(path)
+        return self.seen[path]
+
+    def _verify(self, piece: _Piece) -> None:
+        """Size and digest against the manifest.
+
+        Raises:
+            DownloadError: says what is there and what was expected.
+        """
+        if self.artefact.size is None and self.artefact.sha256 is None:
+            return
+        if (trouble := _trouble(self.artefact, self._look(piece.path))) is not None:
+            raise DownloadError(f"{piece.url}: {trouble}")
+
+    # ------------------------------------------------------------------------ into place
+
+    def _install(self, pieces: list[_Piece]) -> FetchedWeights:
+        """Open, compare with the lock file, write down, rename."""
+        files = self._unpacked(pieces) if self.artefact.is_folder else {self.target: pieces[0].path}
+        found = {
+            str(place.relative_to(self.root).as_posix()): self._look(path) for place, path in files.items()
+        }
+        self._compare(found, pieces)
+        in_the_way = [
+            place for place, path in files.items()
+            if place.exists() and place != path and look(place) != found[place.relative_to(self.root).as_posix()]
+        ]  # fmt: skip
+        if in_the_way:
+            raise DownloadError(f"{in_the_way[0]}: another file lies there; move it away and run again")
+        matches = self._open_all(files)
+        record = Record(
+            pieces[0].url if len(pieces) == 1 else next(iter(self.artefact.urls), pieces[0].url),
+            self.record.first_seen if self.record is not None else date.today().isoformat(),
+            {piece.url: self._look(piece.path) for piece in pieces},
+            found,
+        )
+        if self.record is None:
+            add_record(self.root, self.artefact.name, record)
+        for place, path in files.items():
+            _move(path, place)
+        if self.artefact.is_folder:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        else:
+            transport.remove_part(self.staging)
+        return self._result(record, True, matches)
+
+    def _unpacked(self, pieces: list[_Piece]) -> dict[Path, Path]:
+        """Final place -> present place of every file of a folder."""
+        files: dict[Path, Path] = {}
+        for number, piece in enumerate(pieces):
+            if is_archive(piece.path):
+                folder = self.staging / f"unpacked-{number}"
+                shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    inside = unpack(piece.path, folder, self.artefact.selects, piece.url)
+                except BadArchiveError:
+                    transport.remove_part(piece.path)
+                    raise
+                files |= {self.target / path: folder / path for path in inside}
+            else:
+                relative = PurePosixPath(piece.name)
+                files[self.target / Path(*relative.parts)] = piece.path
+        if not files:
+            raise DownloadError(f"{pieces[0].url}: holds nothing like {self.artefact.member}")
+        return files
+
+    def _compare(self, found: dict[str, Seen], pieces: list[_Piece]) -> None:
+        if self.record is None or found == self.record.files:
+            return
+        names = sorted(set(found) | set(self.record.files))
+        name = next(name for name in names if found.get(name) != self.record.files.get(name))
+        now, then = found.get(name), self.record.files.get(name)
+        for piece in pieces:
+            if piece.path != self.target:
+                transport.remove_part(piece.path)
+        raise DownloadError(
+            f"{self.root / name}: {pieces[0].url} gives {_words(now)}, but {_words(then)} was first seen on "
+            f"{self.record.first_seen}; if the change is meant, delete {self.artefact.name!r} from "
+            f"{self.root / LOCK_PATH} and run again"
+        )
+
+    def _open_all(self, files: dict[Path, Path]) -> list[tuple[Path, Match]]:
+        """Open all checkpoints among files (final place -> present place); one at least must fit, if it can.
+
+        Raises:
+            CheckpointError: if one cannot be opened safely, or none fits.
+        """
+        matches: list[tuple[Path, Match]] = []
+        refused: CheckpointError | None = None
+        for place, path in files.items():
+            if not is_checkpoint(place.name):
+                continue
+            try:
+                matches.append((place, match(path, self.artefact.network, place)))
+            except CheckpointError as error:
+                if not self.artefact.is_folder:
+                    raise self._set_aside(path, place, error) from error
+                refused = refused or error
+                matches.append((place, Match(f"not usable: {error}", False)))
+        if refused is not None and not any(m.fits for _, m in matches):
+            raise self._set_aside(self.staging, self.target, refused) from refused
+        return matches
+
+    def _set_aside(self, path: Path, place: Path, error: CheckpointError) -> CheckpointError:
+        """What is whole, but not the network: kept for a look, but neither as the file nor as its part."""
+        if path == place or not path.exists():  # it was there already
+            return error
+        rejected = place.with_name(f"{place.name}.rejected")
+        if rejected.is_dir():
+            shutil.rmtree(rejected)
+        os.replace(path, rejected)
+        transport.remove_part(path)
+        return CheckpointError(str(error).replace(str(place), f"{rejected} (set aside, not installed)"))
+
+    def _places(self, record: Record) -> dict[Path, Path]:
+        return {self.root / name: self.root / name for name in record.files}
+
+    def _result(self, record: Record, fetched: bool, matches: list[tuple[Path, Match]]) -> FetchedWeights:
+        a = self.artefact
+        checks = [
+            m.sentence if len(matches) == 1 else f"{place.relative_to(self.target)}: {m.sentence}"
+            for place, m in matches
+        ]
+        if not matches and not a.is_folder:
+            checks.append("not a PyTorch file, so its content was not looked at")
+        return FetchedWeights(
+            a.name,
+            self.target,
+            fetched,
+            record.url if fetched else None,
+            sum(seen.size for seen in record.files.values()),
+            None if a.is_folder else record.files[a.path].sha256,
+            tuple(checks),
+            tuple(_next_steps(a, self.root, record, matches)),
+        )
+
+
+# ---------------------------------------------------------------------------- what to do with it
+
+
+def _next_steps(
+    artefact: Artefact, root: Path, record: Record, matches: list[tuple[Path, Match]]
+) -> Iterator[str]:
+    """Command lines, as they work in the workspace."""
+    network = artefact.network
+    source = () if artefact.source in (None, "gta5") else ("--source", str(artefact.source))
+    if artefact.use == "labels":
+        parents = {PurePosixPath(name).parent for name in record.files if name.endswith(".png")}
+        sets = {p for p in parents if p.parent == PurePosixPath(artefact.path.rstrip("/"))}
+        for folder in sorted(sets):
+            yield _command("train", "--labels", folder.name, *source)
+    if network is None:
+        return
+    for place, found in matches:
+        path = place.relative_to(root).as_posix()
+        if not found.fits:
+            continue
+        if artefact.use == "teacher" and network.teacher is not None:
+            yield _command("export-teacher", network.teacher, "--weights", path, *source)
+        elif network.backbone is not None:
+            chosen = [] if network.backbone == "drn" else ["--backbone", network.backbone]
+            chosen += [] if found.arch in (None, "deeplabv3plus") else ["--arch", found.arch or ""]
+            if artefact.use == "test":
+                yield _command("test", "--weights", path, *chosen, *source)
+            elif artefact.use == "init":
+                yield _command("train", "--init", path, *chosen, *source)
+
+
+def _command(*words: str) -> str:
+    """A line to type in the workspace."""
+    return shlex.join(["endauda", *words])
+
+
+# ---------------------------------------------------------------------------- small things
+
+
+def _staging(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _direct(url: str) -> str:
+    """Share links whose page is known to have a switch for the file itself."""
+    parts = urlsplit(url)
+    if parts.hostname in ("www.dropbox.com", "dropbox.com"):
+        query = "&".join([p for p in parts.query.split("&") if p and not p.startswith("dl=")] + ["dl=1"])
+        return parts._replace(query=query).geturl()
+    return url
+
+
+def _name_in(url: str) -> str:
+    """Of the file that a link ends with; empty if it ends with none."""
+    name = re.split(r"[/\\]", unquote(urlsplit(url).path))[-1]
+    return "" if name in (".", "..") or not name.isprintable() or ":" in name else name
+
+
+def _words(seen: Seen | None) -> str:
+    return "nothing" if seen is None else f"{seen.size:,} bytes with SHA-256 {seen.sha256[:16]}..."
+
+
+def _move(path: Path, place: Path) -> None:
+    """Rename into place, lasting."""
+    if path == place:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(path, place)
+    if os.name == "posix":
+        descriptor = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _only_one(target: Path, name: str, report: Reporter) -> Iterator[None]:
+    """Hold the artefact's lock; another process that fetches it is waited for."""
+    lock = WriterLock(target.with_name(f".{target.name}.lock"))
+    if not lock.acquire():
+        report(Note(f"{name}: another process is fetching it; waiting"))
+        if not lock.acquire(WAIT_S):
+            raise DownloadError(f"{target}: another process has been fetching it for an hour; try again")
+    try:
+        yield
+    finally:
+        lock.release()
