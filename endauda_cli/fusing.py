@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from endauda_cli.config import FuseConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
-    from endauda_cli.journal import Line
-    from endauda_cli.live import NetworkReader
     from endauda_cli.fusion import Planes
     from endauda_cli.image_fusion import Readers
+    from endauda_cli.journal import Line
+    from endauda_cli.live import NetworkReader
     from endauda_cli.policy import Policy
 
     UInt8 = NDArray[np.uint8]
@@ -177,7 +177,8 @@ def _recipe(
     config: FuseConfig, task: Task, evidence: Evidence, out: Path, scored: bool, report: Reporter
 ) -> tuple[Policy | None, Recipe]:
     """What the rule is told; with a score, what any rule would be told."""
-    policy, delta = None, ()
+    policy: Policy | None = None
+    delta: tuple[float, ...] = ()
     num_classes = len(task.classes)
     if scored or config.rule == FusionRule.PLF:
         policy = choose_policy(config.policy, evidence, report)
@@ -304,11 +305,11 @@ def _score(fusion: Fusion, image: str, labels: UInt8, planes: Planes) -> dict[st
         hits, unions, labelled = overlaps(truth, label, num_classes)
         return [hits.tolist(), unions.tolist(), labelled]
 
-    scores = {"teachers": [score(label) for label in labels], "rules": {}}
-    for rule in RULES:
-        fused = run_rule(fusion, rule, labels, planes)
-        scores["rules"][rule] = [score(fused.candidate), score(fused.label)]
-    return scores
+    fused = {rule: run_rule(fusion, rule, labels, planes) for rule in RULES}
+    return {
+        "teachers": [score(label) for label in labels],
+        "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},
+    }
 
 
 def _summarise(

@@ -206,7 +206,7 @@ def _packed(label: UInt8) -> bytes:
     rows[:, 0] = _UP
     rows[0, 1:] = label[0]
     np.subtract(label[1:], label[:-1], out=rows[1:, 1:])
-    return bytes(imagecodecs.deflate_encode(rows, level=_LEVEL))
+    return bytes(imagecodecs.deflate_encode(rows.tobytes(), level=_LEVEL))
 
 
 def _label_png(size: tuple[int, ...], packed: bytes, palette: Sequence[Colour] | None = None) -> bytes:

@@ -80,11 +80,11 @@ class FusionResult:
     """Share of pixels that more than one class claimed."""
     unclaimed: float
     """Share of pixels that no class claimed."""
-    disputed: float
-    """Share of pixels that teachers give different classes."""
-    agreement: tuple[tuple[float | None, ...], ...]
-    """Per pair of teachers the share of pixels with the same class, of those to which both give one."""
     classes: tuple[ClassSummary, ...]
+    disputed: float = 0.0
+    """Share of pixels that teachers give different classes."""
+    agreement: tuple[tuple[float | None, ...], ...] = ()
+    """Per pair of teachers the share of pixels with the same class, of those to which both give one."""
     scores: tuple[FusionScore, ...] = ()
     waiting_for: int = 0
     """Images of the set that other processes have yet to do; the figures are then of this one's alone."""

@@ -5,6 +5,7 @@ Legend of shapes: T teacher, C class, K some classes, H, W.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,22 +54,8 @@ def plf(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
             slots = np.full(256, -1, np.int64)
             slots[mine] = range(len(mine))
             owned = planes(t, mine)  # (K, H, W)
-            in_bands(
-                height,
-                lambda first, last, slots=slots, owned=owned: _keep(
-                    candidate,
-                    claims,
-                    slots,
-                    owned,
-                    float(recipe.threshold),
-                    kh,
-                    kw,
-                    inside,
-                    label,
-                    first,
-                    last,
-                ),
-            )
+            told = (float(recipe.threshold), kh, kw, inside)
+            in_bands(height, partial(_keep, candidate, claims, slots, owned, *told, label))
     return Fused(label, candidate, claims)
 
 
@@ -80,7 +67,7 @@ def certainty(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
     for start in range(0, recipe.num_classes, CLASSES_AT_ONCE):
         group = range(start, min(start + CLASSES_AT_ONCE, recipe.num_classes))
         stack = _stack(planes, teachers, group)
-        in_bands(height, lambda a, b, stack=stack, c=start: _raise_mean(stack, c, best, candidate, a, b))
+        in_bands(height, partial(_raise_mean, stack, start, best, candidate))
     return _kept(labels, recipe, candidate, best)
 
 
@@ -90,7 +77,7 @@ def soft_label(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
     stack = _stack(planes, teachers, range(recipe.num_classes))
     delta = np.asarray(recipe.delta, np.float32)
     best, candidate = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
-    in_bands(height, lambda first, last: _rank_and_average(stack, delta, best, candidate, first, last))
+    in_bands(height, partial(_rank_and_average, stack, delta, best, candidate))
     return _kept(labels, recipe, candidate, best)
 
 
@@ -173,7 +160,7 @@ def _kept(labels: UInt8, recipe: Recipe, candidate: UInt8, best: Array) -> Fused
 def _poll(labels: UInt8, num_classes: int) -> tuple[UInt8, UInt8]:
     _, height, width = labels.shape
     winner, distinct = np.empty((height, width), np.uint8), np.empty((height, width), np.uint8)
-    in_bands(height, lambda first, last: _count_votes(labels, num_classes, winner, distinct, first, last))
+    in_bands(height, partial(_count_votes, labels, num_classes, winner, distinct))
     return winner, distinct
 
 
@@ -293,8 +280,9 @@ def _keep(
     first: int,
     last: int,
 ) -> None:
-    """``owned`` is (K, H, W), and class c stands at ``slots[c]``, or nowhere if that is below 0. Sums of bytes are exact, and so is the
-    comparison; floats are summed as float64, from the start in each row, so that no error creeps in."""
+    """``owned`` is (K, H, W), and class c stands at ``slots[c]``, or nowhere if that is below 0. Sums of bytes
+    are exact, and so is the comparison; floats are summed as float64, from the start in each row, so that no error
+    creeps in."""
     height, width = candidate.shape
     rx = kw // 2
     sums = np.zeros((len(owned), width), np.float64)
@@ -429,11 +417,10 @@ def _agree(labels: UInt8, num_classes: int, pairs: Array, first: int, last: int)
                 same, both = 0, 0
                 for x in range(width):
                     a, b = labels[t, y, x], labels[u, y, x]
-                    given = np.uint8((a < num_classes) & (b < num_classes))
-                    equal = np.uint8(a == b)
-                    both += given
-                    same += given & equal
-                    differ[x] |= given & (equal ^ np.uint8(1))
+                    given = (a < num_classes) & (b < num_classes)
+                    both += int(given)
+                    same += int(given & (a == b))
+                    differ[x] |= np.uint8(given & (a != b))
                 pairs[0, t, u] += same
                 pairs[1, t, u] += both
                 if u < t:
