@@ -131,7 +131,7 @@ def test_scores_stand_side_by_side_and_change_nothing(city: Path) -> None:
     assert plain["scores"] == []
     scored = result_of("fuse", "--split", "val", "--threshold", "80")
     assert labels_of(city / FUSED / "plain") == labels_of(city / FUSED / "plf-val")
-    assert [s["name"] for s in scored["scores"]] == [*TEACHERS, *FusionRule]
+    assert [s["name"] for s in scored["scores"]] == [*sorted(TEACHERS), *FusionRule]
     tested = result_of("test", "--predictions", city / FUSED / "plf-val")
     plf = next(s for s in scored["scores"] if s["name"] == "plf")
     assert plf["kept_miou"] == pytest.approx(tested["miou"], abs=1e-9)
@@ -156,7 +156,6 @@ def test_labels_of_train_are_not_opened_unasked(city: Path) -> None:
         path.write_bytes(b"no image")
     assert result_of("fuse")["scores"] == []
     assert "gtFine_labelIds.png" in refused("fuse", "--score")
-    assert "--score" in refused("fuse", "--score", "--split", "test") or True
 
 
 def test_agreement_is_counted(city: Path) -> None:

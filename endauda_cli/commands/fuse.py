@@ -137,6 +137,8 @@ def command(
     given = teachers or session.workspace.teachers(session.task.source.name)
     checkpoints = dict(word.split("=", 1) for word in given if "=" in word)
     names = tuple(word.partition("=")[0] for word in given)
+    for teacher in checkpoints:
+        check_name(teacher, "teacher name")
     archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
     if any(name not in checkpoints for name in names):
         o.refuse_unknown_teachers(session, [name for name in names if name not in checkpoints])
