@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,9 +80,8 @@ def dense_certainty(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tensor
 
 
 def dense_majority(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tensor:
-    # 255 gets a channel of its own, which is then left out.
-    votes = F.one_hot(labels.long().clamp(max=CLASSES), CLASSES + 1)[..., :CLASSES].sum(0)
-    return votes.argmax(-1).to(torch.uint8)
+    classes = torch.arange(CLASSES)[None, :, None, None]
+    return (labels[:, None] == classes).sum(0).argmax(0).to(torch.uint8)
 
 
 def dense_soft_label(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tensor:
@@ -245,12 +245,20 @@ def process(words: list[str], environment: dict[str, str]) -> tuple[float, float
 
 
 def whole_job(
-    size: tuple[int, int], images: int, cores: int, repeats: int, say: Callable[[str], None]
+    inputs: Path | None,
+    size: tuple[int, int],
+    images: int,
+    cores: int,
+    repeats: int,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        make_inputs(root, size, images, say)
-        for path in root.rglob("*"):  # into the page cache
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, root = inputs or Path(temporary) / "inputs", Path(temporary)
+        if not (folder / "policy.json").exists():
+            make_inputs(folder, size, images, say)
+        for name in ("outputs", "workspace", "policy.json"):
+            (root / name).symlink_to((folder / name).resolve())
+        for path in folder.rglob("*"):  # into the page cache
             if path.is_file():
                 path.read_bytes()
         here = str(Path(__file__).resolve())
@@ -259,10 +267,12 @@ def whole_job(
             say(f"whole job, repeat {n + 1}/{repeats}")
             words = [here, "--reference-job", str(root / "outputs"), str(root / f"reference{n}")]
             found["reference"].append(process(words, {"OMP_NUM_THREADS": str(cores)}))
+            shutil.rmtree(root / f"workspace/Warehouse/Cityscapes/data/gtFine/it{n}", ignore_errors=True)
             words = ["-m", "endauda_cli", "fuse", "--quiet", "--workspace", str(root / "workspace")]
             words += ["--policy", str(root / "policy.json"), "--name", f"it{n}", "--workers", str(cores)]
             found["endauda"].append(process(words, {}))
         made = root / "workspace/Warehouse/Cityscapes/data/gtFine/it0"
+        images = len(list((root / "outputs/teacher0").glob("*.png")))
         differ = 0
         for path in sorted((root / "reference0").glob("*.png")):
             pictures = [np.asarray(Image.open(p).convert("RGB")) for p in (path, made / path.name)]
@@ -310,6 +320,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--size", default="1024x2048", help="HEIGHTxWIDTH")
     parser.add_argument("--images", type=int, default=12, help="of the whole job")
+    parser.add_argument(
+        "--inputs", type=Path, help="folder to keep the whole job's inputs in, for another run"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--only", choices=["kernels", "job"])
@@ -339,7 +352,9 @@ def main() -> None:
         labels, planes = (np.stack(arrays) for arrays in zip(*made, strict=True))
         result["kernels"] = kernels(labels, planes, given.repeats)
     if given.only != "kernels":
-        result["whole_job"] = whole_job((height, width), given.images, given.cores, given.repeats, say)
+        result["whole_job"] = whole_job(
+            given.inputs, (height, width), given.images, given.cores, given.repeats, say
+        )
     if given.json:
         print(json.dumps(result, indent=1))
     else:
