@@ -55,19 +55,29 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]]) -> UI
     left = GAP + max(_width(name, font) for name in names) + GAP
     image = Image.new("RGB", (left + side * len(names) + GAP, 3 * GAP + 64 * len(names)), PAPER)
     draw = ImageDraw.Draw(image)
-    known = [v for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and i != j]
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    heat = shades(values)
     for i, name in enumerate(names):
         draw.text((left - GAP, 2 * GAP + 64 * i + 32), name, INK, font, anchor="rm")
         draw.text((left + side * i + side // 2, GAP), name, INK, font, anchor="mm")
         for j, value in enumerate(values[i]):
             box = (left + side * j, 2 * GAP + 64 * i, left + side * (j + 1) - 3, 2 * GAP + 64 * (i + 1) - 3)
-            shade = 0.0 if value is None or i == j else 0.1 + 0.7 * (value - low) / (high - low or 1)
-            fill = LINE if i == j else _mixed(shade)
-            draw.rectangle(box, fill)
+            draw.rectangle(box, LINE if i == j else _mixed(heat[i][j] or 0))
             text = "" if i == j else "n/a" if value is None else f"{100 * value:.1f}"
             draw.text((box[0] + side // 2, box[1] + 30), text, INK, font, anchor="mm")
     return np.asarray(image)
+
+
+def shades(values: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """How dark each cell of a square table is to be, 0.1 (its least) to 0.8 (its most); none on the diagonal."""
+    known = [v for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and i != j]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    return [
+        [
+            None if v is None or i == j else 0.1 + 0.7 * (v - low) / (high - low or 1)
+            for j, v in enumerate(row)
+        ]
+        for i, row in enumerate(values)
+    ]
 
 
 def _mixed(share: float) -> Colour:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from endauda_cli.charts import bars, matrix
+from endauda_cli.charts import bars, matrix, shades
 from endauda_cli.domains import IGNORE
 from endauda_cli.image_fusion import planes_of, run_rule
 from endauda_cli.labels import colourise, read_image, read_train_ids
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 PICTURED_IMAGES = 8
+GALLERY_WIDTH = 1240
+"""Of all pictures of an image side by side, so that none has to be scrolled to."""
 TEACHER_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
@@ -65,7 +67,12 @@ def write_fusion_report(
         sections.append(_scores(result))
     disputed = sorted(lines, key=lambda line: (-line["disputed"] / max(1, line["pixels"]), line["id"]))
     sections += _galleries(fusion, result, disputed[:PICTURED_IMAGES], images)
-    report = Report(f"{result.rule} of {', '.join(result.teachers)}", _intro(fusion, result), sections)
+    report = Report(
+        f"{result.rule} of {', '.join(result.teachers)}",
+        _intro(fusion, result),
+        sections,
+        picture_width=min(320, GALLERY_WIDTH // (len(result.teachers) + 4)),
+    )
     write_report(result.labels / "report.html", report)
 
 
@@ -115,12 +122,12 @@ def _class_bars(fusion: Fusion, result: FusionResult) -> Figure:
 
 
 def _agreement(result: FusionResult) -> Table:
-    rows = []
+    rows, heat = [], shades(result.agreement)
     for t, (name, shares) in enumerate(zip(result.teachers, result.agreement, strict=True)):
         others = [share for u, share in enumerate(shares) if u != t and share is not None]
         cells = [percent(share) if u != t else "" for u, share in enumerate(shares)]
         mean = sum(others) / len(others) if others else None
-        rows.append(Row([name, *cells, percent(mean)]))
+        rows.append(Row([name, *cells, percent(mean)], heat=[None, *heat[t], None]))
     text = [
         "Share of pixels, in percent, to which two teachers give the same class, of those to which both give one. "
         "A teacher who agrees with nobody is either the best or the worst."
@@ -129,7 +136,8 @@ def _agreement(result: FusionResult) -> Table:
 
 
 def _agreement_figure(result: FusionResult) -> Figure:
-    return Figure("The same as a picture", "agreement", matrix(result.teachers, result.agreement))
+    picture = matrix(result.teachers, result.agreement)
+    return Figure("Agreement of the teachers", "agreement", picture, shown=False)
 
 
 def _scores(result: FusionResult) -> Table:
@@ -170,7 +178,8 @@ def _galleries(
         rows = list(pool.map(lambda line: _row(fusion, result, line, images.get(line["id"])), lines))
     photographs = any(line["id"] in images for line in lines)
     columns = [*(["image"] if photographs else []), *result.teachers, result.rule, "winner", "certainty"]
-    teachers = list(zip(result.teachers, _teacher_colours(len(result.teachers)), strict=True))
+    winners = [f"won by {name}" for name in result.teachers]
+    teachers = list(zip(winners, _teacher_colours(len(winners)), strict=True))
     won_by = (
         "The winner map shows from whom each label was taken (black: nobody, no label was kept)."
         if result.rule == FusionRule.PLF
@@ -197,7 +206,7 @@ def _row(fusion: Fusion, result: FusionResult, line: Line, photograph: Path | No
     if photograph is not None:
         pictures.insert(0, thumbnail(read_image(photograph)))
     share = percent(line["disputed"] / max(1, line["pixels"]))
-    return PictureRow(f"{image} ({share} %)", pictures)
+    return PictureRow(f"{image.removesuffix('_leftImg8bit')} {share} %", pictures)
 
 
 def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:

@@ -70,12 +70,14 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Figure:
-    """A section with one drawing, (H, W, 3) uint8 RGB; beside the page it is ``<stem>-<name>.png``."""
+    """A section with one drawing, (H, W, 3) uint8 RGB; beside the page it is ``<stem>-<name>.png``. Not ``shown``, it
+    is there alone, because the page has its figures as a table."""
 
     title: str
     name: str
     picture: UInt8
     text: Sequence[str] = ()
+    shown: bool = True
     kind: str = "figure"
 
 
@@ -99,7 +101,11 @@ def write_report(path: Path, report: Report) -> None:
     page = environment.get_template("report.html").render(
         title=report.title,
         intro=report.intro,
-        sections=[_embedded(section) for section in report.sections],
+        sections=[
+            _embedded(section)
+            for section in report.sections
+            if not isinstance(section, Figure) or section.shown
+        ],
         picture_width=report.picture_width,
         version=__version__,
     )
