@@ -130,7 +130,7 @@ def _agreement(result: FusionResult) -> Table:
         rows.append(Row([name, *cells, percent(mean)], heat=[None, *heat[t], None]))
     text = [
         "Share of pixels, in percent, to which two teachers give the same class, of those to which both give one. "
-        "A teacher who agrees with nobody is either the best or the worst."
+        "Who stands apart may be the best or the worst; agreement alone does not tell."
     ]
     return Table("Agreement of the teachers", ["", *result.teachers, "mean"], rows, text)
 
@@ -195,18 +195,22 @@ def _galleries(
 
 
 def _row(fusion: Fusion, result: FusionResult, line: Line, photograph: Path | None) -> PictureRow:
+    """Label maps are made small first (each small pixel is one of the large ones), and coloured then."""
     image = line["id"]
     labels = np.stack([reader.labels(image) for reader in fusion.readers.values()])
-    fused = read_train_ids(result.labels / f"{image}.png", fusion.recipe.num_classes)
-    maps = [colourise(label, fusion.task.target.palette) for label in (*labels, fused)]
-    maps.append(_winners(fusion, labels, fused))
-    pictures = [thumbnail(picture, flat=True) for picture in maps]
-    grey = np.repeat(_certainty(fusion, image, labels)[..., None], 3, 2)
-    pictures.append(thumbnail(grey))
+    fused = _small(read_train_ids(result.labels / f"{image}.png", fusion.recipe.num_classes))
+    given = np.stack([_small(label) for label in labels])
+    pictures = [colourise(label, fusion.task.target.palette) for label in (*given, fused)]
+    pictures.append(_winners(fusion, given, fused))
+    pictures.append(np.repeat(_certainty(fusion, image, labels)[..., None], 3, 2))
     if photograph is not None:
         pictures.insert(0, thumbnail(read_image(photograph)))
     share = percent(line["disputed"] / max(1, line["pixels"]))
     return PictureRow(f"{image.removesuffix('_leftImg8bit')} {share} %", pictures)
+
+
+def _small(values: UInt8) -> UInt8:
+    return thumbnail(values, flat=True)
 
 
 def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
@@ -225,15 +229,18 @@ def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
 
 
 def _certainty(fusion: Fusion, image: str, labels: UInt8) -> UInt8:
-    """(H, W) uint8 0..255: how certain the owner is of the label before the threshold, or the teachers are."""
+    """(h, w) uint8 0..255, small: how certain the owner is of the label before the threshold, or the teachers are."""
     planes = planes_of(fusion, image)
-    label = run_rule(fusion, fusion.config.rule, labels, planes, threshold=0).candidate
+    label = _small(run_rule(fusion, fusion.config.rule, labels, planes, threshold=0).candidate)
     sure = np.zeros(label.shape, np.float32)
-    for c in np.unique(label[label != IGNORE]).tolist():
-        here = label == c
-        asked = [fusion.recipe.owners[c]] if fusion.config.rule == FusionRule.PLF else range(len(labels))
-        sure[here] = np.mean([planes(t, [c])[0][here] for t in asked], axis=0)
-    return (sure.clip(0, 100) * 2.55).astype(np.uint8)
+    present = [int(c) for c in np.unique(label) if c != IGNORE]
+    for t in range(len(labels)):
+        owned = fusion.config.rule == FusionRule.PLF
+        asked = [c for c in present if not owned or fusion.recipe.owners[c] == t]
+        for c, plane in zip(asked, planes(t, asked) if asked else (), strict=True):
+            here = label == c
+            sure[here] += _small(plane)[here] / (1 if owned else len(labels))
+    return (np.nan_to_num(sure).clip(0, 100) * 2.55).astype(np.uint8)
 
 
 def _teacher_colours(teachers: int) -> list[Colour]:

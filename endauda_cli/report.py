@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -134,7 +134,7 @@ def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
     return np.asarray(sheet)
 
 
-def thumbnail(picture: UInt8, width: int = 320, flat: bool = False) -> UInt8:
+def thumbnail(picture: NDArray[Any], width: int = 320, flat: bool = False) -> NDArray[Any]:
     """An (H, W, 3) uint8 picture, scaled down to at most that width; ``flat`` keeps label colours pure."""
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     if width >= picture.shape[1]:
