@@ -231,7 +231,7 @@ def make_inputs(root: Path, size: tuple[int, int], images: int, say: Callable[[s
 
 
 MEASURED = """
-import atexit, runpy, sys
+import atexit, os, runpy, sys
 def tell():
     lines = open("/proc/self/status").read().splitlines()
     peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
@@ -240,6 +240,7 @@ figures = sys.argv.pop(1)
 atexit.register(lambda: (sys.argv.append(figures), tell()))
 del sys.argv[0]
 kind, name = sys.argv[0].split(":", 1)
+sys.path.insert(0, os.path.dirname(name) if kind == "path" else os.getcwd())
 (runpy.run_path if kind == "path" else runpy.run_module)(name, run_name="__main__")
 """
 """A program that runs another in its own process and then tells its peak memory. (What ``wait`` tells counts the
