@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from endauda_cli.errors import ConfigError
-from endauda_cli.types import Arch, Backbone, Codec, FusionRule, Method
+from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Unclaimed
 
 
 def check_name(name: str, what: str) -> None:
@@ -33,6 +33,12 @@ class FuseConfig:
         threshold: percent; labels of lower certainty become 255. Majority knows no threshold.
         window: (height, width) of PLF's window, odd.
         renormalise: scale the certainties of each pixel to a sum of 100 first, as the follow-up project does.
+        border: what PLF's window is divided by where it reaches over the image's border.
+        unclaimed: what becomes of pixels that no class is claimed for.
+        delta: path of a file with soft-label's typical certainties; ``None`` estimates them.
+        shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
+        score: compare teachers and rules with labels of the target, for the report alone; ``None`` does so for
+            other splits than train, where there are labels.
         workers: images fused at once.
     """
 
@@ -42,9 +48,15 @@ class FuseConfig:
     threshold: float = 90
     window: tuple[int, int] = (5, 5)
     renormalise: bool = False
+    border: str = Border.REFERENCE
+    unclaimed: str = Unclaimed.VOTE
+    delta: str | None = None
+    shard: tuple[int, int] = (1, 1)
+    score: bool | None = None
     workers: int = 2
 
     def __post_init__(self) -> None:
+        check_shard(self.shard)
         if not self.teachers:
             raise ConfigError("--teachers is empty; name at least one archive")
         for name in self.teachers:
@@ -101,9 +113,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_name(self.teacher, "teacher name")
-        number, of = self.shard
-        if not 1 <= number <= of:
-            raise ConfigError(f"--shard {number}/{of}: the first number runs from 1 to the second")
+        check_shard(self.shard)
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,13 @@ class TrainConfig:
             )
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    """Refuse a part that is not one of the parts."""
+    number, of = shard
+    if not 1 <= number <= of:
+        raise ConfigError(f"--shard {number}/{of}: the first number runs from 1 to the second")
 
 
 def check_seed(seed: int) -> None:

@@ -203,9 +203,20 @@ class Terminal:
         )
         self._line(
             f"coverage {_percent(r.coverage)} %, claimed by several classes {_percent(r.overlap)} %, "
-            f"by none {_percent(r.unclaimed)} %"
+            f"by none {_percent(r.unclaimed)} %; teachers disagree on {_percent(r.disputed)} %"
         )
-        self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
+        for s in r.scores:
+            kept = "" if s.coverage is None else f", kept pixels {_figure(s.kept_miou)} ({s.coverage:.1f} %)"
+            self._line(
+                f"scored, not used: {'rule' if s.is_rule else 'teacher'} {s.name} mIoU {_figure(s.miou)}{kept}"
+            )
+        if r.waiting_for:
+            self._line(
+                f"this part is done; {r.waiting_for} images of other parts are not, and who finishes last (or the "
+                f"same command again) writes the summary: {_relative(r.labels)}"
+            )
+        else:
+            self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
 
     @_render.register
     def _(self, r: EvalResult) -> None:

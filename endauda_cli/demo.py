@@ -302,7 +302,7 @@ def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _renamed(demo.report, f"fusing {name}")
-    fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, demo.device, report)
+    fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, "cpu", report)
 
 
 def _test(demo: _Demo, checkpoint: Path) -> EvalResult:

@@ -1,10 +1,11 @@
-"""Engine: archives of several teachers -> one set of fused labels.
+"""Engine: archives of several teachers (or the teachers' networks) -> one set of fused labels.
 
-Images stream through one by one; nothing but counts outlives an image. Beside the labels lie
+Images stream through one by one, some at a time in threads; nothing but counts outlives an image. Beside the
+labels lie
 
-* ``policy.json``: who owned which class, and why;
+* ``policy.json`` or ``delta.json``: who owned which class, and why; or the typical certainty of each rank;
 * ``fusion.jsonl``: one line per finished image with its counts and the digest of what went in, so that a
-  rerun does only what is missing or whose inputs changed;
+  rerun does only what is missing or whose inputs changed (see ``journal``);
 * ``fusion.json``: written last, the record of the whole, by which ``train`` finds the set.
 """
 
@@ -14,148 +15,206 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.choosing import Evidence, choose_policy, common_size, policy_record
-from endauda_cli.domains import IGNORE
-from endauda_cli.errors import ArchiveError, ConfigError, DataError
+from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.events import Note, Reporter, Tick
-from endauda_cli.fusion import RULES, Fused, Inputs
-from endauda_cli.labels import colourise, read_image, read_train_ids, write_colour, write_label
+from endauda_cli.fusion import RULES, Fused, Recipe
+from endauda_cli.fusion.compiled import agreement, overlaps, tally
+from endauda_cli.fusion_report import write_fusion_report
+from endauda_cli.image_fusion import Fusion, planes_of, run_rule
+from endauda_cli.journal import Journal, label_files, refuse_other_set
+from endauda_cli.labels import read_truth, write_label_and_colour
 from endauda_cli.pipeline import ordered_map
-from endauda_cli.report import (
-    Gallery,
-    PictureRow,
-    Report,
-    Row,
-    Table,
-    number,
-    percent,
-    thumbnail,
-    write_report,
-)
-from endauda_cli.results import ClassSummary, FusionResult
+from endauda_cli.rank_certainty import DELTA_FILE, delta_for
+from endauda_cli.results import ClassSummary, FusionResult, FusionScore
 from endauda_cli.types import FusionRule, PolicyKind
-from endauda_cli.workspace import JOURNAL_FILE, RECORD_FILE, read_json, write_text
+from endauda_cli.workspace import RECORD_FILE, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from endauda_cli.config import FuseConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
+    from endauda_cli.fusion import Planes
+    from endauda_cli.image_fusion import Readers
+    from endauda_cli.journal import Line
+    from endauda_cli.live import NetworkReader
     from endauda_cli.policy import Policy
 
-PICTURED_IMAGES = 8
+    UInt8 = NDArray[np.uint8]
+
 POLICY_FILE = "policy.json"
+JOURNAL_VERSION = 2
+"""Grows when the counts in a journal's lines change."""
+
+MEMORY = 400e6
+"""Bytes of certainties that may be held at once: fewer images are fused at a time where theirs are many."""
+RUN_FOR_POLICY = 32
+"""Images that networks are run over before the first is fused, for what a policy or ``delta`` is chosen by."""
 
 
 def fuse(
     config: FuseConfig,
     task: Task,
-    archives: dict[str, Path],
+    archives: Mapping[str, Path],
     samples: Sequence[Sample] | None,
     labelled: Callable[[], list[Sample]],
     split: str,
     out: Path,
-    device: torch.device,
+    device: str,
     report: Reporter,
+    networks: Mapping[str, NetworkReader] | None = None,
+    others: Callable[[], None] | None = None,
 ) -> FusionResult:
     """Fuse images of the target.
 
     Args:
         config: rule, policy, threshold.
         task: source and target; archives must have its classes.
-        archives: teacher name -> folder, in the order of ``config.teachers``.
+        archives: teacher name -> folder; those of ``config.teachers`` are read, in that order.
         samples: images to fuse; ``None`` takes all that the archives hold.
         labelled: finds the labelled target images, for policies that use labels.
         split: what ``samples`` are, for the record.
         out: folder for the label set; labels of other options in it are replaced.
-        device: where the rule runs.
+        device: where the rule runs: ``cpu`` (no torch is needed then), ``cuda``, ``cuda:1``.
         report: told of progress.
+        networks: teachers that are run instead of read.
+        others: under ``torchrun``, waits for all ranks; the first then writes the summary.
 
     Raises:
         EndaudaError: if archives do not fit each other or lack images, the policy is wrong, or the folder
             holds labels of another source or split.
     """
-    rule = RULES[config.rule]
+    networks = networks or {}
     with ExitStack() as stack:
-        readers = {name: stack.enter_context(CertaintyReader(path)) for name, path in archives.items()}
+        # A network that is run says the same words as an archive.
+        readers: Readers = {
+            name: cast("CertaintyReader", networks[name])
+            if name in networks
+            else stack.enter_context(CertaintyReader(archives[name]))
+            for name in config.teachers
+        }
         _check_classes(task, readers)
         stored = {image for reader in readers.values() for image in reader.ids}
         ids = sorted(stored) if samples is None else [s.id for s in samples]
         _check_images(readers, ids)
         about = {"source": task.source.name, "target": task.target.name, "split": split}
-        _refuse_other_set(out, about)
-        policy = None
-        if config.rule == FusionRule.PLF:
-            policy = choose_policy(config.policy, Evidence(task, readers, ids, labelled), report)
-            if policy.kind == PolicyKind.CERTAINTY:
-                report(Note("policy certainty compares teachers by certainty, which misleads where they are "
-                            "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
+        refuse_other_set(out, about)
+        truths = _truths(config, split, samples)
+        seen = _seen_first(ids, bool(networks), config.rule, bool(truths), report)
+        policy, recipe = _recipe(
+            config, task, Evidence(task, readers, seen, labelled), out, bool(truths), report
+        )
+        fusion = Fusion(config, task, readers, recipe, truths, device)
+        number, of = config.shard
+        mine = ids[number - 1 :: of]
+        journal = Journal(out, _fingerprint(fusion), about, ids, mine, config.shard)
         out.mkdir(parents=True, exist_ok=True)
-        journal = _Journal(out / JOURNAL_FILE, _fingerprint(config, task, policy), about)
-        (out / RECORD_FILE).unlink(missing_ok=True)  # whole again only at the end
-        if policy is not None:
-            record = policy_record(policy, task.classes, list(readers))
-            write_text(out / POLICY_FILE, json.dumps(record, indent=1) + "\n")
-        else:
-            (out / POLICY_FILE).unlink(missing_ok=True)
+        journal.begin()
+        _write_policy(out, policy if config.rule == FusionRule.PLF else None, task, readers)
 
-        def one(image: str) -> tuple[str, dict[str, Any], bool]:
-            inputs = _inputs_digest(readers, image)
-            found = journal.find(image, inputs)
-            if found is not None and _is_whole(out, found):
+        def inputs(image: str) -> str:
+            return _inputs_digest(fusion, image)
+
+        def one(image: str) -> tuple[str, Line, bool]:
+            digest = inputs(image)
+            found = journal.find(image, digest)
+            if found is not None:
                 return image, found, True
-            fused = rule(_load(config, readers, policy, image, len(task.classes), device))
-            label = fused.label.cpu().numpy()
-            write_colour(out / f"{image}_color.png", label, task.target.palette)
-            path = out / f"{image}.png"
-            write_label(path, label)
-            line = {"id": image, "inputs": inputs, "bytes": path.stat().st_size}
-            return image, _counts(fused, len(task.classes)) | line, False
+            return image, {"id": image, "inputs": digest} | _fuse_one(fusion, out, image), False
 
-        counts, skipped = [], 0
-        with ThreadPoolExecutor(config.workers) as pool, journal:
-            for done, (image, line, old) in enumerate(ordered_map(pool, one, ids, config.workers + 2), 1):
-                counts.append(line)
-                skipped += old
+        lines, made = [], 0
+        at_once = _at_once(fusion, mine)
+        with ThreadPoolExecutor(at_once) as pool, journal:
+            for done, (image, line, old) in enumerate(ordered_map(pool, one, mine, at_once + 2), 1):
+                lines.append(line)
                 if not old:
                     journal.add(line)
-                report(Tick("fusing", done, len(ids), image))
-        result = _summarise(config, task, policy, out, counts, skipped)
-        _write_report(result, task, readers, ids, samples)
+                    made += 1
+                report(Tick("fusing", done, len(mine), image))
+        if others is not None:
+            others()
+        whole = journal.collect(inputs) if others is None or number == 1 else None
+        result = _summarise(fusion, policy, out, whole or lines, made)
+        if whole is None:
+            known = {image for image, _ in journal.lines}
+            return replace(result, waiting_for=sum(image not in known for image in ids))
+        images = {sample.id: sample.image for sample in samples or ()}
+        write_fusion_report(fusion, result, whole, images)
+        journal.merge(whole)
     record = about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
     write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result
 
 
-def _refuse_other_set(out: Path, about: dict[str, str]) -> None:
-    """Labels of other images or class tables must not mix; those of other options are replaced."""
-    head = (_read_lines(out / JOURNAL_FILE) or [{}])[0] | (read_json(out / RECORD_FILE) or {})
-    for key, now in about.items():
-        if head.get(key, now) != now:
-            raise ConfigError(
-                f"{out}: holds labels of {key} {head[key]}, not {now}; give these another --name, or delete the folder"
+def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Reporter) -> list[str]:
+    """The images that label-free statistics are taken from; networks are not run over all of them twice."""
+    if not run or len(ids) <= RUN_FOR_POLICY:
+        return ids
+    sampled = ids[:: -(-len(ids) // RUN_FOR_POLICY)]
+    if scored or rule in (FusionRule.PLF, FusionRule.SOFT_LABEL):
+        report(
+            Note(
+                f"teachers are run: what is estimated without labels is estimated on {len(sampled)} of the "
+                f"{len(ids):,} images"
             )
+        )
+    return sampled
 
 
-def _is_whole(out: Path, line: dict[str, Any]) -> bool:
-    """Whether the files of a finished image are still there, and not cut short by a power cut."""
-    label, colours = (out / f"{line['id']}{suffix}.png" for suffix in ("", "_color"))
-    return label.exists() and label.stat().st_size == line["bytes"] and colours.exists()
+def _recipe(
+    config: FuseConfig, task: Task, evidence: Evidence, out: Path, scored: bool, report: Reporter
+) -> tuple[Policy | None, Recipe]:
+    """What the rule is told; with a score, what any rule would be told."""
+    policy: Policy | None = None
+    delta: tuple[float, ...] = ()
+    num_classes = len(task.classes)
+    if scored or config.rule == FusionRule.PLF:
+        policy = choose_policy(config.policy, evidence, report)
+        if policy.kind == PolicyKind.CERTAINTY:
+            report(Note("policy certainty compares teachers by certainty, which misleads where they are "
+                        "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
+    if scored or config.rule == FusionRule.SOFT_LABEL:
+        delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, out, report)
+    else:
+        (out / DELTA_FILE).unlink(missing_ok=True)
+    owners = policy.owners if policy is not None else (0,) * num_classes
+    recipe = Recipe(
+        num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta
+    )
+    return policy, recipe
 
 
-def _check_classes(task: Task, readers: dict[str, CertaintyReader]) -> None:
+def _write_policy(out: Path, policy: Policy | None, task: Task, readers: Readers) -> None:
+    if policy is None:
+        (out / POLICY_FILE).unlink(missing_ok=True)
+    else:
+        record = policy_record(policy, task.classes, list(readers))
+        write_text(out / POLICY_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _truths(config: FuseConfig, split: str, samples: Sequence[Sample] | None) -> dict[str, Path]:
+    """The ground truth to score with. Labels of train images are not touched unless somebody asks for it."""
+    if config.score is False or (config.score is None and split == "train"):
+        return {}
+    found = {sample.id: sample.label for sample in samples or () if sample.label is not None}
+    if config.score and not found:
+        raise DataError(f"--score: the target has no labels for its {split} images")
+    return found
+
+
+def _check_classes(task: Task, readers: Readers) -> None:
     for name, reader in readers.items():
         if reader.classes != task.classes:
             difference = _first_difference(reader.classes, task.classes)
@@ -174,7 +233,7 @@ def _first_difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
     return f"{longer[min(len(found), len(expected))]!r} is only in one of them"
 
 
-def _check_images(readers: dict[str, CertaintyReader], ids: Sequence[str]) -> None:
+def _check_images(readers: Readers, ids: Sequence[str]) -> None:
     if not ids:
         raise DataError("there is no image to fuse; run 'endauda export-teacher' first")
     for name, reader in readers.items():
@@ -188,83 +247,152 @@ def _check_images(readers: dict[str, CertaintyReader], ids: Sequence[str]) -> No
         common_size(readers, image)
 
 
-def _load(
-    config: FuseConfig,
-    readers: dict[str, CertaintyReader],
-    policy: Policy | None,
-    image: str,
-    num_classes: int,
-    device: torch.device,
-) -> Inputs:
-    """The inputs of a rule for one image; certainties are read when the rule asks for them."""
-    teachers = list(readers.values())
-    labels = torch.from_numpy(np.stack([reader.labels(image) for reader in teachers])).to(device)
-    whole: dict[int, Tensor] = {}
-
-    def plane(t: int, c: int) -> Tensor:
-        if not config.renormalise:
-            return torch.from_numpy(teachers[t].plane(image, c)).to(device)
-        if t not in whole:
-            percent = torch.from_numpy(teachers[t].certainty(image)).to(device).float()
-            whole[t] = percent * 100 / percent.sum(0)
-        return whole[t][c]
-
-    owners = policy.owners if policy is not None else (0,) * num_classes
-    return Inputs(labels, plane, torch.tensor(owners, device=device), config.window, config.threshold)
+def _at_once(fusion: Fusion, ids: Sequence[str]) -> int:
+    """How many images are fused at a time: as many as there are workers, if memory allows."""
+    if not ids:
+        return 1
+    height, width = common_size(fusion.readers, ids[0])
+    rule = RULES[fusion.config.rule]
+    planes = fusion.recipe.num_classes
+    if fusion.truths or rule.holds_all or fusion.config.renormalise:
+        planes *= len(fusion.readers) + 1
+    if fusion.config.renormalise:
+        planes *= 4  # float32
+    return max(1, min(fusion.config.workers, int(MEMORY / (planes * height * width))))
 
 
-def _counts(fused: Fused, num_classes: int) -> dict[str, Any]:
-    """Counts of an image, per class before and after the threshold."""
+def _fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
+    """Fuse and write an image; returns its counts."""
+    teachers = list(fusion.readers.values())
+    labels = np.stack([reader.labels(image) for reader in teachers])
+    planes = planes_of(fusion, image)
+    fused = run_rule(fusion, fusion.config.rule, labels, planes)
+    path, colours = label_files(out, image)
+    write_label_and_colour(path, colours, fused.label, fusion.task.target.palette)
+    line = _counts(fused, labels, fusion.recipe.num_classes) | {"bytes": path.stat().st_size}
+    if image in fusion.truths:
+        line["score"] = _score(fusion, image, labels, planes)
+    return line
 
-    def per_class(labels: Tensor) -> list[int]:
-        counted: list[int] = torch.bincount(labels.flatten(), minlength=256)[:num_classes].tolist()
-        return counted
 
+def _counts(fused: Fused, labels: UInt8, num_classes: int) -> Line:
+    """Counts of an image, per class before and after the threshold, and how far teachers agree."""
+    (given, kept, overlap), unclaimed = tally(fused, num_classes)
+    same, both, disputed = agreement(labels, num_classes)
     return {
-        "pixels": fused.label.numel(),
-        "given": per_class(fused.candidate),
-        "kept": per_class(fused.label),
-        "overlap": per_class(torch.where(fused.claims > 1, fused.candidate, IGNORE)),
-        "unclaimed": int((fused.claims == 0).sum()),
+        "pixels": fused.label.size,
+        "given": given.tolist(),
+        "kept": kept.tolist(),
+        "overlap": overlap.tolist(),
+        "unclaimed": unclaimed,
+        "same": same.tolist(),
+        "both": both.tolist(),
+        "disputed": disputed,
+    }
+
+
+def _score(fusion: Fusion, image: str, labels: UInt8, planes: Planes) -> dict[str, Any]:
+    """Every teacher and every rule against the truth: of each class intersection and union, see ``overlaps``."""
+    num_classes = fusion.recipe.num_classes
+    truth = read_truth(fusion.truths[image], fusion.task.target)
+    if truth.shape != labels.shape[1:]:
+        raise DataError(
+            f"{fusion.truths[image]}: {truth.shape[1]}x{truth.shape[0]} pixels, but the archives have "
+            f"{labels.shape[2]}x{labels.shape[1]} for it; --no-score leaves labels out"
+        )
+
+    def score(label: UInt8) -> list[Any]:
+        hits, unions, labelled = overlaps(truth, label, num_classes)
+        return [hits.tolist(), unions.tolist(), labelled]
+
+    fused = {rule: run_rule(fusion, rule, labels, planes) for rule in RULES}
+    return {
+        "teachers": [score(label) for label in labels],
+        "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},
     }
 
 
 def _summarise(
-    config: FuseConfig,
-    task: Task,
-    policy: Policy | None,
-    out: Path,
-    counts: list[dict[str, Any]],
-    skipped: int,
+    fusion: Fusion, policy: Policy | None, out: Path, lines: Sequence[Line], made: int
 ) -> FusionResult:
-    def total(key: str) -> Any:
-        return np.sum([line[key] for line in counts], axis=0)
+    config, names = fusion.config, fusion.config.teachers
+    of_policy = policy if config.rule == FusionRule.PLF else None
 
-    pixels, given, kept, overlap = total("pixels"), total("given"), total("kept"), total("overlap")
+    def total(key: str) -> Any:
+        return np.sum([line[key] for line in lines], axis=0) if lines else np.zeros(1)
+
+    num_classes = fusion.recipe.num_classes
+    pixels = total("pixels")
+    given, kept, overlap = (np.broadcast_to(total(key), num_classes) for key in ("given", "kept", "overlap"))
+    same, both = (np.broadcast_to(total(key), (len(names), len(names))) for key in ("same", "both"))
     return FusionResult(
         labels=out,
         rule=config.rule,
-        policy=policy.kind if policy else None,
-        used_labels=bool(policy and policy.used_labels),
-        teachers=config.teachers,
-        threshold=None if config.rule == FusionRule.MAJORITY else config.threshold,
-        images=len(counts),
-        skipped=skipped,
+        policy=of_policy.kind if of_policy else None,
+        used_labels=bool(of_policy and of_policy.used_labels),
+        teachers=names,
+        threshold=config.threshold if "threshold" in RULES[config.rule].options else None,
+        images=len(lines),
+        skipped=len(lines) - made,
         coverage=_share(kept.sum(), pixels) or 0.0,
         overlap=_share(overlap.sum(), pixels) or 0.0,
         unclaimed=_share(total("unclaimed"), pixels) or 0.0,
+        disputed=_share(total("disputed"), pixels) or 0.0,
+        agreement=tuple(
+            tuple(_share(same[t, u], both[t, u]) for u in range(len(names))) for t in range(len(names))
+        ),
         classes=tuple(
             ClassSummary(
                 name=name,
-                owner=config.teachers[policy.owners[c]] if policy else None,
-                margin=_margin(policy, c),
+                owner=names[of_policy.owners[c]] if of_policy else None,
+                margin=_margin(of_policy, c),
                 share=_share(kept[c], kept.sum()),
                 kept=_share(kept[c], given[c]),
                 overlap=_share(overlap[c], given[c]),
             )
-            for c, name in enumerate(task.classes)
+            for c, name in enumerate(fusion.task.classes)
         ),
+        scores=_scores(fusion, lines),
     )
+
+
+def _scores(fusion: Fusion, lines: Sequence[Line]) -> tuple[FusionScore, ...]:
+    scored = [line["score"] for line in lines if "score" in line]
+    if not scored:
+        return ()
+    pixels = sum(line["pixels"] for line in lines if "score" in line)
+
+    def score(name: str, all_pixels: list[Any], kept: list[Any] | None) -> FusionScore:
+        iou = _iou(all_pixels)
+        kept_iou = None if kept is None else _iou(kept)
+        return FusionScore(
+            name=name,
+            is_rule=kept is not None,
+            miou=_mean(iou),
+            kept_miou=None if kept_iou is None else _mean(kept_iou),
+            coverage=None if kept is None else 100 * sum(part[2] for part in kept) / pixels,
+            iou=dict(zip(fusion.task.classes, iou, strict=True)),
+        )
+
+    teachers = [
+        score(name, [s["teachers"][t] for s in scored], None) for t, name in enumerate(fusion.config.teachers)
+    ]
+    rules = [
+        score(rule, [s["rules"][rule][0] for s in scored], [s["rules"][rule][1] for s in scored])
+        for rule in RULES
+    ]
+    return (*teachers, *rules)
+
+
+def _iou(parts: list[Any]) -> list[float | None]:
+    """Per class, percent; ``None`` for a class that occurs neither in truth nor in prediction."""
+    hits, unions = (np.sum([part[i] for part in parts], axis=0) for i in (0, 1))
+    return [float(100 * h / u) if u else None for h, u in zip(hits, unions, strict=True)]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _share(part: Any, whole: Any) -> float | None:
@@ -280,118 +408,17 @@ def _margin(policy: Policy | None, c: int) -> float | None:
     return None if np.isnan(own) or not others else own - max(others)
 
 
-def _write_report(
-    result: FusionResult,
-    task: Task,
-    readers: dict[str, CertaintyReader],
-    ids: Sequence[str],
-    samples: Sequence[Sample] | None,
-) -> None:
-    """``report.html``: the table per class, and some images with what each teacher and the rule say."""
-    files = {sample.id: sample.image for sample in samples or ()}
-    rows = []
-    for image in ids[:: max(1, -(-len(ids) // PICTURED_IMAGES))]:
-        labels = [reader.labels(image) for reader in readers.values()]
-        labels.append(read_train_ids(result.labels / f"{image}.png", len(task.classes)))
-        pictures = [thumbnail(colourise(label, task.target.palette), flat=True) for label in labels]
-        if image in files:
-            pictures.insert(0, thumbnail(read_image(files[image])))
-        rows.append(PictureRow(image, pictures))
-    columns = [*(["image"] if files else []), *readers, result.rule]
-    cells = [
-        Row([c.name, c.owner or "", number(c.margin, 3), *(percent(v) for v in (c.share, c.kept, c.overlap))])
-        for c in result.classes
-    ]
-    policy = f"policy {result.policy}" if result.policy else "no policy"
-    labels_used = (
-        "labels of target images were used" if result.used_labels else "no label of the target was used"
-    )
-    threshold = "no threshold" if result.threshold is None else f"threshold {result.threshold:g} %"
-    report = Report(
-        title=f"{result.rule} of {', '.join(result.teachers)}",
-        intro=[
-            f"{result.images} images of {task.target.name}; {policy}, {labels_used}; {threshold}.",
-            f"Coverage {percent(result.coverage)} %, claimed by several classes {percent(result.overlap)} %, "
-            f"by none {percent(result.unclaimed)} %.",
-        ],
-        sections=[
-            Table(
-                "Classes",
-                ["class", "owner", "margin", "share of labels %", "kept %", "claimed by several %"],
-                cells,
-                ["Margin: by how much the owner's score exceeds the next teacher's."],
-            ),
-            Gallery("Images", columns, rows, list(zip(task.classes, task.target.palette, strict=True))),
-        ],
-    )
-    write_report(result.labels / "report.html", report)
-
-
-def _inputs_digest(readers: dict[str, CertaintyReader], image: str) -> str:
-    digests = "".join(reader.digest(image) for reader in readers.values())
+def _inputs_digest(fusion: Fusion, image: str) -> str:
+    digests = "".join(reader.digest(image) for reader in fusion.readers.values())
+    if image in fusion.truths:
+        digests += hashlib.sha256(fusion.truths[image].read_bytes()).hexdigest()
+        digests += json.dumps(asdict(fusion.recipe))  # other rules are scored too, whatever they depend on
     return hashlib.sha256(digests.encode()).hexdigest()[:32]
 
 
-def _fingerprint(config: FuseConfig, task: Task, policy: Policy | None) -> str:
+def _fingerprint(fusion: Fusion) -> str:
     """What all images of a set have in common; another fingerprint means another set."""
-    parts: list[Any] = [config.rule, config.teachers, task.classes, config.renormalise]
-    if config.rule != FusionRule.MAJORITY:
-        parts.append(config.threshold)
-    if policy is not None:
-        parts += [policy.owners, config.window]
+    told = asdict(fusion.config) | asdict(fusion.recipe)
+    options = {name: told[name] for name in sorted(RULES[fusion.config.rule].options)}
+    parts = [JOURNAL_VERSION, fusion.config.rule, fusion.config.teachers, fusion.task.classes, options]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
-
-
-class _Journal:
-    """Finished images of a label set, one JSON line each, valid for one fingerprint.
-
-    Labels of another fingerprint are deleted, so that a set never mixes two recipes.
-    """
-
-    def __init__(self, path: Path, fingerprint: str, about: dict[str, str]) -> None:
-        self.path = path
-        self.lines: dict[str, dict[str, Any]] = {}
-        head = {"fingerprint": fingerprint, **about}
-        lines = _read_lines(path)
-        found = {line["id"]: line for line in lines[1:]}
-        if lines[:1] == [head]:
-            self.lines = found
-        else:
-            for image in found:
-                for suffix in ("", "_color"):
-                    (path.parent / f"{image}{suffix}.png").unlink(missing_ok=True)
-        # Rewritten, not appended to: a kill may have left half a line at the end.
-        kept = [head, *self.lines.values()]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def find(self, image: str, inputs: str) -> dict[str, Any] | None:
-        """The counts of an image that is finished and whose inputs have not changed."""
-        line = self.lines.get(image)
-        return line if line is not None and line["inputs"] == inputs else None
-
-    def __enter__(self) -> _Journal:
-        self.file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def add(self, line: dict[str, Any]) -> None:
-        try:
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path}: cannot be written ({error}); free disk space and run again"
-            ) from error
-
-
-def _read_lines(path: Path) -> list[Any]:
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
-    return lines

@@ -8,9 +8,12 @@ with the wrong channel or mode is the field's commonest silent error.
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -33,6 +36,9 @@ OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
 """What Pillow raises for files that are absent, damaged or no images."""
 _BAND = 16
+_GREY, _INDEXED, _UP = 0, 3, 2
+"""Numbers of the PNG format: colour types, and the filter that subtracts the row above."""
+_LEVEL = 3
 
 
 def read_image(path: Path) -> UInt8:
@@ -99,16 +105,19 @@ def read_train_ids(path: Path, num_classes: int) -> UInt8:
 
 def write_label(path: Path, label: UInt8) -> None:
     """Write (H, W) uint8 train ids as an 8-bit grey PNG, whole or not at all."""
-    _write_png(path, Image.fromarray(label))
+    _write_bytes(path, _label_png(label.shape, _packed(label)))
 
 
 def write_colour(path: Path, label: UInt8, palette: Sequence[Colour]) -> None:
     """Write (H, W) uint8 train ids as a palette PNG; ``IGNORE`` is black."""
-    image = Image.fromarray(label)
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    image.putpalette(colours.tobytes())
-    _write_png(path, image)
+    _write_bytes(path, _label_png(label.shape, _packed(label), palette))
+
+
+def write_label_and_colour(path: Path, colour_path: Path, label: UInt8, palette: Sequence[Colour]) -> None:
+    """Both files of a label map; their pixels are the same bytes, so they are compressed once."""
+    packed = _packed(label)
+    _write_bytes(colour_path, _label_png(label.shape, packed, palette))
+    _write_bytes(path, _label_png(label.shape, packed))
 
 
 def write_png(path: Path, picture: UInt8) -> None:
@@ -131,9 +140,7 @@ def write_certainty(path: Path, certainty: UInt8) -> None:
 
 def colourise(label: UInt8, palette: Sequence[Colour]) -> UInt8:
     """(H, W) uint8 train ids as an (H, W, 3) uint8 RGB picture; ``IGNORE`` is black."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    return colours[label]
+    return _colours(palette)[label]
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -186,8 +193,45 @@ def _first_channel(path: Path) -> NDArray[np.int32] | None:
 
 
 def _write_png(path: Path, image: Image.Image) -> None:
-    # Level 1: label maps are flat, so higher levels cost seconds and save nearly nothing.
     _write(path, lambda file: image.save(file, "PNG", compress_level=1))
+
+
+def _packed(label: UInt8) -> bytes:
+    """The rows of a PNG, each as its difference to the one above, compressed.
+
+    Measured on 1024x2048 fused labels: 10 ms and 128 kB, where Pillow takes 42 ms and 173 kB at its level 1, and
+    73 ms and 126 kB at level 6, because it tries all five filters on each row. Label maps like one best.
+    """
+    rows = np.empty((label.shape[0], 1 + label.shape[1]), np.uint8)
+    rows[:, 0] = _UP
+    rows[0, 1:] = label[0]
+    np.subtract(label[1:], label[:-1], out=rows[1:, 1:])
+    return bytes(imagecodecs.deflate_encode(rows.tobytes(), level=_LEVEL))
+
+
+def _label_png(size: tuple[int, ...], packed: bytes, palette: Sequence[Colour] | None = None) -> bytes:
+    """An 8-bit PNG file, grey or with a palette, around compressed rows."""
+    height, width = size
+    kind = _GREY if palette is None else _INDEXED
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))]
+    if palette is not None:
+        chunks.append((b"PLTE", _colours(palette).tobytes()))
+    chunks += [(b"IDAT", packed), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def _colours(palette: Sequence[Colour]) -> UInt8:
+    """(256, 3); ``IGNORE`` and what is no class are black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    return colours
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    _write(path, lambda file: file.write(content))
 
 
 def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:

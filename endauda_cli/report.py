@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from endauda_cli import __version__
 from endauda_cli.labels import write_png
-from endauda_cli.transforms import resize
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:
@@ -29,11 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table. ``best`` are the positions of cells to mark; ``strong`` sets the line in bold."""
+    """A line of a table. ``best`` are the positions of cells to mark; ``strong`` sets the line in bold; ``heat``
+    are shades 0..1 of the cells."""
 
     cells: Sequence[str]
     best: frozenset[int] = frozenset()
     strong: bool = False
+    heat: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,43 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A section with one drawing, (H, W, 3) uint8 RGB; beside the page it is ``<stem>-<name>.png``. Not ``shown``, it
+    is there alone, because the page has its figures as a table."""
+
+    title: str
+    name: str
+    picture: UInt8
+    text: Sequence[str] = ()
+    shown: bool = True
+    kind: str = "figure"
+
+
+Section = Table | Gallery | Figure
+
+
+@dataclass(frozen=True)
 class Report:
     """A page."""
 
     title: str
     intro: Sequence[str] = ()
-    sections: Sequence[Table | Gallery] = field(default_factory=tuple)
+    sections: Sequence[Section] = field(default_factory=tuple)
     picture_width: int = 200
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page to ``path`` and each gallery as ``<path's stem>[-n].png`` beside it."""
+    """Write the page to ``path``, each gallery as ``<path's stem>[-n].png`` and each figure as PNG beside it."""
     environment = Environment(loader=PackageLoader("endauda_cli"), autoescape=True, trim_blocks=True)
     galleries = [section for section in report.sections if isinstance(section, Gallery)]
     page = environment.get_template("report.html").render(
         title=report.title,
         intro=report.intro,
-        sections=[_embedded(section) for section in report.sections],
+        sections=[
+            _embedded(section)
+            for section in report.sections
+            if not isinstance(section, Figure) or section.shown
+        ],
         picture_width=report.picture_width,
         version=__version__,
     )
@@ -92,6 +113,9 @@ def write_report(path: Path, report: Report) -> None:
     for number, gallery in enumerate(galleries, 1):
         suffix = f"-{number}" if len(galleries) > 1 else ""
         write_png(path.with_name(f"{path.stem}{suffix}.png"), contact_sheet(gallery))
+    for figure in report.sections:
+        if isinstance(figure, Figure):
+            write_png(path.with_name(f"{path.stem}-{figure.name}.png"), figure.picture)
 
 
 def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
@@ -110,12 +134,13 @@ def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
     return np.asarray(sheet)
 
 
-def thumbnail(picture: UInt8, width: int = 320, flat: bool = False) -> UInt8:
+def thumbnail(picture: NDArray[Any], width: int = 320, flat: bool = False) -> NDArray[Any]:
     """An (H, W, 3) uint8 picture, scaled down to at most that width; ``flat`` keeps label colours pure."""
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     if width >= picture.shape[1]:
         return picture
-    return resize(picture, (width, height), "nearest" if flat else "bicubic")
+    how = Image.Resampling.NEAREST if flat else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(picture).resize((width, height), how))
 
 
 def percent(share: float | None) -> str:
@@ -134,9 +159,23 @@ class _EmbeddedRow:
     pictures: list[str]
 
 
-def _embedded(section: Table | Gallery) -> Table | Gallery:
+@dataclass(frozen=True)
+class _EmbeddedFigure:
+    title: str
+    picture: str
+    width: int
+    text: Sequence[str]
+    kind: str = "figure"
+
+
+def _embedded(section: Section) -> Table | Gallery | _EmbeddedFigure:
     if isinstance(section, Table):
         return section
+    if isinstance(section, Figure):
+        # Drawn at twice the size it is shown at, for sharp letters on any screen.
+        return _EmbeddedFigure(
+            section.title, _data_url(section.picture), section.picture.shape[1] // 2, section.text
+        )
     rows = [_EmbeddedRow(row.name, [_data_url(p) for p in row.pictures]) for row in section.rows]
     return Gallery(section.title, section.columns, rows, section.legend, section.text)  # type: ignore[arg-type]
 

@@ -46,8 +46,24 @@ class ClassSummary:
 
 
 @dataclass(frozen=True)
+class FusionScore:
+    """How good a teacher or a rule is on target images that have labels; percent. No input of the fusion."""
+
+    name: str
+    is_rule: bool
+    miou: float | None
+    """Over all pixels."""
+    kept_miou: float | None
+    """Over the pixels that the threshold keeps (rules)."""
+    coverage: float | None
+    """Share of pixels that the threshold keeps (rules)."""
+    iou: dict[str, float | None]
+    """Over all pixels."""
+
+
+@dataclass(frozen=True)
 class FusionResult:
-    """A finished label set."""
+    """A finished label set, or the part of one that this process made."""
 
     labels: Path
     rule: str
@@ -57,7 +73,7 @@ class FusionResult:
     threshold: float | None
     images: int
     skipped: int
-    """Of these images, how many an earlier run had finished already."""
+    """Of these images, how many an earlier run or another process had finished already."""
     coverage: float
     """Share of pixels that kept a label, 0..1."""
     overlap: float
@@ -65,6 +81,13 @@ class FusionResult:
     unclaimed: float
     """Share of pixels that no class claimed."""
     classes: tuple[ClassSummary, ...]
+    disputed: float = 0.0
+    """Share of pixels that teachers give different classes."""
+    agreement: tuple[tuple[float | None, ...], ...] = ()
+    """Per pair of teachers the share of pixels with the same class, of those to which both give one."""
+    scores: tuple[FusionScore, ...] = ()
+    waiting_for: int = 0
+    """Images of the set that other processes have yet to do; the figures are then of this one's alone."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,21 @@ class FusionRule(StrEnum):
     PLF = "plf"
     CERTAINTY = "certainty"
     MAJORITY = "majority"
+    SOFT_LABEL = "soft-label"
+
+
+class Border(StrEnum):
+    """What a window that reaches over the image's border is divided by."""
+
+    REFERENCE = "reference"
+    INSIDE = "inside"
+
+
+class Unclaimed(StrEnum):
+    """What becomes of pixels that no class is claimed for."""
+
+    VOTE = "vote"
+    IGNORE = "ignore"
 
 
 class PolicyKind(StrEnum):

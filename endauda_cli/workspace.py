@@ -34,6 +34,8 @@ RECORD_FILE = "fusion.json"
 """Written beside the labels of a label set: which archives, rule and policy made it."""
 JOURNAL_FILE = "fusion.jsonl"
 """Written beside the labels of a label set: which images are finished."""
+JOURNALS = "fusion*.jsonl"
+"""The same, with those of the parts that several processes make."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
     """
     record = read_json(folder / RECORD_FILE)
     if record is None:
-        if (folder / JOURNAL_FILE).exists():
+        if any(folder.glob(JOURNALS)):
             raise WorkspaceError(
                 f"{folder}: fusing these labels was not finished; run 'endauda fuse' again first"
             )

@@ -220,7 +220,8 @@ def test_what_fuse_leaves(trained: Path) -> None:
     labels = {image: read_png(folder / f"{image}.png") for image in TRAIN}
     assert {path.name for path in folder.iterdir()} == {
         *(f"{image}.png" for image in TRAIN), *(f"{image}_color.png" for image in TRAIN),
-        "fusion.json", "fusion.jsonl", "policy.json", "report.html", "report.png",
+        "fusion.json", "fusion.jsonl", "policy.json", "report.html", "report.png", "report-agreement.png",
+        "report-classes.png",
     }  # fmt: skip
     everything = np.stack(list(labels.values()))
     assert everything.dtype == np.uint8 and set(np.unique(everything)) <= {*range(19), 255}

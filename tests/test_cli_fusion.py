@@ -1,8 +1,8 @@
 """What the reference implementation fused, again through the command line: import, fuse, PNG.
 
-The golden inputs with one number of classes and teachers are images of the same archives. Left out, because
-they would only repeat what is here: the averages and shares (``*_u8``), which no command writes, and
-``soft-label``, a rule that is not built yet. Windows and thresholds are all there.
+The golden inputs with one number of classes and teachers are images of the same archives. Left out are the
+averages and shares (``*_u8``), which no command writes, and the inputs of floats, which no archive holds (the
+kernels' own tests have them). Windows and thresholds are all there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def golden(name: str) -> dict[str, Array]:
 
 
 NAMES = sorted(path.stem for path in DATA.glob("*_T*_C*.npz") if not path.stem.startswith("tiefree"))
-"""Those with byte certainties and labels; the other two are for the soft-label rule alone."""
+"""Those with byte certainties and labels."""
 
 
 def describe_target(root: Path, num_classes: int) -> Path:
@@ -72,18 +72,22 @@ def fuse(root: Path, teachers: list[str], *words: str) -> UInt8:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_labels(name: str, tmp_path: Path) -> None:
-    """Every ``out_plf``, ``out_certainty`` and ``out_majority`` of the file, pixel by pixel."""
+    """Every ``out_plf``, ``out_certainty``, ``out_majority`` and ``out_softlabel`` of the file, pixel by pixel."""
     content = golden(name)
     renormalised = "certainty_u8" in content
     certainty = content["certainty_u8" if renormalised else "certainty"].astype(np.uint8)
     teachers = export(tmp_path, content["labels"].astype(np.uint8), certainty)
     np.save(tmp_path / "policy.npy", content["extraction_list"])
+    if "delta" in content:
+        np.save(tmp_path / "delta.npy", content["delta"])
     compared = 0
     for key, expected in content.items():
         if plf := re.fullmatch(r"out_plf_rf(\d+x\d+)_thr(\d+)", key):
             words = ["--policy", str(tmp_path / "policy.npy"), "--window", plf[1], "--threshold", plf[2]]
         elif mean := re.fullmatch(r"out_certainty_thr(\d+)", key):
             words = ["--rule", "certainty", "--threshold", mean[1]]
+        elif soft := re.fullmatch(r"out_softlabel_thr(\d+)", key):
+            words = ["--rule", "soft-label", "--delta", str(tmp_path / "delta.npy"), "--threshold", soft[1]]
         elif key == "out_majority":
             words = ["--rule", "majority"]
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,25 +13,44 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.fusion import RULES, Fused, Inputs, certainty, majority, plf
-from endauda_cli.types import FusionRule
+from endauda_cli.fusion import RULES, Fused, Recipe, compiled, fuse_image, tensors
+from endauda_cli.types import Border, FusionRule, Unclaimed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from endauda_cli.fusion import Planes
-
-    Array = NDArray[np.generic]
+    Array = NDArray[Any]
     UInt8 = NDArray[np.uint8]
+
+BACKENDS = ["numpy", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+"""Compiled kernels, and torch's on each device there is."""
 
 DATA = Path(__file__).parent / "data" / "fusion"
 NAMES = sorted(path.stem for path in DATA.glob("*.npz") if path.stem != "policy_selection")
 PLF_OUTPUT = re.compile(r"out_plf_rf(\d+)x(\d+)_thr(\d+)")
 CERTAINTY_OUTPUT = re.compile(r"out_certainty_thr(\d+)")
+SOFT_OUTPUT = re.compile(r"out_softlabel_(?:(.)_)?thr(\d+)")
 
 golden_cases = pytest.mark.parametrize("name", NAMES)
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def run(backend: str, rule: str, labels: UInt8, certainties: Array, **told: Any) -> Fused:
+    """A rule over (T, H, W) labels and (T, H, W, C) certainties, by one of the backends; in NumPy arrays."""
+    planes = np.ascontiguousarray(certainties.transpose(0, 3, 1, 2))  # (T, C, H, W)
+    recipe = Recipe(certainties.shape[-1], **told)
+    labels = np.ascontiguousarray(labels)
+    if backend == "numpy":
+        return fuse_image(rule, labels, lambda t, classes: planes[t, list(classes)], recipe)
+    fused = fuse_image(
+        rule,
+        torch.from_numpy(labels).to(backend),
+        lambda t, classes: torch.from_numpy(planes[t, list(classes)]).to(backend),
+        recipe,
+    )
+    return Fused(*(tensor.cpu().numpy() for tensor in fused))
 
 
 # ---------------------------------------------------------------------------- golden files
@@ -40,69 +59,88 @@ golden_cases = pytest.mark.parametrize("name", NAMES)
 def golden(name: str) -> dict[str, Array]:
     with np.load(DATA / f"{name}.npz") as file:
         content = dict(file)
-    if "certainty_u8" in content:  # the follow-up project's renormalisation, as fusing._load does it
+    if (
+        "certainty_u8" in content
+    ):  # the follow-up project's renormalisation, as image_fusion.planes_of does it
         percent = content["certainty_u8"].astype(np.float32)
         content["certainty"] = percent * np.float32(100) / percent.sum(-1, keepdims=True)
     return content
 
 
-def planes_of(certainties: Array) -> Planes:
-    """``plane(t, c)`` over (T, H, W, C)."""
-    return lambda t, c: torch.from_numpy(np.ascontiguousarray(certainties[t, ..., c]))
-
-
-def images(content: dict[str, Array]) -> Iterator[tuple[int, torch.Tensor, Planes]]:
-    """The images of a batch: number, labels (T, H, W), certainties."""
+def images(content: dict[str, Array]) -> Iterator[tuple[int, UInt8, Array]]:
+    """The images of a batch: number, labels (T, H, W), certainties (T, H, W, C)."""
     certainties = content["certainty"]
     labels = content.get(
         "labels", np.zeros(certainties.shape[:-1], np.uint8)
     )  # tiefree_*: no rule needs them
     for b in range(certainties.shape[1]):
-        yield b, torch.from_numpy(labels[:, b]), planes_of(certainties[:, b])
+        yield b, labels[:, b], certainties[:, b]
 
 
-def owners(content: dict[str, Array]) -> torch.Tensor:
+def owners(content: dict[str, Array]) -> tuple[int, ...]:
     """(C,) from the pairs (class, teacher), which the golden files list in painting order."""
     pairs = content["extraction_list"]
-    return torch.from_numpy(pairs[np.argsort(pairs[:, 0]), 1])
+    return tuple(pairs[np.argsort(pairs[:, 0]), 1].tolist())
+
+
+def outputs_of(content: dict[str, Array], pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    return [match for key in content if (match := pattern.fullmatch(key))]
 
 
 @golden_cases
-def test_plf_gives_the_published_labels(name: str) -> None:
+@backends
+def test_plf_gives_the_published_labels(name: str, backend: str) -> None:
     content = golden(name)
-    outputs = [match for key in content if (match := PLF_OUTPUT.fullmatch(key))]
+    outputs = outputs_of(content, PLF_OUTPUT)
     assert outputs or name.startswith("tiefree")
-    for b, labels, plane in images(content):
+    for b, labels, certainties in images(content):
         for output in outputs:
             kh, kw, threshold = map(int, output.groups())
-            fused = plf(labels, plane, owners(content), window=(kh, kw), threshold=threshold)
+            told = {"owners": owners(content), "window": (kh, kw), "threshold": threshold}
+            fused = run(backend, "plf", labels, certainties, **told)
             np.testing.assert_array_equal(fused.label, content[output[0]][b], err_msg=output[0])
             np.testing.assert_array_equal(fused.candidate, content[f"out_plf_rf{kh}x{kw}_thr0"][b])
             np.testing.assert_array_equal(fused.claims, content["out_claim_count"][b])
             if "out_overlap_fraction" in content:
-                assert (fused.claims > 1).double().mean() == content["out_overlap_fraction"][b]
+                assert (fused.claims > 1).mean() == content["out_overlap_fraction"][b]
 
 
 @golden_cases
-def test_certainty_gives_the_published_labels(name: str) -> None:
+@backends
+def test_certainty_gives_the_published_labels(name: str, backend: str) -> None:
     content = golden(name)
-    outputs = [match for key in content if (match := CERTAINTY_OUTPUT.fullmatch(key))]
+    outputs = outputs_of(content, CERTAINTY_OUTPUT)
     assert outputs
-    num_classes = content["certainty"].shape[-1]
-    for b, labels, plane in images(content):
+    for b, labels, certainties in images(content):
         for output in outputs:
-            fused = certainty(labels, plane, num_classes, threshold=int(output[1]))
+            fused = run(backend, "certainty", labels, certainties, threshold=int(output[1]))
             np.testing.assert_array_equal(fused.label, content[output[0]][b], err_msg=output[0])
 
 
 @golden_cases
-def test_majority_gives_the_published_labels(name: str) -> None:
+@backends
+def test_soft_label_gives_the_published_labels(name: str, backend: str) -> None:
+    """Bytes with ties ranked by class, and floats without ties; both exactly, though a few pixels may differ."""
+    content = golden(name)
+    outputs = outputs_of(content, SOFT_OUTPUT)
+    assert outputs or name.startswith(("adv", "renormalised"))
+    for b, labels, certainties in images(content):
+        for output in outputs:
+            delta = content[f"delta_{output[1]}" if output[1] else "delta"]
+            told = {"delta": tuple(delta.tolist()), "threshold": int(output[2])}
+            fused = run(backend, "soft-label", labels, certainties, **told)
+            np.testing.assert_array_equal(fused.label, content[output[0]][b], err_msg=output[0])
+
+
+@golden_cases
+@backends
+def test_majority_gives_the_published_labels(name: str, backend: str) -> None:
     content = golden(name)
     if "out_majority" not in content:
         assert name.startswith(("tiefree", "renormalised"))
         return
-    for b, labels, _ in images(content):
-        fused = majority(labels, content["certainty"].shape[-1])
+    for b, labels, certainties in images(content):
+        fused = run(backend, "majority", labels, certainties)
         np.testing.assert_array_equal(fused.label, content["out_majority"][b])
 
 
@@ -110,9 +148,15 @@ def test_majority_gives_the_published_labels(name: str) -> None:
 
 
 def naive_plf(
-    labels: UInt8, certainties: Array, owner: list[int], window: tuple[int, int], threshold: float
+    labels: UInt8,
+    certainties: Array,
+    owner: list[int],
+    window: tuple[int, int],
+    threshold: float,
+    inside: bool,
+    ignore: bool,
 ) -> tuple[Array, Array, Array]:
-    """Label, label before the threshold, claims: FUSION.md word by word."""
+    """Label, label before the threshold, claims: the published formulas word by word."""
     _, height, width = labels.shape
     num_classes = len(owner)
     candidate, label, claims = (np.zeros((height, width), int) for _ in range(3))
@@ -130,9 +174,11 @@ def naive_plf(
             else:
                 shares = [sum(labels[owner[k], i, j] == k for i, j in around) for k in range(num_classes)]
                 c = int(np.argmax(shares))
-                sure = sum(float(certainties[owner[c], i, j, c]) for i, j in around) / (kh * kw)
-            candidate[y, x] = c
-            label[y, x] = c if sure >= threshold else 255
+                size = len(around) if inside else kh * kw
+                sure = sum(float(certainties[owner[c], i, j, c]) for i, j in around) / size
+            dropped = ignore and not claimed
+            candidate[y, x] = 255 if dropped else c
+            label[y, x] = c if sure >= threshold and not dropped else 255
     return label, candidate, claims
 
 
@@ -147,6 +193,22 @@ def naive_certainty(certainties: Array, threshold: float) -> tuple[Array, Array]
             c = int(np.argmax(sums))
             candidate[y, x] = c
             label[y, x] = c if sums[c] >= threshold * num_teachers else 255
+    return label, candidate
+
+
+def naive_soft_label(certainties: Array, delta: list[float], threshold: float) -> tuple[Array, Array]:
+    num_teachers, height, width, num_classes = certainties.shape
+    candidate, label = np.zeros((height, width), int), np.zeros((height, width), int)
+    for y, x in np.ndindex(height, width):
+        sums = np.zeros(num_classes, np.float32)
+        for t in range(num_teachers):
+            in_order = sorted(range(num_classes), key=lambda c: (certainties[t, y, x, c], c))
+            for rank, c in enumerate(in_order):
+                sums[c] += np.float32(delta[rank])
+        means = sums / np.float32(num_teachers)
+        c = int(np.argmax(means))
+        candidate[y, x] = c
+        label[y, x] = c if means[c] >= np.float32(threshold) else 255
     return label, candidate
 
 
@@ -180,6 +242,8 @@ class Case:
         steps = np.linspace(0, 100, levels).astype(np.uint8)
         self.certainties = generator.choice(steps, (*shape, classes)).astype(np.uint8)
         self.owner = [int(t) for t in generator.integers(0, teachers, classes)]
+        # In quarters, whose sums are exact in any order.
+        self.delta = (np.sort(generator.integers(0, 401, classes)) / 4).tolist()
 
     def __repr__(self) -> str:
         return f"labels={self.labels.tolist()} certainties={self.certainties.tolist()} owner={self.owner}"
@@ -196,47 +260,138 @@ cases = st.builds(
 )
 thresholds = st.sampled_from([0, 1, 33.5, 50, 70, 90, 100])
 windows = st.tuples(st.sampled_from([1, 3, 5, 15]), st.sampled_from([1, 3, 7, 9]))
+borders = st.sampled_from(Border)
+choices = st.sampled_from(Unclaimed)
 
 
+@backends
 @settings(max_examples=150, deadline=None)
-@given(case=cases, window=windows, threshold=thresholds)
-def test_plf_is_the_loop_over_pixels(case: Case, window: tuple[int, int], threshold: float) -> None:
-    fused = plf(
-        torch.from_numpy(case.labels),
-        planes_of(case.certainties),
-        torch.tensor(case.owner),
-        window=window,
-        threshold=threshold,
+@given(case=cases, window=windows, threshold=thresholds, border=borders, unclaimed=choices)
+def test_plf_is_the_loop_over_pixels(
+    backend: str, case: Case, window: tuple[int, int], threshold: float, border: Border, unclaimed: Unclaimed
+) -> None:
+    fused = run(
+        backend, "plf", case.labels, case.certainties, owners=tuple(case.owner), window=window,
+        threshold=threshold, border=border, unclaimed=unclaimed,
+    )  # fmt: skip
+    label, candidate, claims = naive_plf(
+        case.labels,
+        case.certainties,
+        case.owner,
+        window,
+        threshold,
+        border == "inside",
+        unclaimed == "ignore",
     )
-    label, candidate, claims = naive_plf(case.labels, case.certainties, case.owner, window, threshold)
     assert_fused(fused, label, candidate, claims)
 
 
+@backends
 @settings(max_examples=100, deadline=None)
-@given(case=cases, threshold=thresholds)
-def test_certainty_is_the_loop_over_pixels(case: Case, threshold: float) -> None:
-    num_classes = case.certainties.shape[-1]
-    fused = certainty(
-        torch.from_numpy(case.labels), planes_of(case.certainties), num_classes, threshold=threshold
+@given(case=cases, threshold=thresholds, unclaimed=choices)
+def test_certainty_is_the_loop_over_pixels(
+    backend: str, case: Case, threshold: float, unclaimed: Unclaimed
+) -> None:
+    fused = run(backend, "certainty", case.labels, case.certainties, threshold=threshold, unclaimed=unclaimed)
+    assert_mean_rule(fused, case, naive_certainty(case.certainties, threshold), unclaimed)
+
+
+@backends
+@settings(max_examples=100, deadline=None)
+@given(case=cases, threshold=thresholds, unclaimed=choices)
+def test_soft_label_is_the_loop_over_pixels(
+    backend: str, case: Case, threshold: float, unclaimed: Unclaimed
+) -> None:
+    fused = run(
+        backend, "soft-label", case.labels, case.certainties, threshold=threshold, unclaimed=unclaimed,
+        delta=tuple(case.delta),
+    )  # fmt: skip
+    assert_mean_rule(fused, case, naive_soft_label(case.certainties, case.delta, threshold), unclaimed)
+
+
+@backends
+@settings(max_examples=100, deadline=None)
+@given(case=cases, unclaimed=choices)
+def test_majority_is_the_loop_over_pixels(backend: str, case: Case, unclaimed: Unclaimed) -> None:
+    fused = run(backend, "majority", case.labels, case.certainties, unclaimed=unclaimed)
+    label = naive_majority(case.labels, case.certainties.shape[-1])
+    assert_mean_rule(fused, case, (label, label), unclaimed)
+
+
+def assert_mean_rule(fused: Fused, case: Case, expected: tuple[Array, Array], unclaimed: Unclaimed) -> None:
+    """A rule that looks at all teachers, and leaves pixels without a vote unlabelled if it is told to."""
+    distinct = naive_distinct(case.labels, case.certainties.shape[-1])
+    label, candidate = (
+        np.where((distinct == 0) & (unclaimed == Unclaimed.IGNORE), 255, one) for one in expected
     )
-    label, candidate = naive_certainty(case.certainties, threshold)
-    assert_fused(fused, label, candidate, naive_distinct(case.labels, num_classes))
+    assert_fused(fused, label, candidate, distinct)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases, window=windows, threshold=st.sampled_from([33.4, 71.3]))
+def test_backends_agree_on_renormalised_certainties(
+    case: Case, window: tuple[int, int], threshold: float
+) -> None:
+    """float32, also where a pixel's certainties are all zero and there is nothing to take a share of."""
+    percent = case.certainties.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        scaled = percent * np.float32(100) / percent.sum(-1, keepdims=True)
+    told = {"owners": tuple(case.owner), "window": window, "threshold": threshold, "delta": tuple(case.delta)}
+    rules = [rule for rule in RULES if rule != FusionRule.SOFT_LABEL or np.isfinite(scaled).all()]
+    for rule in rules:
+        one, *others = (run(backend, rule, case.labels, scaled, **told) for backend in BACKENDS)
+        for other in others:
+            assert all(map(np.array_equal, one, other)), rule
 
 
 @settings(max_examples=100, deadline=None)
 @given(case=cases)
-def test_majority_is_the_loop_over_pixels(case: Case) -> None:
+def test_agreement_and_overlaps_are_the_loops_over_pixels(case: Case) -> None:
     num_classes = case.certainties.shape[-1]
-    fused = majority(torch.from_numpy(case.labels), num_classes)
-    label = naive_majority(case.labels, num_classes)
-    assert_fused(fused, label, label, naive_distinct(case.labels, num_classes))
+    same, both, disputed = compiled.agreement(case.labels, num_classes)
+    valid = case.labels < num_classes
+    for t, u in np.ndindex(same.shape):
+        given = valid[t] & valid[u]
+        assert both[t, u] == given.sum()
+        assert same[t, u] == (given & (case.labels[t] == case.labels[u])).sum()
+    assert disputed == (naive_distinct(case.labels, num_classes) > 1).sum()
+    truth, prediction = case.labels[0], case.labels[-1]
+    hits, unions, labelled = compiled.overlaps(truth, prediction, num_classes)
+    counted = (truth < num_classes) & (prediction < num_classes)
+    for c in range(num_classes):
+        assert hits[c] == (counted & (truth == c) & (prediction == c)).sum()
+        assert unions[c] == (counted & ((truth == c) | (prediction == c))).sum()
+    assert labelled == (prediction < num_classes).sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=cases, threshold=thresholds)
+def test_tally_counts(case: Case, threshold: float) -> None:
+    num_classes = case.certainties.shape[-1]
+    fused = run("numpy", "plf", case.labels, case.certainties, owners=tuple(case.owner), threshold=threshold)
+    (given_, kept, overlap), unclaimed = compiled.tally(fused, num_classes)
+    for c in range(num_classes):
+        assert given_[c] == (fused.candidate == c).sum() and kept[c] == (fused.label == c).sum()
+        assert overlap[c] == ((fused.candidate == c) & (fused.claims > 1)).sum()
+    assert unclaimed == (fused.claims == 0).sum()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bands_make_no_difference(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image tall enough to be shared out to threads is fused as in one piece."""
+    case = Case(3, 3, 6, 256, 40, 11)
+    told: dict[str, Any] = {"owners": tuple(case.owner), "delta": tuple(case.delta), "threshold": 50}
+    monkeypatch.setattr("endauda_cli.compiling.cores", lambda: 3)
+    shared = run("numpy", rule, case.labels, case.certainties, **told)
+    monkeypatch.setattr("endauda_cli.compiling.cores", lambda: 1)
+    assert all(map(np.array_equal, shared, run("numpy", rule, case.labels, case.certainties, **told)))
 
 
 def assert_fused(fused: Fused, label: Array, candidate: Array, claims: Array) -> None:
     np.testing.assert_array_equal(fused.label, label)
     np.testing.assert_array_equal(fused.candidate, candidate)
     np.testing.assert_array_equal(fused.claims, claims)
-    assert {tensor.dtype for tensor in fused} == {torch.uint8}
+    assert {array.dtype for array in fused} == {np.dtype(np.uint8)}
 
 
 # ---------------------------------------------------------------------------- what a rule may ask for
@@ -248,53 +403,32 @@ def test_plf_asks_each_owner_once_and_nobody_else(
     case: Case, window: tuple[int, int], threshold: float
 ) -> None:
     asked: Counter[tuple[int, int]] = Counter()
-    plane = planes_of(case.certainties)
 
-    def counted(t: int, c: int) -> torch.Tensor:
-        asked[t, c] += 1
-        return plane(t, c)
+    def counted(t: int, classes: Sequence[int]) -> Array:
+        asked.update((t, c) for c in classes)
+        return np.stack([case.certainties[t, ..., c] for c in classes])
 
-    fused = plf(
-        torch.from_numpy(case.labels),
-        counted,
-        torch.tensor(case.owner),
-        window=window,
-        threshold=threshold,
-    )
-    given_classes = {int(c) for c in np.unique(fused.candidate.numpy())}
+    recipe = Recipe(len(case.owner), tuple(case.owner), window, threshold=threshold)
+    fused = fuse_image("plf", case.labels, counted, recipe)
+    given_classes = {int(c) for c in np.unique(fused.candidate)}
     expected = {(case.owner[c], c) for c in given_classes} if threshold > 0 else set()
     assert set(asked) == expected
     assert set(asked.values()) <= {1}
 
 
-def test_inputs_are_left_as_they_were() -> None:
+@backends
+@pytest.mark.parametrize("rule", RULES)
+def test_inputs_are_left_as_they_were(rule: str, backend: str) -> None:
     case = Case(0, 3, 5, 6, 7, 101)
     labels, certainties = case.labels.copy(), case.certainties.copy()
-    inputs = Inputs(
-        torch.from_numpy(case.labels), planes_of(case.certainties), torch.tensor(case.owner), (5, 5), 50
-    )
-    for rule in RULES.values():
-        rule(inputs)
+    told: dict[str, Any] = {"owners": tuple(case.owner), "delta": tuple(case.delta), "threshold": 50}
+    run(backend, rule, case.labels, case.certainties, **told)
     np.testing.assert_array_equal(case.labels, labels)
     np.testing.assert_array_equal(case.certainties, certainties)
 
 
-def test_rules_are_the_choices_of_the_command_line() -> None:
+def test_rules_are_the_choices_of_the_command_line_and_written_twice() -> None:
     assert set(RULES) == set(FusionRule)
-
-
-def test_rules_take_their_part_of_the_inputs() -> None:
-    case = Case(1, 4, 6, 9, 8, 11)
-    labels, plane, owner = (
-        torch.from_numpy(case.labels),
-        planes_of(case.certainties),
-        torch.tensor(case.owner),
-    )
-    inputs = Inputs(labels, plane, owner, (3, 7), 50)
-    expected = {
-        FusionRule.PLF: plf(labels, plane, owner, window=(3, 7), threshold=50),
-        FusionRule.CERTAINTY: certainty(labels, plane, 6, threshold=50),
-        FusionRule.MAJORITY: majority(labels, 6),
-    }
-    for name, rule in RULES.items():
-        assert all(map(torch.equal, rule(inputs), expected[FusionRule(name)]))
+    for rule in RULES.values():
+        assert callable(getattr(compiled, rule.function)) and callable(getattr(tensors, rule.function))
+        assert rule.options <= {*Recipe.__dataclass_fields__, "renormalise"}

@@ -17,17 +17,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # bottom: a layer imports from those above it in this table
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
-    "tools": ("compiled", "diskspace", "distributed", "locking", "multivalue", "pipeline"),
-    "kernels": ("fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
-    "stores": ("archive", "cache", "checkpoint", "datasets", "labels", "weights", "workspace"),
+    "tools": ("compiling", "diskspace", "distributed", "locking", "multivalue", "pipeline"),
+    "kernels": ("charts", "fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
+    "stores": ("archive", "cache", "checkpoint", "datasets", "journal", "labels", "weights", "workspace"),
     "engines": (
         "choosing",
         "demo",
         "evaluation",
         "exporting",
         "fusing",
+        "fusion_report",
+        "image_fusion",
         "inference",
         "inspecting",
+        "live",
+        "rank_certainty",
         "report",
         "training",
     ),
@@ -36,11 +40,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "__main__"),
 }
 SIDEWAYS = {
+    "compiling": {"pipeline"},
+    "journal": {"workspace"},
     "weights": {"workspace"},
     "evaluation": {"inference", "report"},
     "exporting": {"inference"},
     "training": {"inference"},
-    "fusing": {"choosing", "report"},
+    "fusing": {"choosing", "fusion_report", "image_fusion", "live", "rank_certainty"},
+    "fusion_report": {"image_fusion", "report"},
+    "live": {"inference"},
     "inspecting": {"report"},
     "demo": {"evaluation", "exporting", "fusing", "report", "training"},
     "__main__": {"cli"},
@@ -53,7 +61,11 @@ LIGHT = (
     *("numba", "requests"),
 )
 NOT_IN_KERNELS = {"h5py", "hdf5plugin", "pathlib", "PIL"}
-EXCEPTIONS = {"transforms": {"PIL"}, "street": {"PIL"}}  # Pillow resizes as published, and draws
+EXCEPTIONS = {
+    "transforms": {"PIL"},
+    "street": {"PIL"},
+    "charts": {"PIL"},
+}  # Pillow resizes as published, and draws
 
 
 class Import(NamedTuple):

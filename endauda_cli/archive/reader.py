@@ -17,6 +17,7 @@ from endauda_cli.archive import index, shard
 from endauda_cli.archive.manifest import Attribute, read_info
 from endauda_cli.archive.shard import ImageFile
 from endauda_cli.errors import ArchiveError
+from endauda_cli.pipeline import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,7 @@ class CertaintyReader:
 def _decode_all(unpack: Unpack, chunks: Sequence[Chunk], planes: Bytes) -> None:
     """Decodes in as many threads as there are idle cores: each gets about as many coded bytes."""
     with _Busy() as busy:
-        shares: list[list[int]] = [[] for _ in range(max(1, min(_cores() // busy, len(chunks))))]
+        shares: list[list[int]] = [[] for _ in range(max(1, min(_threads() // busy, len(chunks))))]
         loads = [0] * len(shares)
         for i in sorted(range(len(chunks)), key=lambda i: -len(chunks[i].data)):
             lightest = loads.index(min(loads))
@@ -212,16 +213,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Busy.forget)
 
 
-@cache
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_DECODERS)
+def _threads() -> int:
+    return min(cores(), _MAX_DECODERS)
 
 
 @cache
 def _decoders(pid: int) -> ThreadPoolExecutor:
     """The threads that decode planes, shared by all readers of this process; after a fork, its own."""
-    return ThreadPoolExecutor(_cores(), "decode")
+    return ThreadPoolExecutor(_threads(), "decode")
 
 
 class _OpenFiles:

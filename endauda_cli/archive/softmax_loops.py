@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from endauda_cli.compiled import compiled
+from endauda_cli.compiling import jit
 
 SYMBOLS = 101
 """Values are 0 to 100, and differences are counted modulo this."""
@@ -69,7 +69,7 @@ def _trailing_zeros(typing_context, number):
     return types.uint64(types.uint64), generate
 
 
-@compiled
+@jit
 def normal_equations(planes, step, kind_of, squares, products):
     count, height, width = planes.shape
     taps = np.empty(TAPS, np.float64)
@@ -96,7 +96,7 @@ def normal_equations(planes, step, kind_of, squares, products):
                         squares[k, i, j] += weighted * taps[j]
 
 
-@compiled
+@jit
 def solve(squares, products, ridge, solution):
     """Least squares, ``solution`` replaced by the better one; ``ridge`` is what the given one counts.
 
@@ -122,7 +122,7 @@ def solve(squares, products, ridge, solution):
         solution[i] /= matrix[i, i]
 
 
-@compiled
+@jit
 def _flat_above(north, far_north, i, end, value):
     """For how many pixels from i on all neighbours above are ``value``; at least 1."""
     same = np.uint64(value) * np.uint64(0x0101010101010101)
@@ -136,7 +136,7 @@ def _flat_above(north, far_north, i, end, value):
     return max(np.int64(min(at, end) - i), 1)
 
 
-@compiled
+@jit
 def _predict(north, far_north, i, w, ww, n, nw, ne, nww, nn, weights, k):
     """The prediction in quarters, 0 to 403, rounded so that the nearest whole number is a quarter of it."""
     total = (
@@ -155,7 +155,7 @@ def _predict(north, far_north, i, w, ww, n, nw, ne, nww, nn, weights, k):
     return min(max(total, 0), (SYMBOLS << WEIGHT_BITS) - 1) >> WEIGHT_BITS - RESIDUE_BITS
 
 
-@compiled
+@jit
 def trace(plane, weights, kind_of, context_of, bit_length, events):
     """Writes the events that describe a plane, context << 8 | symbol or a literal, and returns their number."""
     height, width = plane.shape
@@ -206,14 +206,14 @@ def trace(plane, weights, kind_of, context_of, bit_length, events):
     return count
 
 
-@compiled
+@jit
 def count(events, counts):
     for event in events:
         if not event & _LITERAL:
             counts[event >> 8, event & 255] += 1
 
 
-@compiled
+@jit
 def tables(levels, frequency_of, symbols, slots):
     """Fills a context's slots in proportion to its frequencies: every symbol that occurs gets one at least."""
     frequencies = np.zeros(SYMBOLS, np.int64)
@@ -242,7 +242,7 @@ def tables(levels, frequency_of, symbols, slots):
                 first += share
 
 
-@compiled
+@jit
 def encode(events, slots, words):
     """Writes the words at the end of ``words`` and returns where they begin. rANS codes the last event first."""
     even, odd = np.int64(_STATE), np.int64(_STATE)
@@ -272,7 +272,7 @@ def encode(events, slots, words):
     return at
 
 
-@compiled
+@jit
 def _next_state(state, share, first, words, at):
     """The state after an event of that share of the slots, and how many words have been read then."""
     state = share * (state >> SCALE_BITS) + (state & (1 << SCALE_BITS) - 1) - first
@@ -281,7 +281,7 @@ def _next_state(state, share, first, words, at):
     return state, at
 
 
-@compiled
+@jit
 def decode(words, count, weights, symbols, slots, kind_of, context_of, bit_length, out):
     """Whether the words end where they should. ``state`` is for the next event, ``other`` for the one after."""
     height, width = out.shape

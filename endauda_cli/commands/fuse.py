@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
-from endauda_cli.types import FusionRule, Split
+from endauda_cli.types import Arch, Backbone, Border, FusionRule, Split, Unclaimed
+
+if TYPE_CHECKING:
+    from endauda_cli.datasets import Sample
+    from endauda_cli.live import NetworkReader
 
 
 def command(
@@ -19,7 +24,8 @@ def command(
             "--teachers",
             "-t",
             metavar="A B C",
-            help="Archives to fuse. [default: all of the workspace]",
+            help="Archives to fuse; NAME=CHECKPOINT runs a network instead, and stores nothing. "
+            "[default: all archives of the workspace]",
             autocompletion=completing.teachers,
             callback=split_commas,
             show_default=False,
@@ -40,6 +46,29 @@ def command(
         float, o.option("--threshold", help="Keep labels of at least this certainty, in percent.")
     ] = 90,
     window: Annotated[str, o.option("--window", help="Side of plf's window, odd; or HEIGHTxWIDTH.")] = "5",
+    border: Annotated[
+        Border,
+        o.option(
+            "--border",
+            help="What plf's window is divided by at the image's border: its whole size, as published, or its "
+            "pixels inside.",
+        ),
+    ] = Border.REFERENCE,
+    unclaimed: Annotated[
+        Unclaimed,
+        o.option(
+            "--unclaimed", help="Pixels that no class is claimed for: the rule's vote, or left unlabelled."
+        ),
+    ] = Unclaimed.VOTE,
+    delta: Annotated[
+        Path | None,
+        o.option(
+            "--delta",
+            help="Typical certainty of each rank (soft-label), ascending: .npy or JSON. "
+            "[default: estimated from the teachers]",
+            show_default=False,
+        ),
+    ] = None,
     renormalise: Annotated[
         bool, o.option("--renormalise", help="Scale each pixel's certainties to a sum of 100 first.")
     ] = False,
@@ -52,6 +81,28 @@ def command(
             show_default=False,
         ),
     ] = None,
+    score: Annotated[
+        bool | None,
+        o.option(
+            "--score/--no-score",
+            help="Score teachers and rules in the report, where the target has labels; nothing is chosen by it. "
+            "[default: not for train]",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several processes.")
+    ] = "1/1",
+    backbone: Annotated[
+        Backbone | None,
+        o.option("--backbone", help="Of checkpoints that do not say. [default: drn]"),
+    ] = None,
+    arch: Annotated[
+        Arch | None,
+        o.option("--arch", help="Of checkpoints that do not say. [default: deeplabv3plus]"),
+    ] = None,
+    size: o.SizeOption = None,
+    amp: o.AmpOption = False,
     workers: o.WorkersOption = 2,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,
@@ -65,10 +116,12 @@ def command(
     """Fuse the teachers' archives into one set of labels for the target.
 
     Writes label PNGs (train ids, 255 = none), colour previews, the policy and a report. A rerun does only
-    what is missing or has changed.
+    what is missing or has changed. Archives are fused on the CPU unless --device says otherwise: reading them
+    is what takes the time.
 
     - `endauda fuse --teachers dacs crst cbst`
     - `endauda fuse --teachers dacs crst --rule certainty --threshold 70 --name mean70`
+    - `endauda fuse --teachers dacs crst=runs/crst.pth`
     """
     from endauda_cli.config import FuseConfig
     from endauda_cli.fusing import fuse
@@ -81,20 +134,67 @@ def command(
     check_name(name, "--name")
     if name in tuple(Split):
         raise ConfigError(f"--name {name}: that is where ground truth lies; choose another word")
-    names = tuple(teachers or session.workspace.teachers(session.task.source.name))
+    given = teachers or session.workspace.teachers(session.task.source.name)
+    checkpoints = dict(word.split("=", 1) for word in given if "=" in word)
+    names = tuple(word.partition("=")[0] for word in given)
+    for teacher in checkpoints:
+        check_name(teacher, "teacher name")
     archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
-    o.refuse_unknown_teachers(session, names)
-    config = FuseConfig(names, rule, policy, threshold, o.parse_window(window), renormalise, workers)
-    with session.terminal as terminal:
+    if any(name not in checkpoints for name in names):
+        o.refuse_unknown_teachers(session, [name for name in names if name not in checkpoints])
+    with o.place(session, shard, bool(checkpoints)) as place, session.terminal as terminal:
+        config = FuseConfig(
+            names, rule, policy, threshold, o.parse_window(window), renormalise, border, unclaimed,
+            None if delta is None else str(session.path(delta)), place.shard, score, workers,
+        )  # fmt: skip
+        samples = session.target_samples_if_any(split, "fusing all images of the archives instead")
+        options = (arch, backbone, o.parse_size(size, "--size"), amp, workers)
+        networks = _networks(session, checkpoints, samples, place.device, *options) if checkpoints else {}
         result = fuse(
             config,
             session.task,
             archives,
-            session.target_samples_if_any(split, "fusing all images of the archives instead"),
+            samples,
             lambda: session.target_samples("val", need_labels=True),
             split,
             session.workspace.labels(session.task.target, name),
-            session.device(),
+            place.device,
             terminal.report,
+            networks,
+            place.others,
         )
         terminal.show(result)
+
+
+def _networks(
+    session: o.Session,
+    checkpoints: dict[str, str],
+    samples: list[Sample] | None,
+    device: str,
+    arch: str | None,
+    backbone: str | None,
+    size: tuple[int, int] | None,
+    amp: bool,
+    workers: int,
+) -> dict[str, NetworkReader]:
+    """The teachers that are to be run, by name; a teacher whose archive was made by the same network is read."""
+    import torch
+
+    from endauda_cli.config import InferenceConfig
+    from endauda_cli.live import NetworkReader, open_network, refuse_other_archive
+
+    if samples is None:
+        raise ConfigError(
+            f"--teachers {'='.join(next(iter(checkpoints.items())))}: a network needs the target's images; "
+            "say where they are with --target-data"
+        )
+    images = {sample.id: sample.image for sample in (*session.labelled_if_any("val"), *samples)}
+    found = {}
+    for name, path in checkpoints.items():
+        network = open_network(
+            session.path(Path(path)), session.task.classes, InferenceConfig(1, amp, workers), torch.device(device),
+            arch, backbone, size,
+        )  # fmt: skip
+        refuse_other_archive(name, session.workspace.archive(session.task.source.name, name), network)
+        found[name] = NetworkReader(network, session.task.classes, images, kept=workers)
+    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -106,6 +108,15 @@ class Session:
             self.terminal.report(Note(f"{error}; {otherwise}", "warning"))
             return None
 
+    def labelled_if_any(self, split: str) -> list[Sample]:
+        """Images of the target's split with their ground truth; none if there are none."""
+        from endauda_cli.errors import DataError
+
+        try:
+            return self.target_samples(split, need_labels=True)
+        except DataError:
+            return []
+
     def _has_images(self, split: str) -> bool:
         try:
             return bool(self.target_samples(split))
@@ -174,6 +185,41 @@ def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str
     if not given.is_dir():
         raise ConfigError(f"{option} {given}: no such folder")
     return (given,)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those that fuse one label set.
+
+    Attributes:
+        device: where rules and networks run.
+        shard: (number, of): its part of the images.
+        others: under ``torchrun``, waits for all of them.
+    """
+
+    device: str
+    shard: tuple[int, int]
+    others: Callable[[], None] | None = None
+
+
+@contextmanager
+def place(session: Session, shard: str, networks: bool) -> Iterator[Place]:
+    """This process's part of the images, by ``--shard`` or by its rank under ``torchrun``.
+
+    Archives are fused on the CPU unless the user names a device; then, and without ranks, torch is not needed, which
+    saves seconds and half a gigabyte.
+    """
+    number, of = parse_shard(shard)
+    on_cpu = session.device_name == "cpu" or (session.device_name == "auto" and not networks)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Place("cpu" if on_cpu else str(session.device()), (number, of))
+        return
+    if of > 1:
+        raise ConfigError("--shard and torchrun both split the images; use one of them")
+    from endauda_cli.distributed import barrier, pick_device, process_group, rank, world_size
+
+    with process_group(pick_device("cpu") if on_cpu else session.device()) as device:
+        yield Place(str(device), (rank() + 1, world_size()), barrier)
 
 
 def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
