@@ -291,7 +291,7 @@ def test_fuse_again_after_a_teacher_changed(city: Path) -> None:
     after = files_of(city / FUSED / "majority")
     changed = {name for name in before if name.endswith(".png") and before[name] != after[name]}
     assert {f"{TRAIN[1]}.png", f"{TRAIN[1]}_color.png"} <= changed <= {
-        f"{TRAIN[1]}.png", f"{TRAIN[1]}_color.png", "report.png",
+        f"{TRAIN[1]}.png", f"{TRAIN[1]}_color.png", "report.png", "report-agreement.png", "report-classes.png",
     }  # fmt: skip
 
 

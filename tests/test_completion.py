@@ -76,7 +76,7 @@ OFFERS = {
     "endauda fuse --teachers dacs cbst cr": {"crst"},
     "endauda fuse -t dacs ": {"cbst", "crst"},
     "endauda fuse --source synthia --teachers ": {"one"},
-    "endauda fuse --rule ": {"plf", "certainty", "majority"},
+    "endauda fuse --rule ": {"plf", "certainty", "majority", "soft-label"},
     "endauda fuse --policy ": {"auto", "val", "certainty", "paper"},
     "endauda fuse --teachers dacs --policy c": {"certainty"},
     "endauda fuse --source s": {"synthia", "synthia-13", "synthia-19"},

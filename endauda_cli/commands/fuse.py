@@ -140,8 +140,9 @@ def command(
     for teacher in checkpoints:
         check_name(teacher, "teacher name")
     archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
-    if any(name not in checkpoints for name in names):
-        o.refuse_unknown_teachers(session, [name for name in names if name not in checkpoints])
+    stored = [name for name in names if name not in checkpoints]
+    if stored or not checkpoints:
+        o.refuse_unknown_teachers(session, stored)
     with o.place(session, shard, bool(checkpoints)) as place, session.terminal as terminal:
         config = FuseConfig(
             names, rule, policy, threshold, o.parse_window(window), renormalise, border, unclaimed,
