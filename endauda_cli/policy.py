@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from endauda_cli.domains import IGNORE
 from endauda_cli.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -95,23 +94,42 @@ def owners_by_score(table: Float) -> list[int]:
     return [int(np.argmax(column)) if np.isfinite(column).any() else overall for column in filled.T]
 
 
-def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
-    """Posterior over the true class from annotators who err each in their own way (Dawid & Skene 1979).
+@dataclass(frozen=True)
+class Annotators:
+    """How each teacher errs: the model of Dawid & Skene (1979).
 
-    Expectation maximisation, started from the vote. Every teacher has a confusion matrix; rows are smoothed
-    with the teacher's own marginal, so that a class that is hardly ever seen does not earn certainty.
+    Attributes:
+        log_confusion: (T, 256, C), log probability that a teacher gives a label, by true class; 0 for 255.
+        log_prior: (C,).
+    """
+
+    log_confusion: Float
+    log_prior: Float
+
+    def posterior(self, votes: NDArray[np.uint8], teachers: Sequence[int] | None = None) -> Float:
+        """(S, C) probabilities of the true class, given the labels (T, S) of all or of some teachers."""
+        chosen = range(len(votes)) if teachers is None else teachers
+        log_posterior = np.tile(self.log_prior, (votes.shape[1], 1))
+        for t in chosen:
+            log_posterior += self.log_confusion[t][votes[t]]
+        posterior: Float = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
+        return posterior / posterior.sum(1, keepdims=True)
+
+
+def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Annotators:
+    """Fit the model of Dawid & Skene by expectation maximisation, started from the vote.
+
+    Every teacher has a confusion matrix; rows are smoothed with the teacher's own marginal, so that a class that
+    is hardly ever seen does not earn certainty.
 
     Args:
         votes: (T, S) uint8, the distinct combinations of labels, 255 = no vote.
         counts: (S,) how many pixels have each combination.
         num_classes: C.
         rounds: iterations.
-
-    Returns:
-        (S, C) probabilities.
     """
     num_teachers = len(votes)
-    seen = votes != IGNORE
+    seen = votes < num_classes
     one_hot = np.zeros((num_teachers, votes.shape[1], num_classes))
     for t in range(num_teachers):
         one_hot[t, seen[t], votes[t, seen[t]]] = 1
@@ -120,16 +138,34 @@ def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, round
     for _ in range(rounds):
         weighted = posterior * counts[:, None]  # (S, C)
         prior = weighted.sum(0) + 1e-9
-        log_posterior = np.tile(np.log(prior / prior.sum()), (votes.shape[1], 1))
+        log_confusion = np.zeros((num_teachers, 256, num_classes))
         for t in range(num_teachers):
             confusion = weighted.T @ one_hot[t]  # (true, given)
             marginal = confusion.sum(0) + 1e-9
             confusion += SMOOTHING * counts.sum() / num_classes * (marginal / marginal.sum())
             confusion /= confusion.sum(1, keepdims=True)
-            log_posterior[seen[t]] += np.log(confusion.T + 1e-12)[votes[t, seen[t]]]
-        posterior = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
-        posterior /= posterior.sum(1, keepdims=True)
-    return posterior
+            log_confusion[t, :num_classes] = np.log(confusion.T + 1e-12)
+        model = Annotators(log_confusion, np.log(prior / prior.sum()))
+        posterior = model.posterior(votes)
+    return model
+
+
+def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
+    """(S, C) posterior over the true class from annotators who err each in their own way.
+
+    Args:
+        votes, counts, num_classes, rounds: as for ``annotators``.
+    """
+    return annotators(votes, counts, num_classes, rounds).posterior(votes)
+
+
+def combinations(labels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Float, NDArray[np.intp]]:
+    """The distinct columns of (T, S) labels, how often each occurs, and which one each column is."""
+    which = np.zeros(labels.shape[1], np.intp)
+    for row in labels:
+        which = np.unique(which * 256 + row, return_inverse=True)[1]
+    first, counts = np.unique(which, return_index=True, return_counts=True)[1:]
+    return labels[:, first], counts.astype(np.float64), which
 
 
 SMOOTHING = 1e-3
@@ -172,13 +208,13 @@ def scaled_certainty(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], 
     goal = float(probabilities.max(2).mean())
     table = np.full((len(labels), num_classes), np.nan)
     for t, given in enumerate(labels):
-        top = _highest(probabilities[t], _power_for(probabilities[t], goal))
+        top = _highest(probabilities[t], power_for(probabilities[t], goal))
         for c in np.unique(given[given < num_classes]):
             table[t, c] = top[given == c].mean()
     return table
 
 
-def _power_for(probabilities: NDArray[np.float32], goal: float) -> float:
+def power_for(probabilities: NDArray[np.float32], goal: float) -> float:
     """The power that brings the mean of the highest probability to ``goal`` (bisection; it is monotone)."""
     low, high = 0.05, 20.0
     for _ in range(24):
@@ -206,9 +242,8 @@ def auto_scores(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], num_c
         certainties: (T, S, C) uint8, percent.
         num_classes: C.
     """
-    votes, counts = np.unique(labels, axis=1, return_counts=True)
-    weights = counts.astype(np.float64)
-    agreement = soft_iou(votes, weights, dawid_skene(votes, weights, num_classes))
+    votes, counts, _ = combinations(labels)
+    agreement = soft_iou(votes, counts, dawid_skene(votes, counts, num_classes))
     return agreement * scaled_certainty(labels, certainties, num_classes)
 
 
