@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
-from endauda_cli.policy import annotators, combinations, power_for
+from endauda_cli.policy import Overlaps, annotators, combinations, power_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +66,6 @@ class Consensus:
         powers: (T,) what brings each teacher's probabilities to one mean certainty.
         iou: (C,) expected IoU of each class's labels.
         union: (C,) expected share of pixels that are of the class or labelled so.
-        scores: (T, C) expected IoU of each teacher; NaN where it never gives the class.
     """
 
     edges: UInt8
@@ -75,7 +74,6 @@ class Consensus:
     powers: Float
     iou: Float
     union: Float
-    scores: Float
 
 
 class Believed(NamedTuple):
@@ -133,7 +131,7 @@ def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled 
     prior = np.log(share + FLOOR).astype(np.float32)
     belief = _normalised(np.sqrt(_product(words, log_evidence, prior) * scaled.mean(0)) + FLOOR)
     iou, union = expected_iou(belief)
-    return Consensus(edges, log_evidence, prior, powers, iou, union, soft_iou_of(labels, belief))
+    return Consensus(edges, log_evidence, prior, powers, iou, union)
 
 
 def fuse_image(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
@@ -154,8 +152,8 @@ def fuse_image(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
     return Believed(candidate.reshape(shape), certainty.reshape(shape), claims.reshape(shape))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight):  # type: ignore[no-untyped-def]  # pragma: no cover
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight):  # type: ignore[no-untyped-def]
     """Steps 4 and 5 of the rule for every pixel."""
     num_teachers, num_classes, pixels = planes.shape
     bins = edges.shape[2] + 1
@@ -176,7 +174,7 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
                 mean[c] += table[t, planes[t, c, i]] / total
             given = labels[t, i]
             if given < num_classes:
-                second, most = 0, -1
+                second, most = 0, np.int64(-1)
                 for c in range(num_classes):
                     if c != given and np.int64(planes[t, c, i]) > most:
                         second, most = c, np.int64(planes[t, c, i])
@@ -229,17 +227,33 @@ def _weights(union: Float) -> Float32:
     return (1 / np.maximum(union, SMALLEST)).astype(np.float32)
 
 
-def soft_iou_of(labels: UInt8, belief: Float32) -> Float:
-    """(T, C) expected IoU of each teacher's labels with (S, C) beliefs in place of the truth; NaN: never given."""
+def believe(labels: UInt8, certainties: UInt8, model: Consensus) -> Float32:
+    """(S, C) belief in each class at sampled pixels, see ``fit``."""
+    scaled = np.mean([_scaled(c, power) for c, power in zip(certainties, model.powers, strict=True)], axis=0)
+    product = _product(_words(labels, certainties, model.edges), model.evidence, model.prior)
+    return _normalised(np.sqrt(product * scaled) + FLOOR)
+
+
+def overlaps(labels: UInt8, belief: Float32, image: NDArray[np.intp]) -> Overlaps:
+    """What each teacher's labels have in common with the belief, per image.
+
+    Args:
+        labels: (T, S) uint8.
+        belief: (S, C).
+        image: (S,) which image a pixel is of, from 0 without gaps.
+    """
     num_classes = belief.shape[1]
-    mass = belief.sum(0, dtype=np.float64)
-    table = np.full((len(labels), num_classes), np.nan)
-    for t, given in enumerate(labels):
-        for c in np.unique(given[given < num_classes]):
-            here = given == c
-            common = belief[here, c].sum(dtype=np.float64)
-            table[t, c] = common / (mass[c] + here.sum() - common)
-    return table
+    shape = (int(image.max()) + 1, num_classes)
+    size = shape[0] * num_classes
+    cell = image[:, None] * num_classes + np.arange(num_classes)
+    mass = np.bincount(cell.ravel(), belief.ravel(), size).reshape(shape)
+    common, union = [], []
+    for given in labels:
+        known = np.flatnonzero(given < num_classes)
+        place = image[known] * num_classes + given[known]
+        common.append(np.bincount(place, belief[known, given[known]], size).reshape(shape))
+        union.append(mass + np.bincount(place, minlength=size).reshape(shape) - common[-1])
+    return Overlaps(np.stack(common, 1), np.stack(union, 1))
 
 
 def _edges(labels: UInt8, certainties: UInt8, num_classes: int) -> UInt8:

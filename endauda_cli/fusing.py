@@ -21,8 +21,16 @@ import numpy as np
 import torch
 
 from endauda_cli import __version__
-from endauda_cli.archive import CertaintyReader
-from endauda_cli.choosing import Evidence, choose_policy, common_size, policy_record
+from endauda_cli.archive import CertaintyReader, join_classes
+from endauda_cli.choosing import (
+    CONSENSUS_FILE,
+    Evidence,
+    choose_consensus,
+    choose_policy,
+    common_size,
+    policy_record,
+    write_consensus,
+)
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.events import Note, Reporter, Tick
@@ -51,12 +59,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from endauda_cli.config import FuseConfig
+    from endauda_cli.consensus import Consensus
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
     from endauda_cli.policy import Policy
 
 PICTURED_IMAGES = 8
+OWNER = {str(rule): "best" if rule == FusionRule.CONSENSUS else "owner" for rule in FusionRule}
 POLICY_FILE = "policy.json"
+STATISTICS_FOLDER = ".agreement"
+"""Beside the archives: what was learnt from them, by what went in; may be deleted."""
 
 
 def fuse(
@@ -89,34 +101,43 @@ def fuse(
     """
     rule = RULES[config.rule]
     with ExitStack() as stack:
-        readers = {name: stack.enter_context(CertaintyReader(path)) for name, path in archives.items()}
-        _check_classes(task, readers)
+        opened = {name: stack.enter_context(CertaintyReader(path)) for name, path in archives.items()}
+        _check_classes(task, opened)
+        readers = {name: join_classes(reader, task.classes) for name, reader in opened.items()}
         stored = {image for reader in readers.values() for image in reader.ids}
         ids = sorted(stored) if samples is None else [s.id for s in samples]
         _check_images(readers, ids)
         about = {"source": task.source.name, "target": task.target.name, "split": split}
         _refuse_other_set(out, about)
-        policy = None
+        policy, model = None, None
+        store = next(iter(archives.values())).parent / STATISTICS_FOLDER
+        evidence = Evidence(task, readers, ids, labelled, config.few_shot, store)
+        if config.rule == FusionRule.CONSENSUS:
+            policy, model = choose_consensus(config.policy, evidence, report)
         if config.rule == FusionRule.PLF:
-            policy = choose_policy(config.policy, Evidence(task, readers, ids, labelled), report)
+            policy = choose_policy(config.policy, evidence, report)
             if policy.kind == PolicyKind.CERTAINTY:
                 report(Note("policy certainty compares teachers by certainty, which misleads where they are "
                             "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
-        journal = _Journal(out / JOURNAL_FILE, _fingerprint(config, task, policy), about)
+        journal = _Journal(out / JOURNAL_FILE, _fingerprint(config, task, policy, model), about)
         (out / RECORD_FILE).unlink(missing_ok=True)  # whole again only at the end
         if policy is not None:
             record = policy_record(policy, task.classes, list(readers))
             write_text(out / POLICY_FILE, json.dumps(record, indent=1) + "\n")
         else:
             (out / POLICY_FILE).unlink(missing_ok=True)
+        if model is not None:
+            write_consensus(out / POLICY_FILE, model, task.classes, list(readers))
+        else:
+            (out / CONSENSUS_FILE).unlink(missing_ok=True)
 
         def one(image: str) -> tuple[str, dict[str, Any], bool]:
             inputs = _inputs_digest(readers, image)
             found = journal.find(image, inputs)
             if found is not None and _is_whole(out, found):
                 return image, found, True
-            fused = rule(_load(config, readers, policy, image, len(task.classes), device))
+            fused = rule(_load(config, readers, policy, model, image, len(task.classes), device))
             label = fused.label.cpu().numpy()
             write_colour(out / f"{image}_color.png", label, task.target.palette)
             path = out / f"{image}.png"
@@ -156,22 +177,15 @@ def _is_whole(out: Path, line: dict[str, Any]) -> bool:
 
 
 def _check_classes(task: Task, readers: dict[str, CertaintyReader]) -> None:
+    """An archive may have more classes than the fusion, in any order, but not fewer."""
     for name, reader in readers.items():
-        if reader.classes != task.classes:
-            difference = _first_difference(reader.classes, task.classes)
+        missing = [c for c in task.classes if c not in reader.classes]
+        if missing:
             raise ArchiveError(
-                f"{name}: its archive has {len(reader.classes)} classes ({difference}), but "
-                f"{task.source.name} has {len(task.classes)}; export it again with "
-                f"--source {task.source.name}, or fuse with the source it was made for"
-            )  # fmt: skip
-
-
-def _first_difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    for i, (a, b) in enumerate(zip(found, expected, strict=False)):
-        if a != b:
-            return f"class {i} is {a!r}, not {b!r}"
-    longer = found if len(found) > len(expected) else expected
-    return f"{longer[min(len(found), len(expected))]!r} is only in one of them"
+                f"{name}: its archive has {len(reader.classes)} classes, and {missing[0]!r} is not among them, but "
+                f"{task.source.name} has {len(task.classes)}; export it again with --source {task.source.name}, "
+                "or fuse with the source it was made for"
+            )
 
 
 def _check_images(readers: dict[str, CertaintyReader], ids: Sequence[str]) -> None:
@@ -192,6 +206,7 @@ def _load(
     config: FuseConfig,
     readers: dict[str, CertaintyReader],
     policy: Policy | None,
+    model: Consensus | None,
     image: str,
     num_classes: int,
     device: torch.device,
@@ -202,6 +217,10 @@ def _load(
     whole: dict[int, Tensor] = {}
 
     def plane(t: int, c: int) -> Tensor:
+        if model is not None:  # it needs all planes, and scales them itself
+            if t not in whole:
+                whole[t] = torch.from_numpy(teachers[t].certainty(image))
+            return whole[t][c]
         if not config.renormalise:
             return torch.from_numpy(teachers[t].plane(image, c)).to(device)
         if t not in whole:
@@ -210,7 +229,7 @@ def _load(
         return whole[t][c]
 
     owners = policy.owners if policy is not None else (0,) * num_classes
-    return Inputs(labels, plane, torch.tensor(owners, device=device), config.window, config.threshold)
+    return Inputs(labels, plane, torch.tensor(owners, device=device), config.window, config.threshold, model)
 
 
 def _counts(fused: Fused, num_classes: int) -> dict[str, Any]:
@@ -246,6 +265,7 @@ def _summarise(
         rule=config.rule,
         policy=policy.kind if policy else None,
         used_labels=bool(policy and policy.used_labels),
+        labelled_images=policy.labelled if policy else (),
         teachers=config.teachers,
         threshold=None if config.rule == FusionRule.MAJORITY else config.threshold,
         images=len(counts),
@@ -258,6 +278,7 @@ def _summarise(
                 name=name,
                 owner=config.teachers[policy.owners[c]] if policy else None,
                 margin=_margin(policy, c),
+                sureness=policy.sureness[c] if policy and policy.sureness else None,
                 share=_share(kept[c], kept.sum()),
                 kept=_share(kept[c], given[c]),
                 overlap=_share(overlap[c], given[c]),
@@ -299,13 +320,19 @@ def _write_report(
         rows.append(PictureRow(image, pictures))
     columns = [*(["image"] if files else []), *readers, result.rule]
     cells = [
-        Row([c.name, c.owner or "", number(c.margin, 3), *(percent(v) for v in (c.share, c.kept, c.overlap))])
+        Row(
+            [c.name, c.owner or "", number(c.margin, 3), percent(c.sureness)]
+            + [percent(v) for v in (c.share, c.kept, c.overlap)]
+        )
         for c in result.classes
     ]
     policy = f"policy {result.policy}" if result.policy else "no policy"
-    labels_used = (
-        "labels of target images were used" if result.used_labels else "no label of the target was used"
-    )
+    labels_used = "no label of the target was used"
+    if result.used_labels:
+        some = ", ".join(result.labelled_images[:10]) + (", ..." if len(result.labelled_images) > 10 else "")
+        labels_used = (
+            f"labels of {len(result.labelled_images)} target images were used, do not score on these: {some}"
+        )
     threshold = "no threshold" if result.threshold is None else f"threshold {result.threshold:g} %"
     report = Report(
         title=f"{result.rule} of {', '.join(result.teachers)}",
@@ -317,9 +344,20 @@ def _write_report(
         sections=[
             Table(
                 "Classes",
-                ["class", "owner", "margin", "share of labels %", "kept %", "claimed by several %"],
+                [
+                    "class",
+                    OWNER[result.rule],
+                    "margin",
+                    "sure %",
+                    "share of labels %",
+                    "kept %",
+                    "claimed by several %",
+                ],
                 cells,
-                ["Margin: by how much the owner's score exceeds the next teacher's."],
+                [
+                    "Margin: by how much the teacher's score exceeds the next one's. Sure: in how many of "
+                    "200 random draws of the images the same teacher comes first."
+                ],
             ),
             Gallery("Images", columns, rows, list(zip(task.classes, task.target.palette, strict=True))),
         ],
@@ -332,12 +370,14 @@ def _inputs_digest(readers: dict[str, CertaintyReader], image: str) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()[:32]
 
 
-def _fingerprint(config: FuseConfig, task: Task, policy: Policy | None) -> str:
+def _fingerprint(config: FuseConfig, task: Task, policy: Policy | None, model: Consensus | None) -> str:
     """What all images of a set have in common; another fingerprint means another set."""
     parts: list[Any] = [config.rule, config.teachers, task.classes, config.renormalise]
     if config.rule != FusionRule.MAJORITY:
         parts.append(config.threshold)
-    if policy is not None:
+    if model is not None:
+        parts.append(hashlib.sha256(b"".join(a.tobytes() for a in vars(model).values())).hexdigest())
+    elif policy is not None:
         parts += [policy.owners, config.window]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from endauda_cli.consensus import Consensus, fuse_image
 from endauda_cli.domains import IGNORE
 from endauda_cli.types import FusionRule
 
@@ -126,6 +127,23 @@ def majority(labels: Tensor, num_classes: int) -> Fused:
     return Fused(label, label, _distinct(labels, num_classes))
 
 
+def consensus(labels: Tensor, plane: Planes, model: Consensus, *, threshold: float = 90) -> Fused:
+    """What all teachers together believe, see ``endauda_cli.consensus``; kept where the belief reaches the threshold.
+
+    Args:
+        labels: (T, H, W) uint8.
+        plane: certainties, see above; bytes.
+        model: the fitted rule.
+        threshold: percent of belief; 0 keeps every pixel.
+    """
+    num_classes = len(model.prior)
+    planes = torch.stack([torch.stack([plane(t, c) for c in range(num_classes)]) for t in range(len(labels))])
+    found = fuse_image(labels.cpu().numpy(), planes.cpu().numpy(), model)
+    candidate, belief, claims = (torch.from_numpy(a).to(labels.device) for a in found)
+    label = torch.where(belief >= threshold, candidate, IGNORE) if threshold > 0 else candidate
+    return Fused(label, candidate, claims)
+
+
 class Inputs(NamedTuple):
     """All that any rule may need for one image."""
 
@@ -136,13 +154,20 @@ class Inputs(NamedTuple):
     """(C,) int64."""
     window: tuple[int, int]
     threshold: float
+    model: Consensus | None = None
 
 
 RULES: dict[str, Callable[[Inputs], Fused]] = {
     FusionRule.PLF: lambda x: plf(x.labels, x.plane, x.owner, window=x.window, threshold=x.threshold),
     FusionRule.CERTAINTY: lambda x: certainty(x.labels, x.plane, len(x.owner), threshold=x.threshold),
     FusionRule.MAJORITY: lambda x: majority(x.labels, len(x.owner)),
+    FusionRule.CONSENSUS: lambda x: consensus(x.labels, x.plane, _fitted(x.model), threshold=x.threshold),
 }
+
+
+def _fitted(model: Consensus | None) -> Consensus:
+    assert model is not None, "rule consensus is fitted before it fuses"
+    return model
 
 
 def _window_vote(labels: Tensor, claimed: Tensor, owner: Tensor, window: tuple[int, int]) -> Tensor:

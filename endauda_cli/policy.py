@@ -32,12 +32,16 @@ class Policy:
         kind: how it was chosen: a ``PolicyKind`` value or the file it was read from.
         scores: (T, C), what the choice went by, higher is better, NaN for "never predicted"; or ``None``.
         used_labels: whether labels of target images took part in the choice.
+        labelled: ids of the images whose labels did.
+        sureness: (C,) share of resamples of the images in which the owner is the same, 0..1; or ``None``.
     """
 
     pairs: tuple[tuple[int, int], ...]
     kind: str
     scores: tuple[tuple[float, ...], ...] | None = None
     used_labels: bool = False
+    labelled: tuple[str, ...] = ()
+    sureness: tuple[float, ...] | None = None
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -113,7 +117,8 @@ class Annotators:
         for t in chosen:
             log_posterior += self.log_confusion[t][votes[t]]
         posterior: Float = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
-        return posterior / posterior.sum(1, keepdims=True)
+        posterior /= posterior.sum(1, keepdims=True)
+        return posterior
 
 
 def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Annotators:
@@ -245,6 +250,60 @@ def auto_scores(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], num_c
     votes, counts, _ = combinations(labels)
     agreement = soft_iou(votes, counts, dawid_skene(votes, counts, num_classes))
     return agreement * scaled_certainty(labels, certainties, num_classes)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Per image what an IoU is made of, of each teacher's classes with the truth or with what is believed.
+
+    Attributes:
+        common, union: (N, T, C) pixels of image n.
+        before: (T, C) IoU known from elsewhere, NaN where nothing is known; or ``None``.
+    """
+
+    common: Float
+    union: Float
+    before: Float | None = None
+
+    def iou(self, weights: Float | None = None) -> Float:
+        """(T, C) IoU over all images; NaN where a class neither occurs nor is given.
+
+        Shrunk towards ``before``, which weighs as much as one image that has the class: pixels of an image say
+        much the same, so it is images that count. A class that no image has is what it was before.
+
+        Args:
+            weights: (N,) how often each image counts, for a bootstrap.
+        """
+        counts = np.ones(len(self.common)) if weights is None else weights
+        common, union = np.tensordot(counts, self.common, 1), np.tensordot(counts, self.union, 1)
+        if self.before is not None:
+            images = counts @ (self.union.max(1) > 0)  # (C,)
+            one = np.where(images > 0, union.max(0) / np.maximum(images, 1), 1)
+            known = ~np.isnan(self.before)
+            common = common + np.where(known, one * np.nan_to_num(self.before), 0)
+            union = union + np.where(known, one, 0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(common / union)
+
+
+RESAMPLES = 200
+
+
+def sureness(overlaps: Overlaps, owners: Sequence[int], factor: Float | None = None) -> tuple[float, ...]:
+    """(C,) share of bootstrap resamples of the images in which a class has the same owner, 0..1.
+
+    Args:
+        overlaps: see there.
+        owners: (C,) the choice from all images.
+        factor: (T, C) what scores are multiplied by.
+    """
+    images = len(overlaps.common)
+    generator = np.random.default_rng(0)
+    same = np.zeros(len(owners))
+    for weights in generator.multinomial(images, np.full(images, 1 / images), RESAMPLES):
+        scores = overlaps.iou(weights.astype(np.float64))
+        same += np.array(owners_by_score(scores if factor is None else scores * factor)) == owners
+    return tuple(float(share) for share in same / RESAMPLES)
 
 
 def _mean(values: Float) -> float:

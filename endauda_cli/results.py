@@ -34,15 +34,17 @@ class ClassSummary:
 
     name: str
     owner: str | None
-    """The teacher it was taken from (PLF only)."""
+    """The teacher it was taken from (plf), or that is believed to be best at it (consensus)."""
     margin: float | None
-    """By how much the owner's score exceeds the next teacher's."""
+    """By how much that teacher's score exceeds the next one's."""
     share: float | None
     """Of all kept pixels."""
     kept: float | None
     """Of the pixels that were of this class before the threshold."""
     overlap: float | None
     """Of those pixels, the ones that more than one class claimed."""
+    sureness: float | None = None
+    """In how many of random draws of the images the same teacher comes first, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class FusionResult:
     unclaimed: float
     """Share of pixels that no class claimed."""
     classes: tuple[ClassSummary, ...]
+    labelled_images: tuple[str, ...] = ()
+    """Target images whose labels the policy looked at; a score on them is no test."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ class FusionRule(StrEnum):
     PLF = "plf"
     CERTAINTY = "certainty"
     MAJORITY = "majority"
+    CONSENSUS = "consensus"
 
 
 class PolicyKind(StrEnum):
-    """Named ways to choose which teacher owns which class (``policy.POLICIES``)."""
+    """Named ways to choose which teacher owns which class (``choosing.POLICIES``)."""
 
     AUTO = "auto"
     VAL = "val"
+    FEW_SHOT = "few-shot"
     CERTAINTY = "certainty"
     PAPER = "paper"
 

@@ -18,7 +18,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
     "tools": ("diskspace", "distributed", "multivalue", "pipeline"),
-    "kernels": ("fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
+    "kernels": ("consensus", "fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
     "stores": ("archive", "cache", "checkpoint", "datasets", "labels", "weights", "workspace"),
     "engines": (
         "choosing",
@@ -36,6 +36,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "entry": ("cli", "__main__"),
 }
 SIDEWAYS = {
+    "consensus": {"policy"},
+    "fusion": {"consensus"},
     "weights": {"workspace"},
     "evaluation": {"inference", "report"},
     "exporting": {"inference"},
