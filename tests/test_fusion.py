@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.fusion import RULES, Fused, Inputs, certainty, majority, plf
+from endauda_cli.consensus import Consensus, fit
+from endauda_cli.fusion import RULES, Fused, Inputs, certainty, consensus, majority, plf
 from endauda_cli.types import FusionRule
 
 if TYPE_CHECKING:
@@ -267,11 +268,23 @@ def test_plf_asks_each_owner_once_and_nobody_else(
     assert set(asked.values()) <= {1}
 
 
+def model_of(case: Case) -> Consensus:
+    num_teachers, num_classes = len(case.labels), case.certainties.shape[-1]
+    flat = case.certainties.reshape(num_teachers, -1, num_classes)
+    return fit(case.labels.reshape(num_teachers, -1), flat, num_classes)
+
+
 def test_inputs_are_left_as_they_were() -> None:
     case = Case(0, 3, 5, 6, 7, 101)
+    model = model_of(case)
     labels, certainties = case.labels.copy(), case.certainties.copy()
     inputs = Inputs(
-        torch.from_numpy(case.labels), planes_of(case.certainties), torch.tensor(case.owner), (5, 5), 50
+        torch.from_numpy(case.labels),
+        planes_of(case.certainties),
+        torch.tensor(case.owner),
+        (5, 5),
+        50,
+        model,
     )
     for rule in RULES.values():
         rule(inputs)
@@ -290,11 +303,13 @@ def test_rules_take_their_part_of_the_inputs() -> None:
         planes_of(case.certainties),
         torch.tensor(case.owner),
     )
-    inputs = Inputs(labels, plane, owner, (3, 7), 50)
+    model = model_of(case)
+    inputs = Inputs(labels, plane, owner, (3, 7), 50, model)
     expected = {
         FusionRule.PLF: plf(labels, plane, owner, window=(3, 7), threshold=50),
         FusionRule.CERTAINTY: certainty(labels, plane, 6, threshold=50),
         FusionRule.MAJORITY: majority(labels, 6),
+        FusionRule.CONSENSUS: consensus(labels, plane, model, threshold=50),
     }
     for name, rule in RULES.items():
         assert all(map(torch.equal, rule(inputs), expected[FusionRule(name)]))
