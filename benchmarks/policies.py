@@ -1,6 +1,6 @@
 """Policies and rules on the real teachers: every ensemble of three to six, every pixel, threshold 0.
 
-    python benchmarks/policies.py [FOLDER] [--only val splits stress steps] [--every N] [--chart FILE]
+    python benchmarks/policies.py [FOLDER] [--only val splits stress steps] [--every N] [--ways PART] [--chart FILE]
 
 FOLDER holds ``camvid/`` (default: ``ENDAUDA_REALDATA``, else ``../shared/realdata`` beside the repository). Prints,
 for each way to fuse, the mean and the worst difference to the majority vote and to the best single teacher of the
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(os.environ.get("ENDAUDA_REALDATA", Path(__file__).parents[2] / "shared" / "realdata"))
 SEED = 0
+STORE = Path(tempfile.mkdtemp(prefix="endauda-policies-"))
+"""The statistics that several policies share; removed at the end."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class Outputs:
 
     def certainty(self, image: str) -> UInt8:
         return self.planes[image]
+
+    def digest(self, image: str) -> str:
+        return f"{id(self)} {image}"  # for the statistics kept between policies of this run
 
     def size(self, image: str) -> tuple[int, ...]:
         return self.label[image].shape
@@ -92,7 +99,9 @@ class World:
     def evidence(self, names: Sequence[str], fit: Sequence[str] | None = None) -> Evidence:
         domain = load_domain(str(self.folder / "camvid" / "camvid.toml"))
         readers = {name: cast("CertaintyReader", self.teachers[name]) for name in names}
-        return Evidence(make_task(domain, domain), readers, fit or self.fit, lambda: list(self.samples))
+        return Evidence(
+            make_task(domain, domain), readers, fit or self.fit, lambda: list(self.samples), store=STORE
+        )
 
 
 def load(folder: Path, every: int, splits: Sequence[str] = ("val",)) -> World:
@@ -490,6 +499,7 @@ def run() -> int:
     parts = ["val", "splits", "stress", "steps"]
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--only", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--ways", help="of val, only ways to fuse that have this in their name")
     parser.add_argument("--every", type=int, default=1, help="use every so many images")
     parser.add_argument("--chart", type=Path, help="draw the table of val into this PNG")
     given = parser.parse_args()
@@ -498,7 +508,10 @@ def run() -> int:
     world = load(folder, given.every)
     groups = ensembles(list(world.teachers))
     if "val" in given.only:
-        arrays = scores(world, groups, SHIPPED, "val", console)
+        ways = {
+            name: way for name, way in SHIPPED.items() if (given.ways or "") in name or name == "majority"
+        }
+        arrays = scores(world, groups, ways, "val", console)
         if given.chart:
             draw_chart(given.chart, arrays)
     if "splits" in given.only:
@@ -521,4 +534,7 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    try:
+        sys.exit(run())
+    finally:
+        shutil.rmtree(STORE, ignore_errors=True)

@@ -306,6 +306,8 @@ def _shrunk(
     """
     num_classes = len(share)
     known = labelled.truth < num_classes
+    if not known.any():
+        return evidence, share
     one_hot = np.eye(num_classes, dtype=np.float32)[labelled.truth[known]]
     per_image = np.zeros((labelled.image.max() + 1, num_classes))
     np.add.at(per_image, (labelled.image[known], labelled.truth[known]), 1)
