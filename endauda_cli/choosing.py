@@ -344,8 +344,7 @@ def _inputs_digest(evidence: Evidence, ids: Sequence[str], labelled: Sequence[Sa
 
 def _read_fitted(file: Path) -> _Fitted | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        arrays = _read_arrays(file)
         model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
         return _Fitted(model, Overlaps(arrays["common"], arrays["union_per_image"]), arrays["sureness"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -368,6 +367,12 @@ MODEL_ARRAYS = tuple(field.name for field in fields(Consensus))
 
 def _model_arrays(model: Consensus) -> dict[str, NDArray[Any]]:
     return {name: getattr(model, name) for name in MODEL_ARRAYS}
+
+
+def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    # Through memory: NumPy leaves a file open that turns out to be cut short.
+    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -394,8 +399,7 @@ def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence
     """
     file = policy_file.with_name(CONSENSUS_FILE)
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        arrays = _read_arrays(file)
         found = tuple(arrays["teachers"].tolist()), tuple(arrays["classes"].tolist())
         model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
     except FileNotFoundError as error:

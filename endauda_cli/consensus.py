@@ -15,7 +15,8 @@ its own for every class, learnt from how it agrees with the others:
    because teachers err at the same pixels, and the mean of the scaled probabilities.
 5. The label is not the most likely class but the one whose choice adds most to the expected mean IoU: a pixel of
    a small class is worth more than one of a large class. Adding a pixel of probability p to a class of expected
-   IoU J and union U changes that IoU by (p (1 + J) - J) / U.
+   IoU J and union U changes that IoU by (p (1 + J) - J) / U. Only classes are looked at that are believed at least
+   half as much as the most likely one, so that no class floods an image which is merely hard to rule out.
 
 With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
 much as one image.
@@ -51,7 +52,10 @@ DISCOUNT = 0.7
 FLOOR = 1e-6
 SMALLEST = 1e-4
 """Share of pixels below which a class is worth no more per pixel."""
-DECISION_ROUNDS = 8
+RIVAL = 0.5
+"""Share of the highest belief that a class must have to be chosen instead. It costs nothing where all classes occur
+and spares classes that do not."""
+DECISION_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -147,13 +151,14 @@ def fuse_image(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
     candidate, certainty, claims = _decide(
         labels.reshape(num_teachers, -1), planes.reshape(num_teachers, num_classes, -1), model.edges,
         model.evidence, np.float32(DISCOUNT), model.prior, table, model.iou.astype(np.float32), _weights(model.union),
+        np.float32(RIVAL),
     )  # fmt: skip
     shape = (height, width)
     return Believed(candidate.reshape(shape), certainty.reshape(shape), claims.reshape(shape))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight):  # type: ignore[no-untyped-def]
+def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight, rival):  # type: ignore[no-untyped-def]
     """Steps 4 and 5 of the rule for every pixel."""
     num_teachers, num_classes, pixels = planes.shape
     bins = edges.shape[2] + 1
@@ -174,10 +179,10 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
                 mean[c] += table[t, planes[t, c, i]] / total
             given = labels[t, i]
             if given < num_classes:
-                second, most = 0, np.int64(-1)
+                second, highest = 0, np.int64(-1)
                 for c in range(num_classes):
-                    if c != given and np.int64(planes[t, c, i]) > most:
-                        second, most = c, np.int64(planes[t, c, i])
+                    if c != given and np.int64(planes[t, c, i]) > highest:
+                        second, highest = c, np.int64(planes[t, c, i])
                 word = (given * num_classes + second) * bins
                 for edge in edges[t, given]:
                     word += planes[t, given, i] > edge
@@ -192,12 +197,15 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
         for c in range(num_classes):
             product[c] = np.exp(product[c] - top)
             total += product[c]
-        whole = np.float32(0)
+        whole, most = np.float32(0), np.float32(0)
         for c in range(num_classes):
             mean[c] = np.sqrt(product[c] / total * mean[c] / num_teachers) + np.float32(FLOOR)
             whole += mean[c]
+            most = max(most, mean[c])
         best = np.float32(-np.inf)
         for c in range(num_classes):
+            if mean[c] < rival * most:
+                continue
             p = mean[c] / whole
             gain = (p * (1 + iou[c]) - iou[c]) * weight[c]
             if gain > best:
@@ -209,16 +217,20 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
 
 def expected_iou(belief: Float32) -> tuple[Float, Float]:
     """(C,) IoU and (C,) union, as a share of all pixels, that the best labels of (S, C) beliefs can expect."""
-    num_classes = belief.shape[1]
+    num_classes, pixels = belief.shape[1], len(belief)
     mass = belief.mean(0, dtype=np.float64)
+    rival = belief >= RIVAL * belief.max(1, keepdims=True)
     label = belief.argmax(1)
-    for _ in range(DECISION_ROUNDS):
-        given = np.bincount(label, minlength=num_classes) / len(label)
-        own = belief[np.arange(len(label)), label]
-        common = np.bincount(label, own, num_classes) / len(label)
-        union = mass + given - common
+    common, union = mass, mass
+    for number in range(DECISION_ROUNDS):
+        given = np.bincount(label, minlength=num_classes) / pixels
+        now = np.bincount(label, belief[np.arange(pixels), label], num_classes) / pixels
+        step = 1 if number == 0 else 0.3  # damped, else a small class swings between everything and nothing
+        common = common + step * (now - common)
+        union = union + step * (mass + given - now - union)
         iou = common / np.maximum(union, FLOOR)
-        label = np.argmax((belief * (1 + iou) - iou) * _weights(union), 1)
+        gain = (belief * (1 + iou) - iou) * _weights(union)
+        label = np.argmax(np.where(rival, gain, -np.inf), 1)
     return iou, union
 
 

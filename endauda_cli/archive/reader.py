@@ -119,9 +119,9 @@ class CertaintyReader:
 
     def _planes(self, id: str, classes: Sequence[int]) -> list[Bytes]:
         for c in classes:
-            if not 0 <= c < len(self.classes):
+            if not 0 <= c < len(self._info.classes):
                 raise ArchiveError(
-                    f"{self.path}: there is no class {c}; it has {len(self.classes)} classes, from 0 on"
+                    f"{self.path}: there is no class {c}; it has {len(self._info.classes)} classes, from 0 on"
                 )
         return self._decode(
             id, self._read(id, lambda file, entry: shard.read_planes(file, id, entry, classes))
