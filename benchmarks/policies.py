@@ -1,6 +1,7 @@
 """Policies and rules on the real teachers: every ensemble of three to six, every pixel, threshold 0.
 
-    python benchmarks/policies.py [FOLDER] [--only val splits stress steps] [--every N] [--ways PART] [--chart FILE]
+    python benchmarks/policies.py [FOLDER] [--only val splits stress steps] [--every N] [--ensembles N]
+                                  [--ways PART] [--chart FILE]
 
 FOLDER holds ``camvid/`` (default: ``ENDAUDA_REALDATA``, else ``../shared/realdata`` beside the repository). Prints,
 for each way to fuse, the mean and the worst difference to the majority vote and to the best single teacher of the
@@ -499,14 +500,21 @@ def run() -> int:
     parts = ["val", "splits", "stress", "steps"]
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--only", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--ways", help="of val, only ways to fuse that have this in their name")
+    parser.add_argument(
+        "--ways", help="of val, splits and stress, only ways to fuse that have this in their name"
+    )
+    parser.add_argument("--ensembles", type=int, default=1, help="use every so many ensembles")
     parser.add_argument("--every", type=int, default=1, help="use every so many images")
     parser.add_argument("--chart", type=Path, help="draw the table of val into this PNG")
     given = parser.parse_args()
     console = Console(width=110)
     folder = given.folder.resolve()
     world = load(folder, given.every)
-    groups = ensembles(list(world.teachers))
+    groups = ensembles(list(world.teachers))[:: given.ensembles]
+
+    def chosen(ways: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: way for name, way in ways.items() if (given.ways or "") in name or name == "majority"}
+
     if "val" in given.only:
         ways = {
             name: way for name, way in SHIPPED.items() if (given.ways or "") in name or name == "majority"
@@ -516,18 +524,18 @@ def run() -> int:
             draw_chart(given.chart, arrays)
     if "splits" in given.only:
         half = replace(world, fit=world.fit[::2], score=world.score[1::2])
-        scores(half, groups, LABEL_FREE, "fitted to every other image, scored on the rest", console)
+        scores(half, groups, chosen(LABEL_FREE), "fitted to every other image, scored on the rest", console)
         few = replace(world, fit=world.fit[:: max(1, len(world.fit) // 5)])
-        scores(few, groups, LABEL_FREE, f"fitted to {len(few.fit)} images", console)
+        scores(few, groups, chosen(LABEL_FREE), f"fitted to {len(few.fit)} images", console)
         both = load(folder, given.every, ("val", "train"))
         unseen = [image for image in next(iter(both.teachers.values())).label if image not in both.truth]
         scores(
-            replace(both, fit=unseen), ensembles(list(both.teachers)), LABEL_FREE,
+            replace(both, fit=unseen), ensembles(list(both.teachers)), chosen(LABEL_FREE),
             "fitted to train, scored on val", console,
         )  # fmt: skip
     if "stress" in given.only:
         for worse, those in stressed(world):
-            scores(worse, those, LABEL_FREE, worse.name, console)
+            scores(worse, those[:: given.ensembles], chosen(LABEL_FREE), worse.name, console)
     if "steps" in given.only:
         scores(world, groups, STEPS, "steps left out and constants changed", console)
     return 0
