@@ -23,7 +23,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+import uuid
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -68,6 +69,7 @@ class Outputs:
     classes: tuple[str, ...]
     label: dict[str, UInt8]
     planes: dict[str, UInt8]
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __contains__(self, image: str) -> bool:
         return image in self.label
@@ -79,7 +81,7 @@ class Outputs:
         return self.planes[image]
 
     def digest(self, image: str) -> str:
-        return f"{id(self)} {image}"  # for the statistics kept between policies of this run
+        return f"{self.key} {image}"  # for the statistics kept between policies of this run
 
     def size(self, image: str) -> tuple[int, ...]:
         return self.label[image].shape
