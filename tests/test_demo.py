@@ -49,7 +49,8 @@ def test_every_row_of_the_table_is_there(shown: tuple[Path, Any]) -> None:
     out, result = shown
     names = [score["name"] for score in result["scores"]]
     assert names == [
-        *(f"teacher {name}" for name in demo.TEACHERS), "plf labels", "certainty labels", "majority labels", "consensus labels", "student",
+        *(f"teacher {name}" for name in demo.TEACHERS),
+        *("plf labels", "certainty labels", "majority labels", "consensus labels", "student"),
     ]  # fmt: skip
     for score in result["scores"]:
         assert 0 <= score["miou"] <= 100 and score["coverage"] == 100
