@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from dataclasses import dataclass
+import os
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from endauda_cli import consensus
 from endauda_cli import policy as rules
+from endauda_cli.consensus import Consensus
 from endauda_cli.errors import DataError, PolicyError
 from endauda_cli.events import Reporter, Tick
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
-from endauda_cli.policy import Policy
+from endauda_cli.policy import Overlaps, Policy
 from endauda_cli.types import PolicyKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,8 +34,10 @@ if TYPE_CHECKING:
     from endauda_cli.domains import Task
 
 SAMPLED_IMAGES = 200
-SAMPLED_PIXELS = 200_000
+SAMPLED_PIXELS = 100_000
 """Label-free statistics need no more: they are means over pixels, and neighbours say the same."""
+STATISTICS_VERSION = 1
+"""Grows when what is computed from the same archives changes, so that what was kept is computed again."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,20 @@ class Evidence:
         readers: teacher name -> archive, in the order of ``--teachers``.
         ids: images to fuse; label-free policies look at their certainties.
         labelled: finds the labelled target images (``val``); only called by policies that use labels.
+        few_shot: which of them ``few-shot`` may look at: a number, or ids separated by commas.
+        store: folder where statistics of archives are kept for the next run; ``None`` keeps none.
     """
 
     task: Task
-    readers: dict[str, CertaintyReader]
+    readers: Mapping[str, CertaintyReader]
     ids: Sequence[str]
     labelled: Callable[[], list[Sample]]
+    few_shot: str = "5"
+    store: Path | None = None
 
 
 def choose_policy(spec: str, evidence: Evidence, report: Reporter) -> Policy:
-    """The policy that ``--policy`` asks for.
+    """The policy that ``--policy`` asks for: who owns which class.
 
     Args:
         spec: a ``PolicyKind`` value, or the path of a policy file.
@@ -65,10 +78,59 @@ def choose_policy(spec: str, evidence: Evidence, report: Reporter) -> Policy:
     return read_policy(Path(spec), evidence.task.classes, list(evidence.readers))
 
 
+def choose_consensus(spec: str, evidence: Evidence, report: Reporter) -> tuple[Policy, Consensus]:
+    """What the rule ``consensus`` goes by, and which teacher leads in which class, for the record.
+
+    Args:
+        spec: ``auto``, ``few-shot``, ``val``, or the path of a ``policy.json`` beside labels of this rule.
+        evidence: what there is to fit to.
+        report: told of progress.
+
+    Raises:
+        PolicyError: if the policy names owners, which this rule does not have, or the file is wrong.
+        DataError, ArchiveError: if images, labels or certainties that are needed are not there.
+    """
+    if spec in (PolicyKind.CERTAINTY, PolicyKind.PAPER):
+        raise PolicyError(f"--policy {spec} says who owns which class, which rule consensus has no use for; "
+                          "add --rule plf, or use --policy auto, few-shot or val")  # fmt: skip
+    if spec not in POLICIES:
+        classes, teachers = evidence.task.classes, list(evidence.readers)
+        path = Path(spec)
+        return read_policy(path, classes, teachers), read_consensus(path, classes, teachers)
+    shown = [] if spec == PolicyKind.AUTO else _labelled(spec, evidence)
+    fitted = _fitted(evidence, shown, report)
+    return _by_agreement(spec, fitted, [sample.id for sample in shown]), fitted.model
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What was learnt from the archives, see ``consensus``."""
+
+    model: Consensus
+    overlaps: Overlaps
+    sureness: NDArray[np.float64]
+    """(T, C) mean certainty of each teacher's classes, once all were brought to one mean certainty."""
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(T, C) expected IoU; NaN where a teacher never gives the class."""
+        scores = self.overlaps.iou()
+        scores[self.overlaps.common.sum(0) == 0] = np.nan
+        return scores
+
+
+def _by_agreement(kind: str, fitted: _Fitted, labelled: Sequence[str] = ()) -> Policy:
+    owners = rules.owners_by_score(fitted.scores)
+    sure = rules.sureness(fitted.overlaps, owners)
+    return _in_class_order(owners, kind, fitted.scores, labelled, sure)
+
+
 def _auto(evidence: Evidence, report: Reporter) -> Policy:
-    labels, certainties = _sample(evidence, report)
-    scores = rules.auto_scores(labels, certainties, len(evidence.task.classes))
-    return _in_class_order(rules.owners_by_score(scores), PolicyKind.AUTO, scores)
+    fitted = _fitted(evidence, [], report)
+    scores = fitted.scores * fitted.sureness
+    owners = rules.owners_by_score(scores)
+    sure = rules.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
+    return _in_class_order(owners, PolicyKind.AUTO, scores, (), sure)
 
 
 def _certainty(evidence: Evidence, report: Reporter) -> Policy:
@@ -90,25 +152,82 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
 
 
 def _val(evidence: Evidence, report: Reporter) -> Policy:
-    samples = evidence.labelled()
-    table = np.full((len(evidence.readers), len(evidence.task.classes)), np.nan)
-    for t, (name, reader) in enumerate(evidence.readers.items()):
-        confusion = ConfusionMatrix(len(evidence.task.classes))
-        for done, sample in enumerate(samples, 1):
-            if sample.label is None or sample.id not in reader:
-                raise DataError(
-                    f"{name}: its archive lacks {sample.id}, one of the labelled target images that "
-                    f"--policy val needs; run 'endauda export-teacher {name} --split val' first"
-                )
-            truth, given = read_truth(sample.label, evidence.task.target), reader.labels(sample.id)
-            if truth.shape != given.shape:
-                raise DataError(
-                    f"{sample.label}: {wxh(truth.shape)} pixels, but {name} has {wxh(given.shape)} for it"
-                )
-            confusion.update(truth, given)
-            report(Tick(f"IoU of {name}", done, len(samples)))
-        table[t] = confusion.iou()
-    return _in_class_order(rules.owners_by_score(table), PolicyKind.VAL, table, used_labels=True)
+    samples = _labelled(PolicyKind.VAL, evidence)
+    return _by_labels(PolicyKind.VAL, samples, _true_overlaps(evidence, samples, None, report))
+
+
+def _few_shot(evidence: Evidence, report: Reporter) -> Policy:
+    samples = _labelled(PolicyKind.FEW_SHOT, evidence)
+    before = _fitted(evidence, [], report).scores
+    return _by_labels(PolicyKind.FEW_SHOT, samples, _true_overlaps(evidence, samples, before, report))
+
+
+def _by_labels(kind: str, samples: Sequence[Sample], overlaps: Overlaps) -> Policy:
+    scores = overlaps.iou()
+    owners = rules.owners_by_score(scores)
+    ids = [sample.id for sample in samples]
+    return _in_class_order(owners, kind, scores, ids, rules.sureness(overlaps, owners))
+
+
+def _true_overlaps(
+    evidence: Evidence, samples: Sequence[Sample], before: NDArray[np.float64] | None, report: Reporter
+) -> Overlaps:
+    """What each teacher has in common with the truth, per labelled image."""
+    num_classes = len(evidence.task.classes)
+    common = np.zeros((len(samples), len(evidence.readers), num_classes))
+    union = np.zeros_like(common)
+    for n, sample in enumerate(samples):
+        truth = read_truth(_label_file(sample), evidence.task.target)
+        for t, (name, reader) in enumerate(evidence.readers.items()):
+            confusion = ConfusionMatrix(num_classes)
+            confusion.update(truth, _given(name, reader, sample, truth.shape))
+            common[n, t] = confusion.matrix.diagonal()
+            union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
+        report(Tick("IoU of the teachers", n + 1, len(samples)))
+    return Overlaps(common, union, before)
+
+
+def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
+    """The labelled target images that a policy looks at."""
+    found = evidence.labelled()
+    if spec == PolicyKind.VAL:
+        return found
+    names = {sample.id: sample for sample in found}
+    if not evidence.few_shot.strip().isdigit():
+        ids = [name.strip() for name in evidence.few_shot.split(",") if name.strip()]
+        unknown = [name for name in ids if name not in names]
+        if unknown or not ids:
+            raise PolicyError(
+                f"--few-shot {evidence.few_shot}: {unknown[0] if unknown else 'nothing'!r} is not a labelled "
+                f"image of the target; name some of its {len(found)}, such as {found[0].id}, or a number of them"
+            )
+        return [names[name] for name in dict.fromkeys(ids)]
+    number = int(evidence.few_shot)
+    if not 1 <= number <= len(found):
+        raise PolicyError(
+            f"--few-shot {number}: the target has {len(found)} labelled images, so 1 to {len(found)}"
+        )
+    ordered = [names[name] for name in sorted(names)]
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * number)] for i in range(number)]
+
+
+def _given(name: str, reader: CertaintyReader, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A teacher's labels of a labelled image."""
+    if sample.id not in reader:
+        raise DataError(
+            f"{name}: its archive lacks {sample.id}, one of the labelled target images that the policy needs; "
+            f"run 'endauda export-teacher {name} --split val' first"
+        )
+    given = reader.labels(sample.id)
+    if shape != given.shape:
+        raise DataError(f"{sample.label}: {wxh(shape)} pixels, but {name} has {wxh(given.shape)} for it")
+    return given
+
+
+def _label_file(sample: Sample) -> Path:
+    if sample.label is None:
+        raise DataError(f"{sample.image}: has no label, which the policy needs")
+    return sample.label
 
 
 def _paper(evidence: Evidence, report: Reporter) -> Policy:
@@ -118,6 +237,7 @@ def _paper(evidence: Evidence, report: Reporter) -> Policy:
 POLICIES: dict[str, Callable[[Evidence, Reporter], Policy]] = {
     PolicyKind.AUTO: _auto,
     PolicyKind.VAL: _val,
+    PolicyKind.FEW_SHOT: _few_shot,
     PolicyKind.CERTAINTY: _certainty,
     PolicyKind.PAPER: _paper,
 }
@@ -152,6 +272,7 @@ def policy_record(policy: Policy, classes: Sequence[str], teachers: Sequence[str
     record: dict[str, Any] = {
         "kind": policy.kind,
         "used_labels": policy.used_labels,
+        "labelled_images": list(policy.labelled),
         "pairs": [[classes[c], teachers[t]] for c, t in policy.pairs],
     }
     if policy.scores is not None:
@@ -159,6 +280,8 @@ def policy_record(policy: Policy, classes: Sequence[str], teachers: Sequence[str
             name: {classes[c]: None if np.isnan(v) else round(v, 6) for c, v in enumerate(row)}
             for name, row in zip(teachers, policy.scores, strict=True)
         }
+    if policy.sureness is not None:
+        record["sureness"] = dict(zip(classes, policy.sureness, strict=True))
     return record
 
 
@@ -171,35 +294,174 @@ def _index(path: Path, value: Any, names: Sequence[str], what: str) -> int:
 
 
 def _in_class_order(
-    owners: list[int], kind: str, table: NDArray[np.float64], used_labels: bool = False
+    owners: list[int],
+    kind: str,
+    table: NDArray[np.float64],
+    labelled: Sequence[str] = (),
+    sure: tuple[float, ...] | None = None,
 ) -> Policy:
     scores = tuple(tuple(float(v) for v in row) for row in table)
-    return Policy(tuple(enumerate(owners)), kind, scores, used_labels)
+    return Policy(tuple(enumerate(owners)), kind, scores, bool(labelled), tuple(labelled), sure)
 
 
-def _sample(evidence: Evidence, report: Reporter) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(T, S) labels and (T, S, C) certainties of pixels on a regular grid over evenly spread images."""
+# ---------------------------------------------------------------------------- what is learnt from the archives
+
+
+def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) -> _Fitted:
+    """The consensus of the teachers; kept in ``evidence.store`` for as long as its inputs are the same."""
     step = max(1, -(-len(evidence.ids) // SAMPLED_IMAGES))
     ids = list(evidence.ids)[::step]
-    labels, certainties = [], []
-    for done, image in enumerate(ids, 1):
-        pixels = _grid(common_size(evidence.readers, image), SAMPLED_PIXELS // len(ids) + 1, done)
-        labels.append(
-            np.stack([reader.labels(image).ravel()[pixels] for reader in evidence.readers.values()])
+    file = None
+    if evidence.store is not None:
+        file = evidence.store / f"{_inputs_digest(evidence, ids, labelled)}.npz"
+        kept = _read_fitted(file)
+        if kept is not None:
+            return kept
+    num_classes = len(evidence.task.classes)
+    sample = _sample(evidence.readers, ids, report)
+    shown = _labelled_pixels(evidence, labelled, report) if labelled else None
+    model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
+    belief = consensus.believe(sample.labels, sample.certainties, model)
+    fitted = _Fitted(
+        model,
+        consensus.overlaps(sample.labels, belief, sample.image),
+        rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
+    )
+    if file is not None:
+        _write_fitted(file, fitted)
+    return fitted
+
+
+def _inputs_digest(evidence: Evidence, ids: Sequence[str], labelled: Sequence[Sample]) -> str:
+    parts: list[Any] = [STATISTICS_VERSION, SAMPLED_PIXELS, evidence.task.classes]
+    for reader in evidence.readers.values():
+        parts.append([reader.classes, *((image, reader.digest(image)) for image in ids)])
+        parts.append([reader.digest(sample.id) for sample in labelled if sample.id in reader])
+    for sample in labelled:
+        parts.append([sample.id, hashlib.sha256(_label_file(sample).read_bytes()).hexdigest()])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read_fitted(file: Path) -> _Fitted | None:
+    try:
+        arrays = _read_arrays(file)
+        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
+        return _Fitted(model, Overlaps(arrays["common"], arrays["union_per_image"]), arrays["sureness"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # not there, or cut short: it is computed again
+
+
+def _write_fitted(file: Path, fitted: _Fitted) -> None:
+    arrays = _model_arrays(fitted.model) | {
+        "common": fitted.overlaps.common,
+        "union_per_image": fitted.overlaps.union,
+        "sureness": fitted.sureness,
+    }
+    with suppress(OSError):  # a folder that cannot be written to only costs time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_arrays(file, arrays)
+
+
+MODEL_ARRAYS = tuple(field.name for field in fields(Consensus))
+
+
+def _model_arrays(model: Consensus) -> dict[str, NDArray[Any]]:
+    return {name: getattr(model, name) for name in MODEL_ARRAYS}
+
+
+def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    # Through memory: NumPy leaves a file open that turns out to be cut short.
+    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    partial.write_bytes(content.getvalue())
+    partial.replace(file)
+
+
+def write_consensus(
+    policy_file: Path, model: Consensus, classes: Sequence[str], teachers: Sequence[str]
+) -> None:
+    """Write the fitted rule beside its ``policy.json``; ``read_consensus`` reads it back."""
+    names = {"classes": np.array(classes), "teachers": np.array(teachers)}
+    _write_arrays(policy_file.with_name(CONSENSUS_FILE), _model_arrays(model) | names)
+
+
+def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence[str]) -> Consensus:
+    """The fitted rule that lies beside a ``policy.json``.
+
+    Raises:
+        PolicyError: if there is none, or it was fitted to other teachers or classes.
+    """
+    file = policy_file.with_name(CONSENSUS_FILE)
+    try:
+        arrays = _read_arrays(file)
+        found = tuple(arrays["teachers"].tolist()), tuple(arrays["classes"].tolist())
+        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
+    except FileNotFoundError as error:
+        raise PolicyError(
+            f"{policy_file}: there is no {CONSENSUS_FILE} beside it, which rule consensus needs; name the "
+            "policy.json of labels of that rule, or use --policy auto"
+        ) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise PolicyError(f"{file}: cannot be read ({error}); fuse again with --policy auto") from error
+    if found != (tuple(teachers), tuple(classes)):
+        raise PolicyError(
+            f"{file}: fitted to the teachers {' '.join(found[0])} and {len(found[1])} classes, not to "
+            f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
         )
+    return model
+
+
+CONSENSUS_FILE = "consensus.npz"
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Sampled pixels: (T, S) labels, (T, S, C) certainties, and (S,) the number of their image."""
+
+    labels: NDArray[np.uint8]
+    certainties: NDArray[np.uint8]
+    image: NDArray[np.intp]
+
+
+def _sample(readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter) -> _Pixels:
+    """Pixels on a regular grid over the images."""
+    labels, certainties, image_of = [], [], []
+    for number, image in enumerate(ids):
+        pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
+        labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))
         certainties.append(
             np.stack(
                 [
                     reader.certainty(image).reshape(len(reader.classes), -1)[:, pixels].T
-                    for reader in evidence.readers.values()
+                    for reader in readers.values()
                 ]
             )
         )
-        report(Tick("choosing the policy", done, len(ids)))
-    return np.concatenate(labels, 1), np.concatenate(certainties, 1)
+        image_of.append(np.full(len(pixels), number))
+        report(Tick("weighing the teachers", number + 1, len(ids)))
+    return _Pixels(np.concatenate(labels, 1), np.concatenate(certainties, 1), np.concatenate(image_of))
 
 
-def _grid(size: tuple[int, int], wanted: int, seed: int) -> NDArray[np.int64]:
+def _labelled_pixels(evidence: Evidence, samples: Sequence[Sample], report: Reporter) -> consensus.Labelled:
+    truths = [read_truth(_label_file(sample), evidence.task.target) for sample in samples]
+    for sample, truth in zip(samples, truths, strict=True):
+        for name, reader in evidence.readers.items():
+            _given(name, reader, sample, truth.shape)
+    pixels = _sample(evidence.readers, [sample.id for sample in samples], report)
+    sampled = [
+        truth.ravel()[_grid(truth.shape, SAMPLED_PIXELS // len(samples) + 1, number)]
+        for number, truth in enumerate(truths, 1)
+    ]
+    return consensus.Labelled(pixels.labels, pixels.certainties, np.concatenate(sampled), pixels.image)
+
+
+def _grid(size: tuple[int, ...], wanted: int, seed: int) -> NDArray[np.int64]:
     """About ``wanted`` flat pixel positions, evenly spread with a jitter that differs per image."""
     pixels = size[0] * size[1]
     if wanted >= pixels:
@@ -209,7 +471,7 @@ def _grid(size: tuple[int, int], wanted: int, seed: int) -> NDArray[np.int64]:
     return (edges[:-1] + jitter * np.diff(edges)).astype(np.int64)
 
 
-def common_size(readers: dict[str, CertaintyReader], image: str) -> tuple[int, int]:
+def common_size(readers: Mapping[str, CertaintyReader], image: str) -> tuple[int, int]:
     """(H, W) of an image, the same in all archives.
 
     Raises:

@@ -29,7 +29,8 @@ class FuseConfig:
     Attributes:
         teachers: names of archives, in the order that teacher numbers of a policy file mean.
         rule: key of ``fusion.RULES``.
-        policy: a ``PolicyKind`` value or the path of a policy file; only PLF needs it.
+        policy: a ``PolicyKind`` value or the path of a policy file, for ``plf`` and ``consensus``.
+        few_shot: labelled target images that policy ``few-shot`` looks at: a number, or ids separated by commas.
         threshold: percent; labels of lower certainty become 255. Majority knows no threshold.
         window: (height, width) of PLF's window, odd.
         renormalise: scale the certainties of each pixel to a sum of 100 first, as the follow-up project does.
@@ -45,6 +46,7 @@ class FuseConfig:
     teachers: tuple[str, ...]
     rule: str = FusionRule.PLF
     policy: str = "auto"
+    few_shot: str = "5"
     threshold: float = 90
     window: tuple[int, int] = (5, 5)
     renormalise: bool = False

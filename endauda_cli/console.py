@@ -190,10 +190,11 @@ class Terminal:
 
     @_render.register
     def _(self, r: FusionResult) -> None:
-        owned = ("owner", "margin") if r.policy else ()
+        owned = ("best" if r.rule == "consensus" else "owner", "margin", "sure %") if r.policy else ()
         table = _table("class", *owned, "share %", "kept %", "overlap %")
         for c in r.classes:
-            owner = (c.owner or "", "" if c.margin is None else f"{c.margin:+.3f}") if owned else ()
+            margin = "" if c.margin is None else f"{c.margin:+.3f}"
+            owner = (c.owner or "", margin, _percent(c.sureness)) if owned else ()
             table.add_row(c.name, *owner, *(_percent(v) for v in (c.share, c.kept, c.overlap)))
         self.out.print(table)
         policy = f", policy {r.policy}{' (used target labels)' if r.used_labels else ''}" if r.policy else ""
@@ -209,6 +210,11 @@ class Terminal:
             kept = "" if s.coverage is None else f", kept pixels {_figure(s.kept_miou)} ({s.coverage:.1f} %)"
             self._line(
                 f"scored, not used: {'rule' if s.is_rule else 'teacher'} {s.name} mIoU {_figure(s.miou)}{kept}"
+            )
+        if r.labelled_images:
+            some = ", ".join(r.labelled_images[:8]) + (", ..." if len(r.labelled_images) > 8 else "")
+            self._line(
+                f"the policy looked at labels of {len(r.labelled_images)} images, do not score on them: {some}"
             )
         if r.waiting_for:
             self._line(

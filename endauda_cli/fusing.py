@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from endauda_cli import __version__
-from endauda_cli.archive import CertaintyReader
-from endauda_cli.choosing import Evidence, choose_policy, common_size, policy_record
+from endauda_cli.archive import CertaintyReader, join_classes
+from endauda_cli.choosing import (
+    CONSENSUS_FILE,
+    Evidence,
+    choose_consensus,
+    choose_policy,
+    common_size,
+    policy_record,
+    write_consensus,
+)
 from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.events import Note, Reporter, Tick
 from endauda_cli.fusion import RULES, Fused, Recipe
@@ -44,9 +52,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.config import FuseConfig
+    from endauda_cli.consensus import Consensus
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
-    from endauda_cli.fusion import Planes
     from endauda_cli.image_fusion import Readers
     from endauda_cli.journal import Line
     from endauda_cli.live import NetworkReader
@@ -55,6 +63,8 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 POLICY_FILE = "policy.json"
+STATISTICS_FOLDER = ".agreement"
+"""Beside the archives: what was learnt from them, by what went in; may be deleted."""
 JOURNAL_VERSION = 2
 """Grows when the counts in a journal's lines change."""
 
@@ -99,13 +109,14 @@ def fuse(
     networks = networks or {}
     with ExitStack() as stack:
         # A network that is run says the same words as an archive.
-        readers: Readers = {
+        opened: Readers = {
             name: cast("CertaintyReader", networks[name])
             if name in networks
             else stack.enter_context(CertaintyReader(archives[name]))
             for name in config.teachers
         }
-        _check_classes(task, readers)
+        _check_classes(task, opened)
+        readers = {name: join_classes(reader, task.classes) for name, reader in opened.items()}
         stored = {image for reader in readers.values() for image in reader.ids}
         ids = sorted(stored) if samples is None else [s.id for s in samples]
         _check_images(readers, ids)
@@ -113,16 +124,16 @@ def fuse(
         refuse_other_set(out, about)
         truths = _truths(config, split, samples)
         seen = _seen_first(ids, bool(networks), config.rule, bool(truths), report)
-        policy, recipe = _recipe(
-            config, task, Evidence(task, readers, seen, labelled), out, bool(truths), report
-        )
+        store = None if networks else next(iter(archives.values())).parent / STATISTICS_FOLDER
+        evidence = Evidence(task, readers, seen, labelled, config.few_shot, store)
+        policy, recipe = _recipe(config, task, evidence, out, bool(truths), report)
         fusion = Fusion(config, task, readers, recipe, truths, device)
         number, of = config.shard
         mine = ids[number - 1 :: of]
         journal = Journal(out, _fingerprint(fusion), about, ids, mine, config.shard)
         out.mkdir(parents=True, exist_ok=True)
         journal.begin()
-        _write_policy(out, policy if config.rule == FusionRule.PLF else None, task, readers)
+        _write_policy(out, policy, recipe, config.rule, task, readers)
 
         def inputs(image: str) -> str:
             return _inputs_digest(fusion, image)
@@ -163,7 +174,7 @@ def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Repo
     if not run or len(ids) <= RUN_FOR_POLICY:
         return ids
     sampled = ids[:: -(-len(ids) // RUN_FOR_POLICY)]
-    if scored or rule in (FusionRule.PLF, FusionRule.SOFT_LABEL):
+    if scored or rule in (FusionRule.PLF, FusionRule.SOFT_LABEL, FusionRule.CONSENSUS):
         report(
             Note(
                 f"teachers are run: what is estimated without labels is estimated on {len(sampled)} of the "
@@ -176,32 +187,46 @@ def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Repo
 def _recipe(
     config: FuseConfig, task: Task, evidence: Evidence, out: Path, scored: bool, report: Reporter
 ) -> tuple[Policy | None, Recipe]:
-    """What the rule is told; with a score, what any rule would be told."""
+    """What the rule is told; with a score, what any rule would be told. The policy is the rule's own."""
     policy: Policy | None = None
-    delta: tuple[float, ...] = ()
+    model: Consensus | None = None
     num_classes = len(task.classes)
-    if scored or config.rule == FusionRule.PLF:
+    owners: tuple[int, ...] = (0,) * num_classes
+    delta: tuple[float, ...] = ()
+    if config.rule == FusionRule.CONSENSUS:
+        policy, model = choose_consensus(config.policy, evidence, report)
+    elif scored:
+        _, model = choose_consensus(PolicyKind.AUTO, evidence, report)
+    if config.rule == FusionRule.PLF:
         policy = choose_policy(config.policy, evidence, report)
+        owners = policy.owners
         if policy.kind == PolicyKind.CERTAINTY:
             report(Note("policy certainty compares teachers by certainty, which misleads where they are "
                         "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
+    elif scored:
+        owners = choose_policy(PolicyKind.AUTO, evidence, report).owners
     if scored or config.rule == FusionRule.SOFT_LABEL:
         delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, out, report)
     else:
         (out / DELTA_FILE).unlink(missing_ok=True)
-    owners = policy.owners if policy is not None else (0,) * num_classes
     recipe = Recipe(
-        num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta
+        num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta, model
     )
     return policy, recipe
 
 
-def _write_policy(out: Path, policy: Policy | None, task: Task, readers: Readers) -> None:
+def _write_policy(
+    out: Path, policy: Policy | None, recipe: Recipe, rule: str, task: Task, readers: Readers
+) -> None:
     if policy is None:
         (out / POLICY_FILE).unlink(missing_ok=True)
     else:
         record = policy_record(policy, task.classes, list(readers))
         write_text(out / POLICY_FILE, json.dumps(record, indent=1) + "\n")
+    if rule == FusionRule.CONSENSUS and recipe.model is not None:
+        write_consensus(out / POLICY_FILE, recipe.model, task.classes, list(readers))
+    else:
+        (out / CONSENSUS_FILE).unlink(missing_ok=True)
 
 
 def _truths(config: FuseConfig, split: str, samples: Sequence[Sample] | None) -> dict[str, Path]:
@@ -216,21 +241,13 @@ def _truths(config: FuseConfig, split: str, samples: Sequence[Sample] | None) ->
 
 def _check_classes(task: Task, readers: Readers) -> None:
     for name, reader in readers.items():
-        if reader.classes != task.classes:
-            difference = _first_difference(reader.classes, task.classes)
+        missing = [c for c in task.classes if c not in reader.classes]
+        if missing:
             raise ArchiveError(
-                f"{name}: its archive has {len(reader.classes)} classes ({difference}), but "
-                f"{task.source.name} has {len(task.classes)}; export it again with "
-                f"--source {task.source.name}, or fuse with the source it was made for"
-            )  # fmt: skip
-
-
-def _first_difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    for i, (a, b) in enumerate(zip(found, expected, strict=False)):
-        if a != b:
-            return f"class {i} is {a!r}, not {b!r}"
-    longer = found if len(found) > len(expected) else expected
-    return f"{longer[min(len(found), len(expected))]!r} is only in one of them"
+                f"{name}: its archive has {len(reader.classes)} classes, and {missing[0]!r} is not among them, but "
+                f"{task.source.name} has {len(task.classes)}; export it again with --source {task.source.name}, "
+                "or fuse with the source it was made for"
+            )
 
 
 def _check_images(readers: Readers, ids: Sequence[str]) -> None:
@@ -265,13 +282,13 @@ def _fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
     """Fuse and write an image; returns its counts."""
     teachers = list(fusion.readers.values())
     labels = np.stack([reader.labels(image) for reader in teachers])
-    planes = planes_of(fusion, image)
+    planes = planes_of(fusion, image, fusion.config.rule)
     fused = run_rule(fusion, fusion.config.rule, labels, planes)
     path, colours = label_files(out, image)
     write_label_and_colour(path, colours, fused.label, fusion.task.target.palette)
     line = _counts(fused, labels, fusion.recipe.num_classes) | {"bytes": path.stat().st_size}
     if image in fusion.truths:
-        line["score"] = _score(fusion, image, labels, planes)
+        line["score"] = _score(fusion, image, labels)
     return line
 
 
@@ -291,7 +308,7 @@ def _counts(fused: Fused, labels: UInt8, num_classes: int) -> Line:
     }
 
 
-def _score(fusion: Fusion, image: str, labels: UInt8, planes: Planes) -> dict[str, Any]:
+def _score(fusion: Fusion, image: str, labels: UInt8) -> dict[str, Any]:
     """Every teacher and every rule against the truth: of each class intersection and union, see ``overlaps``."""
     num_classes = fusion.recipe.num_classes
     truth = read_truth(fusion.truths[image], fusion.task.target)
@@ -305,7 +322,7 @@ def _score(fusion: Fusion, image: str, labels: UInt8, planes: Planes) -> dict[st
         hits, unions, labelled = overlaps(truth, label, num_classes)
         return [hits.tolist(), unions.tolist(), labelled]
 
-    fused = {rule: run_rule(fusion, rule, labels, planes) for rule in RULES}
+    fused = {rule: run_rule(fusion, rule, labels, planes_of(fusion, image, rule)) for rule in RULES}
     return {
         "teachers": [score(label) for label in labels],
         "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},
@@ -316,7 +333,6 @@ def _summarise(
     fusion: Fusion, policy: Policy | None, out: Path, lines: Sequence[Line], made: int
 ) -> FusionResult:
     config, names = fusion.config, fusion.config.teachers
-    of_policy = policy if config.rule == FusionRule.PLF else None
 
     def total(key: str) -> Any:
         return np.sum([line[key] for line in lines], axis=0) if lines else np.zeros(1)
@@ -328,8 +344,9 @@ def _summarise(
     return FusionResult(
         labels=out,
         rule=config.rule,
-        policy=of_policy.kind if of_policy else None,
-        used_labels=bool(of_policy and of_policy.used_labels),
+        policy=policy.kind if policy else None,
+        used_labels=bool(policy and policy.used_labels),
+        labelled_images=policy.labelled if policy else (),
         teachers=names,
         threshold=config.threshold if "threshold" in RULES[config.rule].options else None,
         images=len(lines),
@@ -344,8 +361,9 @@ def _summarise(
         classes=tuple(
             ClassSummary(
                 name=name,
-                owner=names[of_policy.owners[c]] if of_policy else None,
-                margin=_margin(of_policy, c),
+                owner=names[policy.owners[c]] if policy else None,
+                margin=_margin(policy, c),
+                sureness=policy.sureness[c] if policy and policy.sureness else None,
                 share=_share(kept[c], kept.sum()),
                 kept=_share(kept[c], given[c]),
                 overlap=_share(overlap[c], given[c]),
@@ -412,13 +430,26 @@ def _inputs_digest(fusion: Fusion, image: str) -> str:
     digests = "".join(reader.digest(image) for reader in fusion.readers.values())
     if image in fusion.truths:
         digests += hashlib.sha256(fusion.truths[image].read_bytes()).hexdigest()
-        digests += json.dumps(asdict(fusion.recipe))  # other rules are scored too, whatever they depend on
+        digests += json.dumps(
+            _told(fusion), default=str
+        )  # other rules are scored too, whatever they depend on
     return hashlib.sha256(digests.encode()).hexdigest()[:32]
 
 
 def _fingerprint(fusion: Fusion) -> str:
     """What all images of a set have in common; another fingerprint means another set."""
-    told = asdict(fusion.config) | asdict(fusion.recipe)
+    told = asdict(fusion.config) | _told(fusion)
     options = {name: told[name] for name in sorted(RULES[fusion.config.rule].options)}
     parts = [JOURNAL_VERSION, fusion.config.rule, fusion.config.teachers, fusion.task.classes, options]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+
+
+def _told(fusion: Fusion) -> dict[str, Any]:
+    """The recipe as plain values."""
+    model = fusion.recipe.model
+    told = asdict(replace(fusion.recipe, model=None))
+    if model is not None:
+        told["model"] = hashlib.sha256(
+            b"".join(array.tobytes() for array in vars(model).values())
+        ).hexdigest()
+    return told

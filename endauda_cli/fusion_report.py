@@ -46,6 +46,8 @@ TEACHER_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
 """Of the winner map; told apart also by the colour-blind (Okabe and Ito)."""
+LEADER = {FusionRule.CONSENSUS.value: "best"}
+"""What the first teacher of a class is called; consensus has no owners."""
 SEVERAL: Colour = (150, 150, 150)
 
 
@@ -78,9 +80,11 @@ def write_fusion_report(
 
 def _intro(fusion: Fusion, result: FusionResult) -> list[str]:
     policy = f"policy {result.policy}" if result.policy else "no policy"
-    labels_used = (
-        "labels of target images were used" if result.used_labels else "no label of the target was used"
-    )
+    labels_used = "no label of the target was used"
+    if result.used_labels:
+        some = ", ".join(result.labelled_images[:10]) + (", ..." if len(result.labelled_images) > 10 else "")
+        count = len(result.labelled_images)
+        labels_used = f"labels of {count} target images were used, do not score on these: {some}"
     threshold = "no threshold" if result.threshold is None else f"threshold {result.threshold:g} %"
     return [
         f"{result.images} images of {fusion.task.target.name}; {policy}, {labels_used}; {threshold}.",
@@ -93,7 +97,7 @@ def _classes(result: FusionResult) -> Table:
     owned = result.policy is not None
     head = [
         "class",
-        *(["owner", "margin"] if owned else []),
+        *([LEADER.get(result.rule, "owner"), "margin", "sure %"] if owned else []),
         "share of labels %",
         "kept %",
         "claimed by several %",
@@ -102,13 +106,18 @@ def _classes(result: FusionResult) -> Table:
         Row(
             [
                 c.name,
-                *([c.owner or "", number(c.margin, 3)] if owned else []),
+                *([c.owner or "", number(c.margin, 3), percent(c.sureness)] if owned else []),
                 *(percent(v) for v in (c.share, c.kept, c.overlap)),
             ]
         )
         for c in result.classes
     ]
-    text = ["Margin: by how much the owner's score exceeds the next teacher's."] if owned else []
+    text = []
+    if owned:
+        text = [
+            "Margin: by how much the teacher's score exceeds the next one's. Sure: in how many of 200 random "
+            "draws of the images the same teacher comes first."
+        ]
     return Table("Classes", head, rows, text)
 
 
@@ -230,7 +239,7 @@ def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
 
 def _certainty(fusion: Fusion, image: str, labels: UInt8) -> UInt8:
     """(h, w) uint8 0..255, small: how certain the owner is of the label before the threshold, or the teachers are."""
-    planes = planes_of(fusion, image)
+    planes = planes_of(fusion, image, fusion.config.rule)
     label = _small(run_rule(fusion, fusion.config.rule, labels, planes, threshold=0).candidate)
     sure = np.zeros(label.shape, np.float32)
     present = [int(c) for c in np.unique(label) if c != IGNORE]

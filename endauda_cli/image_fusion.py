@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endauda_cli.fusion import Fused, Planes, Recipe, fuse_image
+from endauda_cli.fusion import RULES, Fused, Planes, Recipe, fuse_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,10 +44,10 @@ class Fusion:
     device: str
 
 
-def planes_of(fusion: Fusion, image: str) -> Planes:
-    """The certainties of an image, read when a rule asks for them."""
+def planes_of(fusion: Fusion, image: str, rule: str) -> Planes:
+    """The certainties of an image, read when the rule asks for them."""
     teachers = list(fusion.readers.values())
-    if not fusion.config.renormalise:
+    if not fusion.config.renormalise or "renormalise" not in RULES[rule].options:
         return lambda t, classes: teachers[t].planes(image, classes)
     whole: dict[int, tuple[UInt8, NDArray[np.float32]]] = {}
 

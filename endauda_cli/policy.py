@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from endauda_cli.domains import IGNORE
 from endauda_cli.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -33,12 +32,16 @@ class Policy:
         kind: how it was chosen: a ``PolicyKind`` value or the file it was read from.
         scores: (T, C), what the choice went by, higher is better, NaN for "never predicted"; or ``None``.
         used_labels: whether labels of target images took part in the choice.
+        labelled: ids of the images whose labels did.
+        sureness: (C,) share of resamples of the images in which the owner is the same, 0..1; or ``None``.
     """
 
     pairs: tuple[tuple[int, int], ...]
     kind: str
     scores: tuple[tuple[float, ...], ...] | None = None
     used_labels: bool = False
+    labelled: tuple[str, ...] = ()
+    sureness: tuple[float, ...] | None = None
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -95,23 +98,43 @@ def owners_by_score(table: Float) -> list[int]:
     return [int(np.argmax(column)) if np.isfinite(column).any() else overall for column in filled.T]
 
 
-def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
-    """Posterior over the true class from annotators who err each in their own way (Dawid & Skene 1979).
+@dataclass(frozen=True)
+class Annotators:
+    """How each teacher errs: the model of Dawid & Skene (1979).
 
-    Expectation maximisation, started from the vote. Every teacher has a confusion matrix; rows are smoothed
-    with the teacher's own marginal, so that a class that is hardly ever seen does not earn certainty.
+    Attributes:
+        log_confusion: (T, 256, C), log probability that a teacher gives a label, by true class; 0 for 255.
+        log_prior: (C,).
+    """
+
+    log_confusion: Float
+    log_prior: Float
+
+    def posterior(self, votes: NDArray[np.uint8], teachers: Sequence[int] | None = None) -> Float:
+        """(S, C) probabilities of the true class, given the labels (T, S) of all or of some teachers."""
+        chosen = range(len(votes)) if teachers is None else teachers
+        log_posterior = np.tile(self.log_prior, (votes.shape[1], 1))
+        for t in chosen:
+            log_posterior += self.log_confusion[t][votes[t]]
+        posterior: Float = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
+        posterior /= posterior.sum(1, keepdims=True)
+        return posterior
+
+
+def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Annotators:
+    """Fit the model of Dawid & Skene by expectation maximisation, started from the vote.
+
+    Every teacher has a confusion matrix; rows are smoothed with the teacher's own marginal, so that a class that
+    is hardly ever seen does not earn certainty.
 
     Args:
         votes: (T, S) uint8, the distinct combinations of labels, 255 = no vote.
         counts: (S,) how many pixels have each combination.
         num_classes: C.
         rounds: iterations.
-
-    Returns:
-        (S, C) probabilities.
     """
     num_teachers = len(votes)
-    seen = votes != IGNORE
+    seen = votes < num_classes
     one_hot = np.zeros((num_teachers, votes.shape[1], num_classes))
     for t in range(num_teachers):
         one_hot[t, seen[t], votes[t, seen[t]]] = 1
@@ -120,16 +143,34 @@ def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, round
     for _ in range(rounds):
         weighted = posterior * counts[:, None]  # (S, C)
         prior = weighted.sum(0) + 1e-9
-        log_posterior = np.tile(np.log(prior / prior.sum()), (votes.shape[1], 1))
+        log_confusion = np.zeros((num_teachers, 256, num_classes))
         for t in range(num_teachers):
             confusion = weighted.T @ one_hot[t]  # (true, given)
             marginal = confusion.sum(0) + 1e-9
             confusion += SMOOTHING * counts.sum() / num_classes * (marginal / marginal.sum())
             confusion /= confusion.sum(1, keepdims=True)
-            log_posterior[seen[t]] += np.log(confusion.T + 1e-12)[votes[t, seen[t]]]
-        posterior = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
-        posterior /= posterior.sum(1, keepdims=True)
-    return posterior
+            log_confusion[t, :num_classes] = np.log(confusion.T + 1e-12)
+        model = Annotators(log_confusion, np.log(prior / prior.sum()))
+        posterior = model.posterior(votes)
+    return model
+
+
+def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
+    """(S, C) posterior over the true class from annotators who err each in their own way.
+
+    Args:
+        votes, counts, num_classes, rounds: as for ``annotators``.
+    """
+    return annotators(votes, counts, num_classes, rounds).posterior(votes)
+
+
+def combinations(labels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Float, NDArray[np.intp]]:
+    """The distinct columns of (T, S) labels, how often each occurs, and which one each column is."""
+    which = np.zeros(labels.shape[1], np.intp)
+    for row in labels:
+        which = np.unique(which * 256 + row, return_inverse=True)[1]
+    first, counts = np.unique(which, return_index=True, return_counts=True)[1:]
+    return labels[:, first], counts.astype(np.float64), which
 
 
 SMOOTHING = 1e-3
@@ -172,18 +213,20 @@ def scaled_certainty(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], 
     goal = float(probabilities.max(2).mean())
     table = np.full((len(labels), num_classes), np.nan)
     for t, given in enumerate(labels):
-        top = _highest(probabilities[t], _power_for(probabilities[t], goal))
+        top = _highest(probabilities[t], power_for(probabilities[t], goal))
         for c in np.unique(given[given < num_classes]):
             table[t, c] = top[given == c].mean()
     return table
 
 
-def _power_for(probabilities: NDArray[np.float32], goal: float) -> float:
+def power_for(probabilities: NDArray[np.float32], goal: float) -> float:
     """The power that brings the mean of the highest probability to ``goal`` (bisection; it is monotone)."""
+    some = probabilities[:: max(1, len(probabilities) // 20_000)]
+    log_ratio = np.log(some / some.max(1, keepdims=True))
     low, high = 0.05, 20.0
     for _ in range(24):
-        middle = float(np.sqrt(low * high))
-        if _highest(probabilities, middle).mean() < goal:
+        middle = np.sqrt(low * high)
+        if (1 / np.exp(np.float32(middle) * log_ratio).sum(1)).mean() < goal:
             low = middle
         else:
             high = middle
@@ -206,10 +249,63 @@ def auto_scores(labels: NDArray[np.uint8], certainties: NDArray[np.uint8], num_c
         certainties: (T, S, C) uint8, percent.
         num_classes: C.
     """
-    votes, counts = np.unique(labels, axis=1, return_counts=True)
-    weights = counts.astype(np.float64)
-    agreement = soft_iou(votes, weights, dawid_skene(votes, weights, num_classes))
+    votes, counts, _ = combinations(labels)
+    agreement = soft_iou(votes, counts, dawid_skene(votes, counts, num_classes))
     return agreement * scaled_certainty(labels, certainties, num_classes)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Per image what an IoU is made of, of each teacher's classes with the truth or with what is believed.
+
+    Attributes:
+        common, union: (N, T, C) pixels of image n.
+        before: (T, C) IoU known from elsewhere, NaN where nothing is known; or ``None``.
+    """
+
+    common: Float
+    union: Float
+    before: Float | None = None
+
+    def iou(self, weights: Float | None = None) -> Float:
+        """(T, C) IoU over all images; NaN where a class neither occurs nor is given.
+
+        Shrunk towards ``before``, which weighs as much as one image that has the class: pixels of an image say
+        much the same, so it is images that count. A class that no image has is what it was before.
+
+        Args:
+            weights: (N,) how often each image counts, for a bootstrap.
+        """
+        counts = np.ones(len(self.common)) if weights is None else weights
+        common, union = np.tensordot(counts, self.common, 1), np.tensordot(counts, self.union, 1)
+        if self.before is not None:
+            images = counts @ (self.union.max(1) > 0)  # (C,)
+            one = np.where(images > 0, union.max(0) / np.maximum(images, 1), 1)
+            known = ~np.isnan(self.before)
+            common = common + np.where(known, one * np.nan_to_num(self.before), 0)
+            union = union + np.where(known, one, 0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(common / union)
+
+
+RESAMPLES = 200
+
+
+def sureness(overlaps: Overlaps, owners: Sequence[int], factor: Float | None = None) -> tuple[float, ...]:
+    """(C,) share of bootstrap resamples of the images in which a class has the same owner, 0..1.
+
+    Args:
+        overlaps: see there.
+        owners: (C,) the choice from all images.
+        factor: (T, C) what scores are multiplied by.
+    """
+    images = len(overlaps.common)
+    generator = np.random.default_rng(0)
+    same = np.zeros(len(owners))
+    for weights in generator.multinomial(images, np.full(images, 1 / images), RESAMPLES):
+        scores = overlaps.iou(weights.astype(np.float64))
+        same += np.array(owners_by_score(scores if factor is None else scores * factor)) == owners
+    return tuple(float(share) for share in same / RESAMPLES)
 
 
 def _mean(values: Float) -> float:

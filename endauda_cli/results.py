@@ -43,6 +43,8 @@ class ClassSummary:
     """Of the pixels that were of this class before the threshold."""
     overlap: float | None
     """Of those pixels, the ones that more than one class claimed."""
+    sureness: float | None = None
+    """In how many of random draws of the images the same teacher comes first, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class FusionResult:
     agreement: tuple[tuple[float | None, ...], ...] = ()
     """Per pair of teachers the share of pixels with the same class, of those to which both give one."""
     scores: tuple[FusionScore, ...] = ()
+    labelled_images: tuple[str, ...] = ()
+    """Target images whose labels the policy looked at; a score on them is no test."""
     waiting_for: int = 0
     """Images of the set that other processes have yet to do; the figures are then of this one's alone."""
 

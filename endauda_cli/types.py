@@ -15,6 +15,7 @@ class FusionRule(StrEnum):
     CERTAINTY = "certainty"
     MAJORITY = "majority"
     SOFT_LABEL = "soft-label"
+    CONSENSUS = "consensus"
 
 
 class Border(StrEnum):
@@ -35,6 +36,7 @@ class PolicyKind(StrEnum):
     """Named ways to choose which teacher owns which class (``policy.POLICIES``)."""
 
     AUTO = "auto"
+    FEW_SHOT = "few-shot"
     VAL = "val"
     CERTAINTY = "certainty"
     PAPER = "paper"

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from endauda_cli import __version__
-from endauda_cli.archive import CertaintyReader
+from endauda_cli.archive import CertaintyReader, CertaintyWriter
 from endauda_cli.cli import app
 from endauda_cli.config import FuseConfig, InferenceConfig, TrainConfig
 from endauda_cli.domains import CITYSCAPES, CITYSCAPES_CLASSES, DOMAINS
@@ -784,3 +784,82 @@ def test_list_of_weights(tmp_path: Path) -> None:
     assert "; did you mean dacs?" in refused("download-weights", "dac", "--workspace", tmp_path)
     table = succeed("download-weights", "--workspace", tmp_path).out
     assert all(name in table for name in names)
+
+
+# ---------------------------------------------------------------------------- few labels, and statistics that are kept
+
+
+def test_few_shot_says_which_images_it_looked_at(city: Path) -> None:
+    for rule in ("plf", "consensus"):
+        fused = result_of(
+            "fuse", "--rule", rule, "--policy", "few-shot", "--few-shot", "1", "--threshold", "0"
+        )
+        assert fused["used_labels"] and fused["labelled_images"] == [VAL[1]]
+        assert all(0 <= c["sureness"] <= 1 for c in fused["classes"])
+        record = json.loads((city / FUSED / rule / "policy.json").read_text())
+        assert record["labelled_images"] == [VAL[1]] and set(record["sureness"]) == set(CITYSCAPES_CLASSES)
+        assert VAL[1] in (city / FUSED / rule / "report.html").read_text()
+    named = succeed("fuse", "--policy", "few-shot", "--few-shot", f"{VAL[0]},{VAL[1]}")
+    assert f"labels of 2 images, do not score on them: {VAL[0]}, {VAL[1]}" in named.out
+    assert "--few-shot 3: the target has 2 labelled images" in refused(
+        "fuse", "--policy", "few-shot", "--few-shot", "3"
+    )
+    assert "'nowhere' is not a labelled image" in refused(
+        "fuse", "--policy", "few-shot", "--few-shot", "nowhere"
+    )
+
+
+def test_consensus_is_fused_and_its_fit_serves_other_images(city: Path) -> None:
+    train = result_of("fuse", "--rule", "consensus", "--threshold", "0")
+    assert (train["policy"], train["used_labels"], train["coverage"]) == ("auto", False, 1)
+    again = result_of("fuse", "--rule", "consensus", "--threshold", "0")
+    assert again["skipped"] == len(TRAIN)
+    policy = Path(train["labels"]) / "policy.json"
+    val = result_of("fuse", "--rule", "consensus", "--threshold", "0", "--split", "val", "--policy", policy)
+    assert val["images"] == len(VAL)
+    right = [(read_png(Path(val["labels"]) / f"{i}.png") == scene(seed_of(i))).mean() for i in VAL]
+    assert np.mean(right) > 0.88  # the best teacher: 0.875
+    assert "has no use for" in refused("fuse", "--rule", "consensus", "--policy", "paper")
+    assert "no consensus.npz beside it" in refused("fuse", "--rule", "consensus", "--policy", mine(city))
+    assert "fitted to the teachers" in refused(
+        "fuse", "--rule", "consensus", "--policy", policy, "--teachers", "dacs", "crst", "cbst"
+    )
+
+
+def test_statistics_are_kept_until_an_archive_changes(city: Path) -> None:
+    result_of("fuse")
+    folder = city / "certainty/gta5/.agreement"
+    (kept,) = folder.iterdir()
+    stamp = kept.stat().st_mtime_ns
+    result_of("fuse", "--rule", "consensus")  # the same statistics serve both rules
+    assert [(p, p.stat().st_mtime_ns) for p in folder.iterdir()] == [(kept, stamp)]
+    kept.write_bytes(kept.read_bytes()[:100])  # cut short: computed again
+    first = result_of("fuse", "--name", "other")
+    assert kept.stat().st_size > 100
+    assert first["classes"] == result_of("fuse")["classes"]
+    shutil.rmtree(city / "certainty/gta5/cbst")
+    with CertaintyWriter(city / "certainty/gta5/cbst", classes=CITYSCAPES_CLASSES, attributes={}) as writer:
+        for image in TRAIN:
+            label, certainty = opinion("crst", scene(seed_of(image)), seed_of(image))
+            writer.write(image, label, np.ascontiguousarray(certainty.transpose(2, 0, 1)))
+    result_of("fuse")
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_archive_of_more_classes_in_another_order_is_joined_by_name(city: Path) -> None:
+    """A 19-class teacher serves SYNTHIA's 16 classes: planes by name, and its next best class for the others."""
+    order = tuple(reversed(CITYSCAPES_CLASSES))
+    for teacher in ("dacs", "crst"):
+        with CertaintyWriter(city / "certainty/synthia" / teacher, classes=order, attributes={}) as writer:
+            for image in TRAIN:
+                label, certainty = opinion(teacher, scene(seed_of(image)), seed_of(image))
+                writer.write(image, 18 - label, np.ascontiguousarray(certainty.transpose(2, 0, 1)[::-1]))
+    fused = result_of("fuse", "--source", "synthia", "--rule", "majority", "--teachers", "dacs")
+    kept = [CITYSCAPES_CLASSES.index(c["name"]) for c in fused["classes"]]
+    assert len(kept) == 16
+    for image in TRAIN:
+        label, certainty = opinion("dacs", scene(seed_of(image)), seed_of(image))
+        expected = np.where(np.isin(label, kept), label, np.array(kept)[certainty[..., kept].argmax(-1)])
+        found = np.array(kept)[read_png(Path(fused["labels"]) / f"{image}.png")]
+        assert np.array_equal(found, expected)
+    assert result_of("fuse", "--source", "synthia", "--rule", "consensus")["images"] == len(TRAIN)

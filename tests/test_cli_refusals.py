@@ -297,7 +297,7 @@ def test_archives_of_different_classes(city: Path) -> None:
         writer.write(TRAIN[0], np.zeros((32, 64), np.uint8), np.full((2, 32, 64), 50, np.uint8))
     found = refused("fuse", "--teachers", "dacs", "mrnet")
     assert found == (
-        "mrnet: its archive has 2 classes (class 1 is 'sky', not 'sidewalk'), but gta5 has 19; export it again with "
+        "mrnet: its archive has 2 classes, and 'sidewalk' is not among them, but gta5 has 19; export it again with "
         "--source gta5, or fuse with the source it was made for"
     )
     assert not (city / FUSED / "plf").exists()
@@ -408,7 +408,7 @@ def test_no_archive(city: Path) -> None:
         ),
         (
             ("--policy", "best"),
-            "--policy best: neither one of auto, val, certainty, paper nor a file that exists",
+            "--policy best: neither one of auto, val, few-shot, certainty, paper nor a file that exists",
         ),
         (("--device", "gpu"), "--device gpu: not available (Expected one of cpu, cuda"),
         (("--device", "meta"), "--device meta: not available (Cannot copy out of meta tensor); try"),

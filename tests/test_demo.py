@@ -49,7 +49,8 @@ def test_every_row_of_the_table_is_there(shown: tuple[Path, Any]) -> None:
     out, result = shown
     names = [score["name"] for score in result["scores"]]
     assert names == [
-        *(f"teacher {name}" for name in demo.TEACHERS), "plf labels", "certainty labels", "majority labels", "student",
+        *(f"teacher {name}" for name in demo.TEACHERS),
+        *("plf labels", "certainty labels", "majority labels", "consensus labels", "student"),
     ]  # fmt: skip
     for score in result["scores"]:
         assert 0 <= score["miou"] <= 100 and score["coverage"] == 100
@@ -72,7 +73,7 @@ def test_workspace_has_the_usual_tree(shown: tuple[Path, Any]) -> None:
         assert (out / f"runs/noon/teacher-{teacher}/last.pt").is_file()
         with CertaintyReader(out / "certainty/noon" / teacher) as reader:
             assert len(reader) == sum(IMAGES.values()) and reader.classes == CITYSCAPES_CLASSES
-    for rule in ("plf", "certainty", "majority"):
+    for rule in ("plf", "certainty", "majority", "consensus"):
         record = json.loads((out / f"labels/dusk/{rule}/fusion.json").read_text())
         assert (record["rule"], record["images"], record["used_labels"]) == (rule, IMAGES["train"], False)
     assert json.loads((out / "labels/dusk/plf/policy.json").read_text())["kind"] == "auto"

@@ -18,7 +18,17 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
     "tools": ("compiling", "diskspace", "distributed", "locking", "multivalue", "pipeline"),
-    "kernels": ("charts", "fusion", "losses", "metrics", "models", "policy", "street", "transforms"),
+    "kernels": (
+        "charts",
+        "consensus",
+        "fusion",
+        "losses",
+        "metrics",
+        "models",
+        "policy",
+        "street",
+        "transforms",
+    ),
     "stores": ("archive", "cache", "checkpoint", "datasets", "journal", "labels", "weights", "workspace"),
     "engines": (
         "choosing",
@@ -42,6 +52,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
 SIDEWAYS = {
     "compiling": {"pipeline"},
     "journal": {"workspace"},
+    "consensus": {"policy"},
+    "fusion": {"consensus"},
     "weights": {"workspace"},
     "evaluation": {"inference", "report"},
     "exporting": {"inference"},

@@ -149,7 +149,7 @@ def test_numpy_file_of_another_form_is_refused(tmp_path: Path) -> None:
 
 
 def test_absent_policy_file_is_answered_with_the_kinds(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="neither one of auto, val, certainty, paper nor a file"):
+    with pytest.raises(PolicyError, match="neither one of auto, few-shot, val, certainty, paper nor a file"):
         read_policy(tmp_path / "auot", CLASSES, TEACHERS)
     with pytest.raises(PolicyError, match="neither JSON nor a NumPy file"):
         read_policy(tmp_path, CLASSES, TEACHERS)

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from endauda_cli.archive.codecs import CODECS, PlaneCodec
 from endauda_cli.archive.index import stored_bytes
+from endauda_cli.archive.joined import join_classes
 from endauda_cli.archive.manifest import FORMAT_VERSION
 from endauda_cli.archive.reader import CertaintyReader
 from endauda_cli.archive.shard import CodedImage
@@ -40,6 +41,7 @@ __all__ = [
     "CertaintyReader",
     "CertaintyWriter",
     "CodedImage",
+    "join_classes",
     "verify",
     "stored_bytes",
     "VerifyResult",

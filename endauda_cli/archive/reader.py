@@ -112,9 +112,9 @@ class CertaintyReader:
         Raises ArchiveError if there is no such image or class, or if a plane is damaged.
         """
         for c in classes:
-            if not 0 <= c < len(self.classes):
+            if not 0 <= c < len(self._info.classes):
                 raise ArchiveError(
-                    f"{self.path}: there is no class {c}; it has {len(self.classes)} classes, from 0 on"
+                    f"{self.path}: there is no class {c}; it has {len(self._info.classes)} classes, from 0 on"
                 )
         chunks, unpack = self._read(id, lambda file, image: shard.decode_planes(file, image, classes))
         planes = np.empty((len(classes), *self.size(id)), np.uint8)

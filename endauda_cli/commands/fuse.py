@@ -36,12 +36,20 @@ def command(
         str,
         o.option(
             "--policy",
-            metavar="auto|val|certainty|paper|FILE",
+            metavar="auto|few-shot|val|certainty|paper|FILE",
             autocompletion=completing.policies,
-            help="Which teacher owns which class (plf): label-free, by IoU on labelled target images, by mean "
-            "certainty, the published lists, or a JSON or .npy file.",
+            help="What teachers are trusted by (consensus, plf): their agreement, that and a few labelled target "
+            "images, all labelled ones; plf alone: mean certainty, the published lists; or a file.",
         ),
     ] = "auto",
+    few_shot: Annotated[
+        str,
+        o.option(
+            "--few-shot",
+            metavar="N|A,B,C",
+            help="Labelled val images for --policy few-shot: how many, spread evenly, or their names.",
+        ),
+    ] = "5",
     threshold: Annotated[
         float, o.option("--threshold", help="Keep labels of at least this certainty, in percent.")
     ] = 90,
@@ -145,7 +153,7 @@ def command(
         o.refuse_unknown_teachers(session, stored)
     with o.place(session, shard, bool(checkpoints)) as place, session.terminal as terminal:
         config = FuseConfig(
-            names, rule, policy, threshold, o.parse_window(window), renormalise, border, unclaimed,
+            names, rule, policy, few_shot, threshold, o.parse_window(window), renormalise, border, unclaimed,
             None if delta is None else str(session.path(delta)), place.shard, score, workers,
         )  # fmt: skip
         samples = session.target_samples_if_any(split, "fusing all images of the archives instead")

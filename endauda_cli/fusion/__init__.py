@@ -20,6 +20,10 @@ uint8 0..100 (or float32 once renormalised). All ties go to the lowest class. So
 ``soft-label``
     Rank calibrated: each teacher's certainties of a pixel are replaced by those that are typical of their ranks
     (``delta``), then averaged as in ``certainty``. Equal certainties are ranked by class, ascending.
+``consensus``
+    What all teachers together believe, every word weighed by what it meant where the others spoke too; fitted
+    without labels, or to a few. Nobody owns a class. Its certainty is the belief in the label. See
+    :mod:`endauda_cli.consensus`; this rule is compiled for the CPU alone.
 
 A label is kept where its certainty reaches the threshold, else the pixel becomes 255. A pixel is *unclaimed* if
 no class is claimed there: by its owner (plf), or by any teacher's label (the other rules).
@@ -30,9 +34,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from endauda_cli.types import Border, FusionRule, Unclaimed
+
+if TYPE_CHECKING:
+    from endauda_cli.consensus import Consensus
 
 Planes = Callable[[int, Sequence[int]], Any]
 """``planes(t, classes)``: teacher t's certainties of these classes, (len(classes), H, W). A rule asks for what it
@@ -63,6 +70,7 @@ class Recipe:
         threshold: percent; 0 keeps every pixel.
         unclaimed: ``vote`` lets the rule decide, as published; ``ignore`` leaves such pixels unlabelled.
         delta: (C,) ascending, percent: the typical certainty of each rank (soft-label).
+        model: the fitted weights (consensus).
     """
 
     num_classes: int
@@ -72,6 +80,7 @@ class Recipe:
     threshold: float = 90
     unclaimed: str = Unclaimed.VOTE
     delta: tuple[float, ...] = ()
+    model: Consensus | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ RULES: dict[str, Rule] = {
     FusionRule.SOFT_LABEL: Rule(
         "soft_label", frozenset({"delta", "threshold", "unclaimed", "renormalise"}), holds_all=True
     ),
+    FusionRule.CONSENSUS: Rule("consensus", frozenset({"model", "threshold", "unclaimed"}), holds_all=True),
 }
 
 

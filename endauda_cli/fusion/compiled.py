@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.compiling import in_bands, jit
+from endauda_cli.consensus import fuse_image
 from endauda_cli.domains import IGNORE
 from endauda_cli.fusion import Fused, Planes, Recipe
 from endauda_cli.types import Border, Unclaimed
@@ -79,6 +80,20 @@ def soft_label(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
     best, candidate = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
     in_bands(height, partial(_rank_and_average, stack, delta, best, candidate))
     return _kept(labels, recipe, candidate, best)
+
+
+def consensus(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules."""
+    assert recipe.model is not None, "the rule is fitted before it fuses"
+    whole = np.stack([planes(t, range(recipe.num_classes)) for t in range(len(labels))])
+    believed = fuse_image(labels, whole, recipe.model)
+    candidate, claims = believed.candidate, believed.claims
+    if recipe.unclaimed == Unclaimed.IGNORE:
+        candidate = np.where(claims == 0, np.uint8(IGNORE), candidate)
+    if recipe.threshold <= 0:
+        return Fused(candidate, candidate, claims)
+    reached = believed.certainty >= np.float32(recipe.threshold)
+    return Fused(np.where(reached, candidate, np.uint8(IGNORE)), candidate, claims)
 
 
 def majority(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:

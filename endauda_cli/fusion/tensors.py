@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion import Fused, Planes, Recipe
+from endauda_cli.fusion import Fused, Planes, Recipe, compiled
 from endauda_cli.types import Border, Unclaimed
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ def soft_label(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     for c, total in enumerate(totals):
         _raise(best, candidate, total / len(labels), c)
     return _kept(labels, recipe, candidate, best)
+
+
+def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules. Runs where the compiled kernel does; the result goes back to the device."""
+    fused = compiled.consensus(labels.cpu().numpy(), lambda t, c: planes(t, c).cpu().numpy(), recipe)
+    return Fused(*(torch.from_numpy(array).to(labels.device) for array in fused))
 
 
 def majority(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
