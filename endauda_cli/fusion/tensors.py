@@ -116,7 +116,10 @@ def _window_size(label: Tensor, recipe: Recipe) -> Tensor | int:
 
 def _box_sum(values: Tensor, kh: int, kw: int) -> Tensor:
     """(H, W) int32, of floats float64: sums over kh x kw windows, zeros outside; bytes exactly."""
-    total = values.double() if values.is_floating_point() else values.to(torch.int32)
+    if values.is_floating_point():  # running sums would carry errors, and NaN, along the row
+        padded = torch.nn.functional.pad(values.double(), (kw // 2, kw // 2, kh // 2, kh // 2))
+        return padded.unfold(0, kh, 1).sum(-1).unfold(1, kw, 1).sum(-1)
+    total = values.to(torch.int32)
     for size, axis in ((kh, 0), (kw, 1)):
         r = size // 2
         pad = (0, 0, r + 1, r) if axis == 0 else (r + 1, r)
