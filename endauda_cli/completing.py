@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.datasets import load_task
 from endauda_cli.domains import DOMAINS
-from endauda_cli.types import PolicyKind
+from endauda_cli.types import TEACHER_ENTRY_POINTS, PolicyKind, TeacherName
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace, read_config
 
 if TYPE_CHECKING:
@@ -68,7 +68,14 @@ def _data_sets(workspace: Workspace) -> list[str]:
     return [path.name for path in workspace.root.glob("*.toml") if path.name != CONFIG_FILE]
 
 
+def _networks(ctx: Any, workspace: Workspace) -> Iterable[str]:
+    from importlib.metadata import entry_points
+
+    return {*TeacherName, *(entry.name for entry in entry_points(group=TEACHER_ENTRY_POINTS))}
+
+
 teachers = _completer(_teachers)
+networks = _completer(_networks)
 archives = _completer(_archives)
 label_sets = _completer(_label_sets)
 runs = _completer(_runs)

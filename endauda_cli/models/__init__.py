@@ -29,6 +29,7 @@ from endauda_cli.models.mobilenet import MobileNetV2
 from endauda_cli.models.resnet import ResNet
 from endauda_cli.models.teachers import SYNTHIA_16_OF_19, MRNet, SummedTeacher, group_norm
 from endauda_cli.models.tiny import TinyNet
+from endauda_cli.models.wide_resnet import WideResNet38
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,7 +135,7 @@ def build_student(arch: str, backbone: str, num_classes: int) -> Student:
 # ---------------------------------------------------------------------------- teachers
 
 
-def _mrnet(norm: Callable[[int], nn.Module], excite: bool, num_classes: int) -> MRNet:
+def _mrnet(num_classes: int, norm: Callable[[int], nn.Module], excite: bool) -> MRNet:
     """With the 16 classes of SYNTHIA, the published 19 of which 16 are returned."""
     if num_classes == len(SYNTHIA_16_OF_19):
         return MRNet(19, norm, excite=excite, kept=SYNTHIA_16_OF_19)
@@ -147,8 +148,11 @@ TEACHER_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "cbst": partial(
         SummedTeacher, counted=4
     ),  # CRST's project has CBST too, as its case without a regulariser
-    "mrnet": partial(_mrnet, group_norm, True),
-    "mrnet-bn": partial(_mrnet, nn.BatchNorm2d, False),
+    "mrnet": partial(_mrnet, norm=group_norm, excite=True),  # as published
+    "mrnet-gn": partial(_mrnet, norm=group_norm, excite=False),
+    "mrnet-bn": partial(_mrnet, norm=nn.BatchNorm2d, excite=False),
+    "mrnet-bn-se": partial(_mrnet, norm=nn.BatchNorm2d, excite=True),
+    "cbst-mxnet": WideResNet38,  # the original CBST
 }
 
 
