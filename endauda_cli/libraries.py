@@ -5,8 +5,10 @@ Both libraries are optional. Nothing is downloaded, and no code that lies beside
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,7 +59,7 @@ def open_folder(folder: Path) -> Found:
     config = _read_json(folder / "config.json")
     library = "segmentation-models-pytorch" if "_model_class" in config else "transformers"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # stdout is for the command's result
             warnings.simplefilter("ignore")
             return (
                 _open_smp(folder, config) if "_model_class" in config else _open_transformers(folder, config)
@@ -101,7 +103,10 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Found:
     from transformers import AutoModelForSemanticSegmentation
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     if not any(folder.glob("*.safetensors")):
         _expect_weights(folder, "pytorch_model.bin")  # read by torch with weights_only
     model = AutoModelForSemanticSegmentation.from_pretrained(

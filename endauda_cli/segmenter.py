@@ -85,6 +85,8 @@ class Procedure:
         return {
             "scales": list(self.scales),
             "flip": self.flip,
+            "heads": list(self.heads),
+            "align_corners": self.align_corners,
             "softmax": {
                 "first": "before upsampling",
                 "upsampled": "after upsampling, per pass",
@@ -129,7 +131,7 @@ class ClassMap:
         """(K, ...) of the outputs to (C, ...) of the classes, and the likeliest output (...) of no class."""
         kept = [k for k, target in enumerate(self.targets) if target is not None]
         merged = probabilities.new_zeros(self.num_classes, *probabilities.shape[1:])
-        index = torch.tensor([self.targets[k] for k in kept], device=probabilities.device)
+        index = torch.tensor([self.targets[k] for k in kept], dtype=torch.long, device=probabilities.device)
         merged.index_add_(0, index, probabilities[kept])
         dropped = [k for k, target in enumerate(self.targets) if target is None]
         return merged, probabilities[dropped].amax(0) if dropped else None
