@@ -187,7 +187,7 @@ def join_classes(
             f"{where}: no output stands for {', '.join(missing)}; its outputs are {', '.join(named or ())}: join them "
             "by name in a description's [map], or list the class as absent"
         )
-    return None if joined.is_identity else joined
+    return None if joined.is_identity and joined.outputs == tuple(classes) else joined
 
 
 def _check(path: Path, name: str, table: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.errors import ConfigError, DataError, EndaudaError
 from endauda_cli.events import Note, silent
 from endauda_cli.labels import read_image
 from endauda_cli.pipeline import ordered_map
@@ -82,11 +82,19 @@ def run_network(
     with ThreadPoolExecutor(config.workers) as pool, torch.inference_mode():
         ahead = 2 * config.batch_size + config.workers
         loaded = ordered_map(pool, lambda path: load(path, segmenter), images, ahead)
-        for batch in _batches(loaded, config.batch_size):
-            ready = runner.run(batch)
+        batches, failure = _batches(loaded, config.batch_size), None
+        while failure is None:
+            try:
+                batch = next(batches, None)
+                ready = runner.run(batch) if batch is not None else []
+            except EndaudaError as error:  # what came before it is done, and not to be lost
+                failure, ready = error, []
             yield from map(_fetch, late)
             late = ready
-        yield from map(_fetch, late)
+            if not late:
+                break
+        if failure is not None:
+            raise failure
 
 
 def load(path: Path, segmenter: Segmenter) -> Loaded:
@@ -99,13 +107,18 @@ def load(path: Path, segmenter: Segmenter) -> Loaded:
 
 
 def _batches(items: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
-    """Neighbours whose inputs have one size, at most ``size`` of them."""
+    """Neighbours whose inputs have one size, at most ``size`` of them; those before a file that cannot be read too."""
     batch: list[Loaded] = []
-    for item in items:
-        if batch and (len(batch) == size or item.pixels[0].shape != batch[0].pixels[0].shape):
+    try:
+        for item in items:
+            if batch and (len(batch) == size or item.pixels[0].shape != batch[0].pixels[0].shape):
+                yield batch
+                batch = []
+            batch.append(item)
+    except DataError:
+        if batch:
             yield batch
-            batch = []
-        batch.append(item)
+        raise
     if batch:
         yield batch
 

@@ -9,6 +9,7 @@ import io
 import json
 import warnings
 from contextlib import redirect_stdout
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -103,8 +104,8 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Found:
     from transformers import AutoModelForSemanticSegmentation
-    from transformers.utils import logging
 
+    logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     if not any(folder.glob("*.safetensors")):

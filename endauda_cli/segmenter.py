@@ -10,7 +10,7 @@ output, H and W the image file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -79,6 +79,12 @@ class Procedure:
         return [
             Pass(scale, flip) for scale in self.scales for flip in ((False, True) if self.flip else (False,))
         ]
+
+    def with_passes(self, scales: tuple[float, ...] | None, flip: bool | None) -> Procedure:
+        """The same with other scales and flips; ``None`` leaves them."""
+        return replace(
+            self, scales=self.scales if scales is None else scales, flip=self.flip if flip is None else flip
+        )
 
     def facts(self) -> dict[str, Any]:
         """What an archive says about it."""
@@ -288,7 +294,8 @@ def certainty_maps(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -
         rows = slice(band.first, band.last)
         probabilities, other = _probabilities(segmenter, band.values)
         labels[rows] = _labels(probabilities, other)
-        certainty[:, rows] = probabilities.mul_(100).clamp_(max=100).to(torch.uint8)
+        # A bicubic filter over- and undershoots, and a byte would wrap around.
+        certainty[:, rows] = probabilities.mul_(100).clamp_(0, 100).to(torch.uint8)
     return labels, certainty
 
 

@@ -95,12 +95,12 @@ class Teacher:
 
     def attributes(self, classes: Sequence[str]) -> dict[str, Any]:
         """What an archive of the teacher says about it: origin, preprocessing, passes, map of classes."""
-        segmenter = self.segmenter
-        made = {**self.facts, **segmenter.preprocessing.facts(), **segmenter.procedure.facts()}
-        if segmenter.class_map is not None:
-            made["class_map"] = segmenter.class_map.facts(classes)
-        if segmenter.temperature != 1 or "temperature_fit" in made:
-            made["temperature"] = segmenter.temperature
+        run = self.segmenter
+        made = {**self.facts, **run.preprocessing.facts(), **run.procedure.facts()}
+        if run.class_map is not None:
+            made["class_map"] = run.class_map.facts(classes)
+        if run.temperature != 1 or "temperature_fit" in made:
+            made["temperature"] = run.temperature
         return made
 
 
@@ -171,12 +171,7 @@ def open_teacher(
 
 def with_passes(teacher: Teacher, scales: tuple[float, ...] | None, flip: bool | None) -> Teacher:
     """The teacher with other scales and flips than its own; ``None`` leaves them."""
-    procedure = teacher.segmenter.procedure
-    procedure = replace(
-        procedure,
-        scales=procedure.scales if scales is None else scales,
-        flip=procedure.flip if flip is None else flip,
-    )
+    procedure = teacher.segmenter.procedure.with_passes(scales, flip)
     return replace(teacher, segmenter=replace(teacher.segmenter, procedure=procedure))
 
 
@@ -215,7 +210,9 @@ def _from_checkpoint(
     else:
         spec = TEACHERS[network]
         key = _variant(spec.network, state_dict_in(path, content))
-        module = build_teacher(key, len(outputs))
+        with torch.device("meta"):  # no time for random weights that are overwritten
+            module = build_teacher(key, len(outputs))
+        module.to_empty(device="cpu")
         _refuse_other_project(path, network, content)
         load_checkpoint(module, path, content)
         facts = {"network": key, "teacher_of": spec.title}
@@ -291,7 +288,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
     class_map = join_classes(path, None, classes, said)
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),
-        {"network": "program", "weights_sha256": sha256(path)},
+        {"network": "program", "weights_sha256": _files_sha256([path, *_beside(path)])},
     )
 
 
@@ -301,7 +298,7 @@ def _from_folder(path: Path, classes: Sequence[str], said: Description | None) -
     network = _CountsClasses(found.network, path, class_map, len(classes))
     return Teacher(
         Segmenter(network, found.preprocessing, found.procedure, class_map),
-        {"network": found.library, "weights_sha256": _folder_sha256(path)},
+        {"network": found.library, "weights_sha256": _files_sha256(_network_files(path))},
     )
 
 
@@ -323,12 +320,23 @@ class _CountsClasses(torch.nn.Module):
         return output
 
 
-def _folder_sha256(path: Path) -> str:
-    """Of the files that make a folder's network: configuration and weights."""
-    digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.json"), *path.glob("*.safetensors"), *path.glob("*.bin")]):
-        digest.update(f"{file.name}\0{sha256(file)}\n".encode())
-    return digest.hexdigest()
+def _network_files(folder: Path) -> list[Path]:
+    """Configuration and weights."""
+    return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def _beside(program: Path) -> list[Path]:
+    """Where ONNX puts the weights of larger networks."""
+    data = program.with_name(f"{program.name}.data")
+    return [data] if data.is_file() else []
+
+
+def _files_sha256(files: Sequence[Path]) -> str:
+    """Of one file, or of several with their names."""
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = "".join(f"{file.name}\0{sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _from_plugin(entry: Any, path: Path, classes: Sequence[str]) -> Teacher:

@@ -116,7 +116,7 @@ def test_procedures(
     assert off_by_one(certainty, (expected * 100).to(torch.uint8)) < 1e-3
     assert (labels == expected.argmax(0)).float().mean() > 0.999
     assert torch.equal(labels, only_labels)
-    assert len(labels.unique()) > 2
+    assert labels.max() > labels.min()
 
 
 def test_scales_of_pixels_come_as_inputs_of_their_own() -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from endauda_cli.config import InferenceConfig
     from endauda_cli.teachers import Teacher
 
+FITTED = ("auto", "val", "source")
+"""Words that ``--temperature`` takes beside a number."""
+
 
 def command(
     name: Annotated[
@@ -68,20 +71,9 @@ def command(
     shard: Annotated[
         str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several machines.")
     ] = "1/1",
-    scales: Annotated[
-        str | None,
-        o.option("--scales", metavar="S,S", help="Sizes to run and average. [default: the teacher's own]"),
-    ] = None,
-    flip: Annotated[
-        bool | None,
-        o.option(
-            "--flip/--no-flip", help="Run mirrored too. [default: the teacher's own]", show_default=False
-        ),
-    ] = None,
-    tile: Annotated[
-        str | None,
-        o.option("--tile", metavar="WxH", help="Run in overlapping pieces of this size, to save memory."),
-    ] = None,
+    scales: o.ScalesOption = None,
+    flip: o.FlipOption = None,
+    tile: o.TileOption = None,
     temperature: Annotated[
         str,
         o.option(
@@ -135,10 +127,10 @@ def command(
         source_data,
         target_data,
     )
-    tile_wh = o.parse_size(tile, "--tile")
-    inference = InferenceConfig(
-        batch_size, amp, workers, None if tile_wh is None else (tile_wh[1], tile_wh[0])
-    )
+    passes = o.parse_scales(scales)
+    if temperature not in FITTED:
+        o.parse_temperature(temperature)
+    inference = InferenceConfig(batch_size, amp, workers, o.parse_tile(tile))
     config = ExportConfig(name, codec, o.parse_shard(shard), inference)
     out = session.workspace.archive(session.task.source.name, name)
     with process_group(session.device()) as where, session.terminal as terminal:
@@ -160,7 +152,7 @@ def command(
             backbone=backbone,
             size=o.parse_size(size, "--size"),
         )
-        teacher = with_passes(teacher, o.parse_scales(scales), flip)
+        teacher = with_passes(teacher, passes, flip)
         samples = session.target_samples(split)
         teacher = _with_temperature(session, teacher, temperature, out, inference, where)
         result = export_network(config, session.task, teacher, samples, out, where, terminal.report)
@@ -181,7 +173,7 @@ def _with_temperature(
     from endauda_cli.exporting import stored_temperature
     from endauda_cli.teachers import at_temperature
 
-    if asked not in ("auto", "val", "source"):
+    if asked not in FITTED:
         return at_temperature(teacher, o.parse_temperature(asked))
     if (stored := stored_temperature(out)) is not None:
         return at_temperature(teacher, *stored)

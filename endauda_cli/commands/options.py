@@ -64,6 +64,18 @@ SizeOption = Annotated[
     str | None, option("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
                        show_default=False)
 ]  # fmt: skip
+ScalesOption = Annotated[
+    str | None, option("--scales", metavar="S,S", help="Sizes to run and average, such as 0.75,1,1.25. "
+                       "[default: the network's own]", show_default=False)
+]  # fmt: skip
+FlipOption = Annotated[
+    bool | None, option("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
+                        show_default=False)
+]  # fmt: skip
+TileOption = Annotated[
+    str | None,
+    option("--tile", metavar="WxH", help="Run larger inputs in overlapping pieces, to save memory."),
+]
 
 
 @dataclass(frozen=True)
@@ -197,6 +209,16 @@ def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(_is_whole(part) and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} {text}: expected WIDTHxHEIGHT, such as 1024x512")
     return int(parts[0]), int(parts[1])
+
+
+def parse_tile(text: str | None) -> tuple[int, int] | None:
+    """``"1024x512"`` as (512, 1024): height, width.
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    size = parse_size(text, "--tile")
+    return None if size is None else (size[1], size[0])
 
 
 def parse_scales(text: str | None) -> tuple[float, ...] | None:
