@@ -59,7 +59,9 @@ def _weights(ctx: Any, workspace: Workspace) -> Iterable[str]:
     source = _task(ctx, workspace).source.name
     runs = [workspace.run(source, name) for name in workspace.runs(source)]
     files = [path for run in runs for path in run.glob("*.pt")]
-    files += [path for path in workspace.weights(source).rglob("*.pth")]
+    files += [
+        path for path in workspace.weights(source).rglob("*") if path.suffix in (".pth", ".pt", ".params")
+    ]
     return [str(path.relative_to(workspace.root)) for path in files]
 
 

@@ -38,6 +38,19 @@ class Found(NamedTuple):
     """Names of the classes, if the folder knows them."""
 
 
+class _Mask(nn.Module):
+    """A segmentation-models-pytorch model without the image label that some give beside the mask."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.model(images)
+        mask: Tensor = output if isinstance(output, Tensor) else output[0]
+        return mask
+
+
 class _Logits(nn.Module):
     """A transformers model as images to logits."""
 
@@ -71,6 +84,11 @@ def open_folder(folder: Path) -> Found:
     except (CheckpointError, ConfigError):
         raise
     except Exception as error:  # each library has its own ideas of what can go wrong
+        if "weights_only" in str(error):
+            raise CheckpointError(
+                f"{folder}: holds more than tensors and was not opened, because such a file can run code; ask its "
+                "author for model.safetensors"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: {library} cannot open it ({reason})") from error
 
@@ -99,7 +117,7 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
             f"{folder}: activation {activation!r}, but logits or a softmax over classes were expected"
         )
     softmax: Any = activated[activation]
-    return Found("segmentation-models-pytorch", model, preprocessing, Procedure(softmax=softmax), None)
+    return Found("segmentation-models-pytorch", _Mask(model), preprocessing, Procedure(softmax=softmax), None)
 
 
 def _open_transformers(folder: Path, config: dict[str, Any]) -> Found:

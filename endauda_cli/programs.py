@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".pt2", ".onnx", ".ts", ".torchscript")
 """Of files that can only be programs; ``.pt`` and ``.pth`` may be TorchScript too, but seldom are."""
 
+_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "Failed to allocate memory")
+"""How the runtimes say it."""
+
 
 class Program(nn.Module):
     """A program as a network: (B, 3, h, w) float32 to its first outputs (B, K, h', w').

@@ -106,6 +106,16 @@ def test_memory_that_does_not_suffice_halves_the_batch(error: type[RuntimeError]
     assert "8 images of 32x24 do not fit into the memory of cpu; going on with 4 at once" in str(told[0])
 
 
+def test_memory_that_a_program_runs_out_of_halves_the_batch_too(tmp_path: Path) -> None:
+    from endauda_cli.programs import Program
+
+    network = Small(limit=2)
+    found = run(
+        Program(tmp_path / "p.onnx", network, None, 1), put_images(tmp_path, [(32, 24)] * 4), batch_size=4
+    )
+    assert [shape[0] for shape in network.batches] == [4, 2, 2] and len(found) == 4
+
+
 def test_memory_for_not_even_one_image_asks_for_tiles(tmp_path: Path) -> None:
     images = put_images(tmp_path, [(320, 240)])
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -390,3 +391,20 @@ def test_folders_that_hold_no_network(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="transformers cannot open it"):
         open_teacher(tmp_path, CLASSES)
+
+
+class Hostile:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_folders_whose_weights_would_run_code_are_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.SegformerConfig(num_labels=5).save_pretrained(tmp_path)
+    torch.save({"a": torch.zeros(1), "b": Hostile(tmp_path / "trace")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="was not opened, because such a file can run code"):
+        open_teacher(tmp_path, CLASSES)
+    assert not (tmp_path / "trace").exists()
