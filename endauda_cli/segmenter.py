@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ConfigError
-from endauda_cli.transforms import Preprocessing
+from endauda_cli.transforms import Preprocessing, on_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -135,12 +135,15 @@ class ClassMap:
 
     def merge(self, probabilities: Tensor) -> tuple[Tensor, Tensor | None]:
         """(K, ...) of the outputs to (C, ...) of the classes, and the likeliest output (...) of no class."""
-        kept = [k for k, target in enumerate(self.targets) if target is not None]
-        merged = probabilities.new_zeros(self.num_classes, *probabilities.shape[1:])
-        index = torch.tensor([self.targets[k] for k in kept], dtype=torch.long, device=probabilities.device)
-        merged.index_add_(0, index, probabilities[kept])
+        device = probabilities.device
+        kept = on_device([k for k, target in enumerate(self.targets) if target is not None], device)
+        classes = on_device([target for target in self.targets if target is not None], device)
         dropped = [k for k, target in enumerate(self.targets) if target is None]
-        return merged, probabilities[dropped].amax(0) if dropped else None
+        merged = probabilities.new_zeros(self.num_classes, *probabilities.shape[1:])
+        merged.index_add_(0, classes, probabilities.index_select(0, kept))
+        if not dropped:
+            return merged, None
+        return merged, probabilities.index_select(0, on_device(dropped, device)).amax(0)
 
     def facts(self, classes: Sequence[str]) -> dict[str, str]:
         """Output -> class in words, "" for none, as an archive has it."""

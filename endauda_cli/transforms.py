@@ -17,7 +17,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -79,9 +79,9 @@ class Preprocessing:
             x = x.flip(1)
         if self.divisor != 1:
             x = x / self.divisor
-        x = x - x.new_tensor(self.mean)[:, None, None]
+        x = x - on_device(self.mean, x.device)[:, None, None]
         if self.std != (1.0, 1.0, 1.0):
-            x = x / x.new_tensor(self.std)[:, None, None]
+            x = x / on_device(self.std, x.device)[:, None, None]
         return x
 
     def pad(self, x: Tensor) -> Tensor:
@@ -104,6 +104,12 @@ class Preprocessing:
 
 
 STUDENT = Preprocessing()
+
+
+def on_device(numbers: Sequence[float] | Sequence[int], device: torch.device) -> Tensor:
+    """A few numbers as a tensor (int64 or float32) there, without waiting for what the device is doing."""
+    dtype = torch.float32 if any(isinstance(number, float) for number in numbers) else torch.int64
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
