@@ -295,10 +295,7 @@ def certainty_maps(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -
     certainty = torch.empty((num_classes, *size), dtype=torch.uint8, device=device)
     for band in bands(segmenter, passes, size):
         rows = slice(band.first, band.last)
-        probabilities, other = _probabilities(segmenter, band.values)
-        labels[rows] = _labels(probabilities, other)
-        # A bicubic filter over- and undershoots, and a byte would wrap around.
-        certainty[:, rows] = probabilities.mul_(100).clamp_(0, 100).to(torch.uint8)
+        labels[rows], certainty[:, rows] = _label_and_percent(segmenter, band.values)
     return labels, certainty
 
 
@@ -309,7 +306,7 @@ def label_map(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -> tup
         if segmenter.class_map is None or segmenter.class_map.is_identity:
             labels[band.first : band.last] = band.values.max(0).indices  # softmax keeps the order
         else:
-            labels[band.first : band.last] = _labels(*_probabilities(segmenter, band.values))
+            labels[band.first : band.last] = _label_and_percent(segmenter, band.values)[0]
     return (labels,)
 
 
@@ -320,24 +317,27 @@ def log_probabilities(segmenter: Segmenter, values: Tensor) -> Tensor:
     return values.clamp(min=_LEAST).log()
 
 
-def _probabilities(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(K, ...) to the classes' probabilities (C, ...), and the likeliest output of no class; ``values`` is used up."""
+def _label_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, ...) of ``bands`` to labels (...) and percent (C, ...), floats; ``values`` is used up.
+
+    As few walks over the values as there can be: on a CPU this is what an export takes beside the network.
+    """
+    procedure = segmenter.procedure
     if segmenter.temperature != 1:
         values = log_probabilities(segmenter, values).div_(segmenter.temperature)
-    if segmenter.procedure.softmax == "last" or segmenter.temperature != 1:
-        # By hand: torch's softmax over the first dimension takes twice as long on a CPU.
-        values = values.sub_(values.amax(0)).exp_()
-        values = values.div_(values.sum(0))
+    highest, labels = values.max(0)  # on ties the first, as argmax(), which takes several times as long
+    if procedure.softmax == "last" or segmenter.temperature != 1:
+        values.sub_(highest).exp_()
+        values.mul_(100 / values.sum(0))
+    else:
+        values.mul_(100)
+        if procedure.softmax == "none" or procedure.enlarge == "bicubic":
+            values.clamp_(0, 100)  # a bicubic filter overshoots, a program may; and a byte would wrap around
     if segmenter.class_map is None or segmenter.class_map.is_identity:
-        return values, None
-    return segmenter.class_map.merge(values)
-
-
-def _labels(probabilities: Tensor, other: Tensor | None) -> Tensor:
-    # max(), not argmax(): the same on ties (the first), and several times faster on a CPU.
-    highest, labels = probabilities.max(0)
-    labels = labels.to(torch.uint8)
-    return labels if other is None else labels.masked_fill_(other > highest, IGNORE)
+        return labels, values
+    merged, other = segmenter.class_map.merge(values)
+    highest, labels = merged.max(0)
+    return labels if other is None else labels.masked_fill_(other > highest, IGNORE), merged
 
 
 def _averaged(passes: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
