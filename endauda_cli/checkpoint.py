@@ -15,7 +15,7 @@ import torch
 
 from endauda_cli.errors import CheckpointError
 from endauda_cli.models import build_student, load_checkpoint
-from endauda_cli.transforms import STUDENT, Preprocessing
+from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
 
 if TYPE_CHECKING:
@@ -135,10 +135,8 @@ def load_student(
     backbone = meta.get("backbone") or backbone or Backbone.DRN
     model = build_student(arch, backbone, len(classes))
     load_checkpoint(model, path)
-    wanted = size or (tuple(meta["size"]) if "size" in meta else STUDENT.size)
-    return LoadedStudent(
-        model.eval(), Preprocessing(size=(wanted[0], wanted[1])), str(arch), str(backbone), meta
-    )
+    width, height = size or (meta["size"] if "size" in meta else DEFAULT_SIZE)
+    return LoadedStudent(model.eval(), Preprocessing(size=(width, height)), str(arch), str(backbone), meta)
 
 
 def _read(path: Path) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.datasets import load_task
 from endauda_cli.domains import DOMAINS
-from endauda_cli.types import PolicyKind
+from endauda_cli.types import TEACHER_ENTRY_POINTS, PolicyKind, TeacherName
 from endauda_cli.weights.manifest import read_manifest
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace, read_config
 
@@ -61,7 +61,9 @@ def _weights(ctx: Any, workspace: Workspace) -> Iterable[str]:
     source = _task(ctx, workspace).source.name
     runs = [workspace.run(source, name) for name in workspace.runs(source)]
     files = [path for run in runs for path in run.glob("*.pt")]
-    files += [path for path in workspace.weights(source).rglob("*.pth")]
+    files += [
+        path for path in workspace.weights(source).rglob("*") if path.suffix in (".pth", ".pt", ".params")
+    ]
     return [str(path.relative_to(workspace.root)) for path in files]
 
 
@@ -78,7 +80,14 @@ def _data_sets(workspace: Workspace) -> list[str]:
     return [path.name for path in workspace.root.glob("*.toml") if path.name != CONFIG_FILE]
 
 
+def _networks(ctx: Any, workspace: Workspace) -> Iterable[str]:
+    from importlib.metadata import entry_points
+
+    return {*TeacherName, *(entry.name for entry in entry_points(group=TEACHER_ENTRY_POINTS))}
+
+
 teachers = _completer(_teachers)
+networks = _completer(_networks)
 archives = _completer(_archives)
 label_sets = _completer(_label_sets)
 runs = _completer(_runs)

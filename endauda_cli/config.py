@@ -84,16 +84,20 @@ class InferenceConfig:
 
     Attributes:
         batch_size: images per forward pass.
-        amp: autocast to bfloat16, on any device.
+        amp: autocast to bfloat16, on any device (float16 on cards that lack it).
         workers: threads that decode images ahead.
+        tile: (height, width) of the pieces in which larger network inputs are run; ``None`` runs them whole.
     """
 
     batch_size: int = 1
     amp: bool = False
     workers: int = 2
+    tile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _at_least(self.batch_size, 1, "--batch-size")
+        if self.tile is not None and min(self.tile) < 32:
+            raise ConfigError(f"--tile {self.tile[1]}x{self.tile[0]}: at least 32x32, better half the image")
         _at_least(self.workers, 1, "--workers")
 
 

@@ -33,6 +33,7 @@ from endauda_cli.fusing import POLICY_FILE, fuse
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
 from endauda_cli.results import DemoResult, EvalResult, Score
+from endauda_cli.teachers import open_teacher
 from endauda_cli.training import Example, train
 from endauda_cli.types import Arch, Backbone, FusionRule, Method
 from endauda_cli.workspace import CONFIG_FILE, Workspace, read_json, write_text
@@ -288,12 +289,12 @@ def _train(demo: _Demo, name: str, recipe: TrainConfig, examples: list[Example])
 
 
 def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
-    network = load_student(checkpoint, demo.task.classes)
+    teacher = open_teacher(checkpoint, demo.task.classes)
     archive = demo.workspace.archive(demo.task.source.name, name)
     config = ExportConfig(name, inference=INFERENCE)
     samples = demo.samples(split)
     report = _renamed(demo.report, f"exporting {name} {split}")
-    export_network(config, demo.task, network, checkpoint, samples, archive, demo.device, report)
+    export_network(config, demo.task, teacher, samples, archive, demo.device, report)
 
 
 def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:

@@ -15,15 +15,18 @@ from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, sum_over_ranks, world_size
 from endauda_cli.errors import DataError
 from endauda_cli.events import Reporter, Tick
-from endauda_cli.inference import evaluation_label, run_network
+from endauda_cli.inference import run_network
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_colour, write_label
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.pipeline import ordered_map
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
 from endauda_cli.results import EvalResult
+from endauda_cli.segmenter import Procedure, Segmenter, label_map
 from endauda_cli.workspace import write_text
 
 PICTURED_IMAGES = 8
+PROCEDURE = Procedure(softmax="first")
+"""The reference's evaluation: single scale, no flip, softmax before upsampling (exports have it after)."""
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +52,9 @@ def evaluate(
     scored: str,
     split: str = "val",
     save: Path | None = None,
+    procedure: Procedure = PROCEDURE,
 ) -> EvalResult:
-    """Score a network on labelled images, as the reference does: single scale, no flip, full size.
+    """Score a network on labelled images at their full size.
 
     Args:
         model: returns logits.
@@ -63,15 +67,15 @@ def evaluate(
         scored: name of the checkpoint, for the result.
         split: for the result.
         save: folder for predictions (train ids) and colour pictures, or ``None``.
+        procedure: scales, flips and order of softmax and upsampling.
 
     Raises:
         DataError: if an image or its truth cannot be read, or their sizes differ.
     """
     mine = samples[rank() :: world_size()]
     confusion = ConfusionMatrix(len(domain.classes))
-    predictions = run_network(
-        model, preprocessing, [sample.image for sample in mine], evaluation_label, config, device
-    )
+    segmenter = Segmenter(model, preprocessing, procedure)
+    predictions = run_network(segmenter, [sample.image for sample in mine], label_map, config, device, report)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
     for done, (sample, (prediction,)) in enumerate(zip(mine, predictions, strict=True), 1):

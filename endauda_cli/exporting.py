@@ -9,30 +9,30 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, stored_bytes
-from endauda_cli.checkpoint import sha256
 from endauda_cli.datasets import one_per_image
 from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.events import Note, Reporter, Tick
-from endauda_cli.inference import certainty_maps, run_network
+from endauda_cli.inference import run_network
 from endauda_cli.labels import image_size, read_train_ids
 from endauda_cli.pipeline import ordered_map
 from endauda_cli.results import ExportResult
+from endauda_cli.segmenter import certainty_maps
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
     from numpy.typing import NDArray
 
     from endauda_cli.archive import CodedImage
-    from endauda_cli.checkpoint import LoadedStudent
-    from endauda_cli.config import ExportConfig
+    from endauda_cli.config import ExportConfig, InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
+    from endauda_cli.teachers import Teacher
 
     UInt8 = NDArray[np.uint8]
 
@@ -44,46 +44,39 @@ EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
 def export_network(
     config: ExportConfig,
     task: Task,
-    network: LoadedStudent,
-    weights: Path,
+    teacher: Teacher,
     samples: Sequence[Sample],
     out: Path,
     device: torch.device,
     report: Reporter,
 ) -> ExportResult:
-    """Run a network over the samples and store what it says at each image's own size.
+    """Run a teacher over the samples and store what it says at each image's own size.
 
     Raises:
         EndaudaError: if an image cannot be read, the archive holds something else, or the disk is too small.
     """
-    attributes = _attributes(config, task) | {
-        "origin": "network",
-        "arch": network.arch,
-        "backbone": network.backbone,
-        "weights_sha256": sha256(weights),
-        "network_size": list(network.preprocessing.size),
-        "softmax": "after upsampling",
-    }
+    attributes = _attributes(config, task) | {"origin": "network"} | teacher.attributes(task.classes)
     mine = _share(config, samples)
     _check_room(config, task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, report)
     with _writer(config, task, out, attributes) as writer:
         todo = [sample for sample in mine if sample.id not in writer.done]
-        outputs = run_network(
-            network.model,
-            network.preprocessing,
-            [s.image for s in todo],
-            certainty_maps,
-            config.inference,
-            device,
-        )
+        maps = teacher_maps(teacher, [s.image for s in todo], config.inference, device, report)
         raw = _write_all(
-            writer,
-            zip((s.id for s in todo), outputs, strict=True),
-            len(todo),
-            config.inference.workers,
-            report,
+            writer, zip((s.id for s in todo), maps, strict=True), len(todo), config.inference.workers, report
         )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
+
+
+def teacher_maps(
+    teacher: Teacher, images: Sequence[Path], config: InferenceConfig, device: torch.device, report: Reporter
+) -> Iterator[tuple[UInt8, UInt8]]:
+    """A teacher over image files: yields label map (H, W) and certainties (C, H, W) of each, uint8, in order.
+
+    Raises:
+        EndaudaError: if an image cannot be read, or the teacher cannot be run on it.
+    """
+    for label, certainty in run_network(teacher.segmenter, images, certainty_maps, config, device, report):
+        yield label.astype(np.uint8, copy=False), certainty.astype(np.uint8, copy=False)
 
 
 def import_outputs(
@@ -196,6 +189,18 @@ def _check_room(
     if free < needed / 2:
         raise DataError(f"{facts}; free some space, or name a workspace on another disk with --workspace")
     report(Note(f"{facts}; if the disk fills up, free some space and run the same command again", "warning"))
+
+
+def stored_temperature(out: Path) -> tuple[float, dict[str, Any]] | None:
+    """The fitted temperature of an archive that exists, with how it was found: a rerun goes on with it."""
+    try:
+        with CertaintyReader(out) as reader:
+            temperature, fit = reader.attributes.get("temperature"), reader.attributes.get("temperature_fit")
+    except ArchiveError:
+        return None
+    if not isinstance(temperature, int | float) or not isinstance(fit, dict):
+        return None
+    return float(temperature), fit
 
 
 def _stored_ids(out: Path) -> frozenset[str]:

@@ -1,36 +1,38 @@
 """Engine: a network over many images. Serves ``export-teacher``, ``test`` and validation during training.
 
-Decoding and resizing run ahead in threads, pinned batches go to the device while it computes, and results
-are fetched one batch late, so that a CUDA device is never waited for while it has work.
+Decoding and resizing run ahead in threads, pinned batches go to the device while it computes, softmax and
+quantisation happen there, and results are copied back asynchronously and waited for one batch late: a CUDA device
+never waits for the disk. Memory that does not suffice halves the batch.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from endauda_cli.errors import ConfigError, DataError, EndaudaError
+from endauda_cli.events import Note, silent
 from endauda_cli.labels import read_image
 from endauda_cli.pipeline import ordered_map
+from endauda_cli.segmenter import run_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.transforms import Preprocessing
+    from endauda_cli.events import Reporter
+    from endauda_cli.segmenter import Segmenter, Size
 
     UInt8 = NDArray[np.uint8]
-
-Size = tuple[int, int]
-Outputs = TypeVar("Outputs", bound="tuple[Tensor, ...]")
 
 
 class Loaded(NamedTuple):
@@ -39,100 +41,191 @@ class Loaded(NamedTuple):
     path: Path
     size: Size
     """(H, W) of the file."""
-    pixels: UInt8
-    """(h, w, 3) uint8 RGB, resized."""
+    pixels: list[UInt8]
+    """(h, w, 3) uint8 RGB, resized; one per scale that is made from pixels."""
 
 
-def certainty_maps(logits: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """Logits (1, C, h, w) to a label map (H, W) and certainties (C, H, W), both uint8.
+class Finished(NamedTuple):
+    """An image's results, perhaps still on their way from the device."""
 
-    Softmax after upsampling; certainty is percent, truncated, as archives of the follow-up project are made.
-    """
-    large = _resize(logits.float(), size)[0]
-    return large.argmax(0).to(torch.uint8), (large.softmax(0) * 100).to(torch.uint8)
-
-
-def evaluation_label(logits: Tensor, size: Size) -> tuple[Tensor]:
-    """Logits (1, C, h, w) to a label map (H, W) uint8: softmax first, then upsampling, then argmax.
-
-    The order is the reference's evaluation and differs from :func:`certainty_maps` at class borders.
-    """
-    return (_resize(logits.float().softmax(1), size)[0].argmax(0).to(torch.uint8),)
+    path: Path
+    finite: Tensor
+    outputs: tuple[Tensor, ...]
+    arrived: torch.cuda.Event | None
 
 
 def run_network(
-    model: nn.Module,
-    preprocessing: Preprocessing,
+    segmenter: Segmenter,
     images: Sequence[Path],
-    finish: Callable[[Tensor, Size], Outputs],
+    finish: Callable[[Segmenter, Sequence[Tensor], Size], tuple[Tensor, ...]],
     config: InferenceConfig,
     device: torch.device,
-) -> Iterator[tuple[UInt8, ...]]:
+    report: Reporter = silent,
+) -> Iterator[tuple[NDArray[Any], ...]]:
     """Yield ``finish``'s results as NumPy arrays, image by image, in order.
 
     Args:
-        model: returns logits (B, C, h, w); moved to the device and put into eval mode.
-        preprocessing: of the network.
+        segmenter: its network is moved to the device and put into eval mode.
         images: files.
-        finish: makes what is wanted of one image's logits (1, C, h, w) and the file's (H, W).
-        config: batch size, precision, threads.
+        finish: makes what is wanted of one image's passes (K, h, w) and the file's (H, W), on the device.
+        config: batch size, precision, tiles, threads.
         device: where the network runs.
+        report: told when the batch is halved.
 
     Raises:
-        DataError: if an image cannot be read.
+        DataError: if an image cannot be read, or the network's output for it is not finite.
+        ConfigError: if the device's memory does not suffice for one image.
     """
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    late: list[Outputs] = []
+    network = segmenter.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    runner = _Runner(replace(segmenter, network=network), finish, config, device, report)
+    late: list[Finished] = []
     with ThreadPoolExecutor(config.workers) as pool, torch.inference_mode():
-        loaded = ordered_map(
-            pool, lambda path: _load(path, preprocessing), images, 2 * config.batch_size + config.workers
-        )
-        for batch in _batches(loaded, config.batch_size):
-            logits = _forward(model, preprocessing, batch, config.amp, device)
-            ready = [finish(logits[i : i + 1], image.size) for i, image in enumerate(batch)]
+        ahead = 2 * config.batch_size + config.workers
+        loaded = ordered_map(pool, lambda path: load(path, segmenter), images, ahead)
+        batches, failure = _batches(loaded, config.batch_size), None
+        while failure is None:
+            try:
+                batch = next(batches, None)
+                ready = runner.run(batch) if batch is not None else []
+            except EndaudaError as error:  # what came before it is done, and not to be lost
+                failure, ready = error, []
             yield from map(_fetch, late)
             late = ready
-        yield from map(_fetch, late)
+            if not late:
+                break
+        if failure is not None:
+            raise failure
 
 
-def _load(path: Path, preprocessing: Preprocessing) -> Loaded:
+def load(path: Path, segmenter: Segmenter) -> Loaded:
+    """Decode and resize an image file for a network."""
     image = read_image(path)
-    return Loaded(path, (image.shape[0], image.shape[1]), preprocessing.resize(image))
+    procedure = segmenter.procedure
+    scales = procedure.scales if procedure.rescale == "pixels" else (1.0,)
+    pixels = [segmenter.preprocessing.resize(image, scale) for scale in scales]
+    return Loaded(path, (image.shape[0], image.shape[1]), pixels)
 
 
 def _batches(items: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
+    """Neighbours whose inputs have one size, at most ``size`` of them; those before a file that cannot be read too."""
     batch: list[Loaded] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
+    try:
+        for item in items:
+            if batch and (len(batch) == size or item.pixels[0].shape != batch[0].pixels[0].shape):
+                yield batch
+                batch = []
+            batch.append(item)
+    except DataError:
+        if batch:
             yield batch
-            batch = []
+        raise
     if batch:
         yield batch
 
 
-def _forward(
-    model: nn.Module, preprocessing: Preprocessing, batch: list[Loaded], amp: bool, device: torch.device
-) -> Tensor:
-    pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))  # (B, h, w, 3)
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
-    x = preprocessing.normalise(pixels.to(device, non_blocking=True))
-    with autocast(device, amp):
-        logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
-    return logits
+class _Runner:
+    """Runs batches, smaller ones once memory did not suffice."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        finish: Callable[[Segmenter, Sequence[Tensor], Size], tuple[Tensor, ...]],
+        config: InferenceConfig,
+        device: torch.device,
+        report: Reporter,
+    ) -> None:
+        self._segmenter, self._finish, self._config, self._device = segmenter, finish, config, device
+        self._report = report
+        self._limit = config.batch_size
+
+    def run(self, batch: list[Loaded]) -> list[Finished]:
+        """All images of the batch, in as many parts as the memory asks for."""
+        finished: list[Finished] = []
+        while len(finished) < len(batch):
+            part = batch[len(finished) : len(finished) + self._limit]
+            try:
+                finished += self._run_part(part)
+                continue
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside of the except clause, whose traceback keeps the tensors alive.
+            self._halve(part)
+        return finished
+
+    def _halve(self, part: list[Loaded]) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        height, width = part[0].pixels[0].shape[:2]
+        if len(part) == 1:
+            raise ConfigError(
+                f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; "
+                f"run it in pieces, such as --tile {width // 2}x{height // 2}"
+            )
+        self._limit = len(part) // 2
+        self._report(
+            Note(
+                f"{len(part)} images of {width}x{height} do not fit into the memory of {self._device}; going on "
+                f"with {self._limit} at once (--batch-size {self._limit} begins so)",
+                "warning",
+            )
+        )
+
+    def _run_part(self, part: list[Loaded]) -> list[Finished]:
+        inputs = [self._to_device([image.pixels[i] for image in part]) for i in range(len(part[0].pixels))]
+        with autocast(self._device, self._config.amp, _half(self._device)):
+            passes = run_passes(self._segmenter, inputs, self._config.tile)
+        finished = []
+        for i, image in enumerate(part):
+            own = [output[i] for output in passes]
+            finite = torch.stack([output.isfinite().all() for output in own]).all()
+            outputs = (finite, *self._finish(self._segmenter, own, image.size))
+            finished.append(_send(image.path, outputs))
+        return finished
+
+    def _to_device(self, pixels: list[UInt8]) -> Tensor:
+        stacked = torch.from_numpy(np.stack(pixels))  # (B, h, w, 3)
+        if self._device.type == "cuda":
+            stacked = stacked.pin_memory()
+        return stacked.to(self._device, non_blocking=True)
 
 
-def autocast(device: torch.device, enabled: bool) -> torch.autocast | nullcontext[None]:
+def _send(path: Path, outputs: tuple[Tensor, ...]) -> Finished:
+    """Start copying to the host; on CUDA into pinned memory, so that the device goes on meanwhile."""
+    if outputs[0].device.type != "cuda":
+        return Finished(path, outputs[0], outputs[1:], None)
+    host = tuple(
+        torch.empty(o.shape, dtype=o.dtype, pin_memory=True).copy_(o, non_blocking=True) for o in outputs
+    )
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return Finished(path, host[0], host[1:], arrived)
+
+
+def _fetch(finished: Finished) -> tuple[NDArray[Any], ...]:
+    if finished.arrived is not None:
+        finished.arrived.synchronize()
+    if not finished.finite:
+        raise DataError(
+            f"{finished.path}: the network's output is not finite; leave out --amp, or check weights and preprocessing"
+        )
+    return tuple(output.cpu().numpy() for output in finished.outputs)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator has no error type of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def autocast(
+    device: torch.device, enabled: bool, dtype: torch.dtype = torch.bfloat16
+) -> torch.autocast | nullcontext[None]:
     """Half precision where asked for: bfloat16, which needs no loss scaling."""
-    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()
+    return torch.autocast(device.type, dtype) if enabled else nullcontext()
 
 
-def _fetch(outputs: tuple[Tensor, ...]) -> tuple[UInt8, ...]:
-    return tuple(output.cpu().numpy() for output in outputs)
-
-
-def _resize(x: Tensor, size: Size) -> Tensor:
-    if x.shape[-2:] == size:
-        return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+def _half(device: torch.device) -> torch.dtype:
+    """bfloat16; float16, which inference can do with, on cards that compute in no other."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16

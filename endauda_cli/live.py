@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive import CertaintyReader
-from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
-from endauda_cli.inference import certainty_maps, run_network
+from endauda_cli.events import silent
+from endauda_cli.exporting import teacher_maps
 from endauda_cli.labels import image_size
+from endauda_cli.teachers import open_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,29 +51,19 @@ def open_network(
     classes: Sequence[str],
     inference: InferenceConfig,
     device: torch.device,
+    network: str | None = None,
     arch: str | None = None,
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Network:
-    """The network of a checkpoint, ready to run.
+    """The network of a checkpoint, folder or program, ready to run; arguments as of ``open_teacher``.
 
     Raises:
         CheckpointError: if the file is unreadable or belongs to another network or class table.
     """
-    network = load_student(path, classes, arch, backbone, size)
-    facts = {
-        "arch": network.arch,
-        "backbone": network.backbone,
-        "weights_sha256": sha256(path),
-        "network_size": list(network.preprocessing.size),
-        "amp": inference.amp,
-    }
-    return Network(
-        facts,
-        lambda images: run_network(
-            network.model, network.preprocessing, images, certainty_maps, inference, device
-        ),
-    )
+    teacher = open_teacher(path, classes, network, arch=arch, backbone=backbone, size=size)
+    facts = {**teacher.attributes(classes), "amp": inference.amp}
+    return Network(facts, lambda images: teacher_maps(teacher, images, inference, device, silent))
 
 
 def refuse_other_archive(name: str, archive: Path, network: Network) -> None:

@@ -7,16 +7,17 @@ models, no division). Pillow does the resizing because its filters are part of "
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -30,40 +31,85 @@ FILTERS = {
 }
 
 
+DEFAULT_SIZE = (1024, 512)
+"""(width, height) of the student's input."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes a network's input.
 
     Attributes:
-        size: (width, height) that the image is resized to.
+        size: (width, height) that the image is resized to; ``None`` leaves it as it is.
+        longer_side: instead of ``size``, what the image's longer side is resized to.
         filter: key of ``FILTERS``.
         bgr: channel order of the network's input.
-        mean: subtracted per channel, in the order of the input, in 0..255.
+        divisor: of pixel values 0..255, before anything is subtracted.
+        mean: subtracted per channel, in the order of the input, after the division.
         std: divided by per channel.
+        multiple_of: sides that are no multiple are padded with 0 at the right and at the bottom, normalised.
     """
 
-    size: tuple[int, int] = (1024, 512)
+    size: tuple[int, int] | None = DEFAULT_SIZE
     filter: str = "bicubic"
     bgr: bool = True
     mean: tuple[float, float, float] = (104.00698793, 116.66876762, 122.67891434)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    divisor: float = 1.0
+    longer_side: int | None = None
+    multiple_of: int = 1
 
-    def resize(self, image: UInt8) -> UInt8:
+    def input_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
+        """(width, height) that an image of that size is resized to."""
+        if self.size is not None:
+            width, height = self.size
+        elif self.longer_side is not None:
+            factor = self.longer_side / max(width, height)
+            width, height = round(width * factor), round(height * factor)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def resize(self, image: UInt8, scale: float = 1.0) -> UInt8:
         """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB."""
-        return resize(image, self.size, self.filter)
+        return resize(image, self.input_size(image.shape[1], image.shape[0], scale), self.filter)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, h, w, 3) uint8 RGB to (B, 3, h, w) float32 network input, on the images' device."""
         x = images.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
         if self.bgr:
             x = x.flip(1)
-        x = x - x.new_tensor(self.mean)[:, None, None]
+        if self.divisor != 1:
+            x = x / self.divisor
+        x = x - on_device(self.mean, x.device)[:, None, None]
         if self.std != (1.0, 1.0, 1.0):
-            x = x / x.new_tensor(self.std)[:, None, None]
+            x = x / on_device(self.std, x.device)[:, None, None]
         return x
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) padded at the right and at the bottom, as ``multiple_of`` asks."""
+        right, bottom = (-side % self.multiple_of for side in (x.shape[3], x.shape[2]))
+        return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
+
+    def facts(self) -> dict[str, Any]:
+        """What an archive says about it."""
+        return {
+            "network_size": list(self.size)
+            if self.size
+            else self.longer_side and f"longer side {self.longer_side}",
+            "resize_filter": self.filter,
+            "channels": "bgr" if self.bgr else "rgb",
+            "divisor": self.divisor,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
 
 STUDENT = Preprocessing()
+
+
+def on_device(numbers: Sequence[float] | Sequence[int], device: torch.device) -> Tensor:
+    """A few numbers as a tensor (int64 or float32) there, without waiting for what the device is doing."""
+    dtype = torch.float32 if any(isinstance(number, float) for number in numbers) else torch.int64
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:

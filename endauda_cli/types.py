@@ -58,6 +58,22 @@ class Arch(StrEnum):
     DEEPLABV2 = "deeplabv2"
 
 
+class TeacherName(StrEnum):
+    """Published teachers (``teachers.TEACHERS``)."""
+
+    DACS = "dacs"
+    CRST = "crst"
+    MRKLD = "mrkld"
+    LRENT = "lrent"
+    CBST = "cbst"
+    MRNET = "mrnet"
+    CBST_MXNET = "cbst-mxnet"
+
+
+TEACHER_ENTRY_POINTS = "endauda.teachers"
+"""Group of entry points by which other packages add teachers (``docs/teachers.md``)."""
+
+
 class Method(StrEnum):
     """What ``train`` learns from (``training.METHODS``)."""
 

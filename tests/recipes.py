@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.random import Generator, Philox
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def recipe_weights(model: nn.Module, scale: float = 1.0) -> dict[str, Tensor]:
@@ -40,6 +41,53 @@ def recipe_input(shape: Sequence[int], seed: int = 20210429) -> Tensor:
     """Images ``shape`` = (B, 3, H, W), float32: normal with standard deviation 50, from ``Philox(seed)``."""
     values = Generator(Philox(seed)).standard_normal(tuple(shape)).astype(np.float32)
     return torch.from_numpy(values) * 50
+
+
+def describe(name: str, module: nn.Module) -> list[object] | None:
+    """A layer as in the golden files; None for a container."""
+    settings: dict[str, object]
+    if isinstance(module, nn.Conv2d):
+        settings = {
+            "cin": module.in_channels,
+            "cout": module.out_channels,
+            "kernel": list(module.kernel_size),
+            "stride": list(module.stride),
+            "padding": list(module.padding),
+            "dilation": list(module.dilation),
+            "groups": module.groups,
+            "bias": module.bias is not None,
+            "train": module.weight.requires_grad,
+        }
+        return [name, "Conv2d", settings]
+    if isinstance(module, nn.BatchNorm2d):
+        settings = {
+            "ch": module.num_features,
+            "eps": module.eps,
+            "momentum": module.momentum,
+            "train": module.weight.requires_grad,
+        }
+        return [name, "BatchNorm2d", settings]
+    if isinstance(module, nn.MaxPool2d):
+        settings = {
+            "kernel": module.kernel_size,
+            "stride": module.stride,
+            "padding": module.padding,
+            "ceil_mode": module.ceil_mode,
+        }
+        return [name, "MaxPool2d", settings]
+    if isinstance(module, nn.GroupNorm):
+        return [
+            name,
+            "GroupNorm",
+            {"groups": module.num_groups, "ch": module.num_channels, "eps": module.eps},
+        ]
+    if isinstance(module, nn.Linear):
+        return [name, "Linear", {"fin": module.in_features, "fout": module.out_features}]
+    if isinstance(module, nn.Dropout | nn.Dropout2d):
+        return [name, type(module).__name__, {"p": module.p}]
+    if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Sigmoid | nn.AdaptiveAvgPool2d):
+        return [name, type(module).__name__, {}]
+    return None
 
 
 def _recipe_entry(key: str, like: Tensor, scale: float) -> Tensor:

@@ -316,7 +316,7 @@ def test_policy_by_labels_runs_the_networks_over_them(nets: Path, monkeypatch: p
 
 def test_wrong_networks_are_refused(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(nets)
-    assert "none.pth: no such file of weights" in refused("fuse", "--teachers", "x=none.pth")
+    assert "none.pth: no such file, but a checkpoint was expected" in refused("fuse", "--teachers", "x=none.pth")
     (nets / "text.pth").write_text("no weights")
     assert "text.pth" in refused("fuse", "--teachers", "x=text.pth")
     assert "19 classes" in refused("fuse", "--teachers", "x=one.pth", "--source", "synthia")

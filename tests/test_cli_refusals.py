@@ -203,13 +203,21 @@ def test_output_without_its_partner(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name either the checkpoint to run with --weights, or existing outputs with --import"),
+        (
+            (),
+            "name either the checkpoint to run with --weights, a --program, or existing outputs with --import",
+        ),
         (
             ("--weights", "a", "--import", "b"),
-            "name either the checkpoint to run with --weights, or existing outputs",
+            "name either the checkpoint to run with --weights, a --program",
         ),
+        (("--weights", "a", "--scales", "1;2"), "--scales 1;2: expected numbers with commas between"),
+        (("--weights", "a", "--tile", "9x9"), "--tile 9x9: at least 32x32"),
+        (("--weights", "a", "--network", "x"), "--network x: known are dacs, crst"),
+        (("--weights", "a", "--description", "x"), "x: cannot be read (No such file or directory)"),
+        (("--program", "nowhere.onnx"), "nowhere.onnx: a program does not say what it wants"),
         (("--import", "nowhere"), "nowhere: no such folder of teacher outputs"),
-        (("--weights", "nowhere.pth"), "nowhere.pth: no such file of weights"),
+        (("--weights", "nowhere.pth"), "nowhere.pth: no such file, but a checkpoint was expected"),
         (("--import", ".", "--shard", "3/2"), "--shard 3/2: the first number runs from 1 to the second"),
         (("--import", ".", "--shard", "2/²"), "--shard 2/²: expected NUMBER/OF"),
         (("--import", ".", "--shard", "2"), "--shard 2: expected NUMBER/OF, such as 2/8"),

@@ -89,6 +89,7 @@ OFFERS = {
     "endauda test --weights runs": {"runs/gta5/student/last.pt"},
     "endauda export-teacher ": {"cbst", "crst", "dacs"},
     "endauda export-teacher dacs --split ": {"train", "val", "test"},
+    "endauda export-teacher mine --network mr": {"mrkld", "mrnet"},
     "endauda inspect d": {"dacs"},
     "endauda download-weights gta5/": {"gta5/ours/drn", "gta5/source"},
     "endauda download-weights dacs mr": {"mrnet"},

@@ -18,11 +18,12 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, DOMAINS, make_task
 from endauda_cli.errors import DataError
-from endauda_cli.evaluation import evaluate, score_predictions
+from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions
 from endauda_cli.events import silent
-from endauda_cli.inference import certainty_maps, evaluation_label, run_network
+from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth, write_label
 from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.segmenter import Segmenter, certainty_maps, label_map
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -264,10 +265,9 @@ def test_unreadable_image_is_named_and_later_ones_are_not_needed(tmp_path: Path)
     samples = street(tmp_path, 4)
     samples[2].image.write_bytes(b"no image")
     results = run_network(
-        Recogniser(),
-        PLAIN,
+        Segmenter(Recogniser(), PLAIN),
         [s.image for s in samples],
-        evaluation_label,
+        label_map,
         InferenceConfig(),
         torch.device("cpu"),
     )
@@ -283,10 +283,11 @@ def test_export_softens_after_and_evaluation_before_the_resize() -> None:
     def large(x: Tensor) -> Tensor:
         return nn.functional.interpolate(x, size, mode="bilinear", align_corners=True)[0]
 
-    label, certainties = certainty_maps(logits, size)
+    segmenter = Segmenter(nn.Identity())
+    label, certainties = certainty_maps(segmenter, [logits[0]], size)
     probability = large(logits).softmax(0)
     assert torch.equal(label, probability.argmax(0).to(torch.uint8))
     assert torch.equal(certainties, (probability * 100).floor().to(torch.uint8))
-    (evaluated,) = evaluation_label(logits, size)
+    (evaluated,) = label_map(Segmenter(nn.Identity(), procedure=PROCEDURE), [logits[0].softmax(0)], size)
     assert torch.equal(evaluated, large(logits.softmax(1)).argmax(0).to(torch.uint8))
     assert not torch.equal(evaluated, label)

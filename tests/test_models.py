@@ -25,7 +25,7 @@ from endauda_cli.models import (
     read_state_dict,
 )
 from endauda_cli.types import Arch, Backbone
-from tests.recipes import recipe_input, recipe_weights
+from tests.recipes import describe, recipe_input, recipe_weights
 
 DATA = Path(__file__).parent / "data" / "models"
 PUBLISHED = [(arch, backbone) for arch in ARCHS for backbone in ("drn", "resnet", "mobilenet")]
@@ -103,45 +103,6 @@ def test_number_of_classes_changes_only_the_classifiers(arch: str, backbone: str
     changed = {key for key in shapes_19 if shapes_19[key] != shapes_16[key]}
     assert changed == {key for key in shapes_19 if key.startswith(("decoder.last_conv.8.", "head."))}
     assert all(shapes_16[key] == (16, *shapes_19[key][1:]) for key in changed)
-
-
-def describe(name: str, module: nn.Module) -> list[object] | None:
-    """A layer as in the golden files; None for a container."""
-    settings: dict[str, object]
-    if isinstance(module, nn.Conv2d):
-        settings = {
-            "cin": module.in_channels,
-            "cout": module.out_channels,
-            "kernel": list(module.kernel_size),
-            "stride": list(module.stride),
-            "padding": list(module.padding),
-            "dilation": list(module.dilation),
-            "groups": module.groups,
-            "bias": module.bias is not None,
-            "train": module.weight.requires_grad,
-        }
-        return [name, "Conv2d", settings]
-    if isinstance(module, nn.BatchNorm2d):
-        settings = {
-            "ch": module.num_features,
-            "eps": module.eps,
-            "momentum": module.momentum,
-            "train": module.weight.requires_grad,
-        }
-        return [name, "BatchNorm2d", settings]
-    if isinstance(module, nn.MaxPool2d):
-        settings = {
-            "kernel": module.kernel_size,
-            "stride": module.stride,
-            "padding": module.padding,
-            "ceil_mode": module.ceil_mode,
-        }
-        return [name, "MaxPool2d", settings]
-    if isinstance(module, nn.Dropout):
-        return [name, "Dropout", {"p": module.p}]
-    if isinstance(module, nn.ReLU | nn.ReLU6 | nn.AdaptiveAvgPool2d):
-        return [name, type(module).__name__, {}]
-    return None
 
 
 # ---------------------------------------------------------------------------- forward, as published

@@ -191,6 +191,7 @@ def _networks(
 
     from endauda_cli.config import InferenceConfig
     from endauda_cli.live import NetworkReader, open_network, refuse_other_archive
+    from endauda_cli.teachers import teacher_names
 
     if samples is None:
         raise ConfigError(
@@ -200,9 +201,10 @@ def _networks(
     images = {sample.id: sample.image for sample in (*session.labelled_if_any("val"), *samples)}
     found = {}
     for name, path in checkpoints.items():
+        known = arch is None and backbone is None and name in teacher_names()
         network = open_network(
-            session.path(Path(path)), session.task.classes, InferenceConfig(1, amp, workers), torch.device(device),
-            arch, backbone, size,
+            session.weights(Path(path)), session.task.classes, InferenceConfig(1, amp, workers), torch.device(device),
+            name if known else None, arch, backbone, size,
         )  # fmt: skip
         refuse_other_archive(name, session.workspace.archive(session.task.source.name, name), network)
         found[name] = NetworkReader(network, session.task.classes, images, kept=workers)

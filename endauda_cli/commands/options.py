@@ -66,6 +66,18 @@ SizeOption = Annotated[
     str | None, option("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
                        show_default=False)
 ]  # fmt: skip
+ScalesOption = Annotated[
+    str | None, option("--scales", metavar="S,S", help="Sizes to run and average, such as 0.75,1,1.25. "
+                       "[default: the network's own]", show_default=False)
+]  # fmt: skip
+FlipOption = Annotated[
+    bool | None, option("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
+                        show_default=False)
+]  # fmt: skip
+TileOption = Annotated[
+    str | None,
+    option("--tile", metavar="WxH", help="Run larger inputs in overlapping pieces, to save memory."),
+]
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,33 @@ class Session:
             return self.target_samples(split, need_labels=True)
         except DataError:
             return []
+
+    def labelled_samples(self, where: str) -> tuple[list[Sample], Domain, str]:
+        """Images with ground truth, the domain they are of and their split.
+
+        Args:
+            where: ``val`` (the target's), ``source`` (its train images), or ``auto``: the first of these there is.
+
+        Raises:
+            DataError: if there are none.
+        """
+        from endauda_cli.datasets import find_samples
+        from endauda_cli.errors import DataError
+
+        places = (
+            ("val", self.task.target, self.target_roots),
+            ("source", self.task.source, self.source_roots),
+        )
+        failures = []
+        for name, domain, roots in places:
+            if where not in ("auto", name):
+                continue
+            split = "val" if name == "val" else "train"
+            try:
+                return find_samples(domain, roots, split, need_labels=True), domain, split
+            except DataError as error:
+                failures.append(str(error))
+        raise DataError(f"--temperature {where}: no labelled images ({'; '.join(failures)})")
 
     def _has_images(self, split: str) -> bool:
         try:
@@ -234,6 +273,47 @@ def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(_is_whole(part) and int(part) > 0 for part in parts):
         raise ConfigError(f"{option} {text}: expected WIDTHxHEIGHT, such as 1024x512")
     return int(parts[0]), int(parts[1])
+
+
+def parse_tile(text: str | None) -> tuple[int, int] | None:
+    """``"1024x512"`` as (512, 1024): height, width.
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    size = parse_size(text, "--tile")
+    return None if size is None else (size[1], size[0])
+
+
+def parse_scales(text: str | None) -> tuple[float, ...] | None:
+    """``"0.75,1"`` as (0.75, 1.0).
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--scales {text}: expected numbers with commas between, such as 0.75,1,1.25"
+        ) from error
+
+
+def parse_temperature(text: str) -> float:
+    """``"1.5"`` as 1.5.
+
+    Raises:
+        ConfigError: if it is neither a number above 0 nor a word that stands for one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 100:
+        raise ConfigError(f"--temperature {text}: expected auto, val, source or a number from 0.01 to 100")
+    return value
 
 
 def parse_window(text: str) -> tuple[int, int]:

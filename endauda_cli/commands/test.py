@@ -39,6 +39,9 @@ def command(
     save_images: Annotated[
         bool, o.option("--save-images/--no-save-images", help="Write predictions and colour pictures.")
     ] = True,
+    scales: o.ScalesOption = None,
+    flip: o.FlipOption = None,
+    tile: o.TileOption = None,
     size: o.SizeOption = None,
     batch_size: o.BatchOption = 1,
     amp: o.AmpOption = False,
@@ -63,13 +66,14 @@ def command(
     from endauda_cli.checkpoint import load_student
     from endauda_cli.config import InferenceConfig
     from endauda_cli.distributed import process_group, rank
-    from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
+    from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions, write_evaluation
 
     if predictions is not None and weights is not None:
         raise ConfigError("give either --weights or --predictions")
     session = o.open_session(
         "test", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
+    passes = o.parse_scales(scales)
     samples = session.target_samples(split, need_labels=True)
     domain = session.task.target
     with process_group(session.device()) as where, session.terminal as terminal:
@@ -87,10 +91,10 @@ def command(
         network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
         elsewhere = network.meta.get("target", domain.name) != domain.name
         out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
-        config = InferenceConfig(batch_size, amp, workers)
+        config = InferenceConfig(batch_size, amp, workers, o.parse_tile(tile))
         result = evaluate(
             network.model, network.preprocessing, samples, domain, config, where, terminal.report, str(path), split,
-            out if save_images else None,
+            out if save_images else None, PROCEDURE.with_passes(passes, flip),
         )  # fmt: skip
         if rank() == 0:
             write_evaluation(out, result, samples, domain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.models.mxnet import is_params, read_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +54,24 @@ _ARCH_KEYS = {
     "deeplabv2": "head.conv2d_list.0.weight",
 }
 
+# What a network is called -> keys that it has all of; the first that fits counts. Teachers, and those that others
+# may be taken for.
+_TEACHER_KEYS = {
+    "R-MRNet with batch norm": ("layer6.head.1.weight", "layer6.bottleneck.1.running_mean"),
+    "R-MRNet with batch norm and SE": ("layer6.head.1.weight", "layer6.bottleneck.2.running_mean"),
+    "R-MRNet with group norm and SE": ("layer6.head.1.weight", "layer6.bottleneck.0.se.0.weight"),
+    "R-MRNet with group norm": ("layer6.head.1.weight",),
+    "a two-headed DeepLabv2 as AdaptSegNet has it": (
+        "layer5.conv2d_list.3.weight",
+        "layer6.conv2d_list.3.weight",
+    ),
+    "the DeepLabv2 of DACS and CRST": ("layer5.conv2d_list.3.weight", "layer4.2.conv3.weight"),
+    "the ResNet-38 of the original CBST": ("res7a_branch2b1.weight",),
+    "an mmsegmentation network (DAFormer and its kin)": ("decode_head.conv_seg.weight",),
+    "a SegFormer of transformers": ("decode_head.classifier.weight",),
+    "a torchvision network": ("classifier.4.weight", "backbone.layer4.2.conv3.weight"),
+}
+
 # NumPy scalars are data, but torch does not know them; projects keep their best mIoU as one.
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
@@ -64,8 +84,10 @@ _HARMLESS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
 ]
 
 
-def load_checkpoint(module: nn.Module, path: Path) -> None:
+def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> None:
     """Load the file's weights into ``module``, all or nothing.
+
+    ``content`` is what ``read_content`` found in the file, if that was called already.
 
     Strict: every key of ``module`` must be in the file with its shape (also both names of a tensor
     that is registered twice, of which the later wins), and the file may have no other keys, but for
@@ -73,9 +95,10 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     the weights it had.
     """
     expected = module.state_dict()
+    state = state_dict_in(path, read_content(path) if content is None else content)
     found = {
         key: tensor
-        for key, tensor in read_state_dict(path).items()
+        for key, tensor in state.items()
         if key in expected or not key.startswith(IGNORED_PREFIXES)
     }
     for key, tensor in expected.items():
@@ -93,10 +116,14 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The file's tensors by key, on the CPU: without a wrapper around them, without ``module.`` before them.
 
-    Only tensors and plain data are unpickled, so a hostile file cannot run code. ``CheckpointError``
-    when the file is missing, damaged, or holds no state dict.
+    Only tensors and plain data are unpickled, so a hostile file cannot run code. MXNet's ``.params`` are read too,
+    under torch's names. ``CheckpointError`` when the file is missing, damaged, or holds no state dict.
     """
-    content = _unpickle(path)
+    return state_dict_in(path, read_content(path))
+
+
+def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
+    """The state dict in what ``read_content`` found in the file ``path``; raises as ``read_state_dict``."""
     state = _unwrap(content)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
@@ -117,7 +144,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------- reading
 
 
-def _unpickle(path: Path) -> object:
+def read_content(path: Path) -> object:
+    """Everything in a file of weights, unpickled without running code; raises as ``read_state_dict``."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -136,6 +164,15 @@ def _unpickle(path: Path) -> object:
             f"{path}: is a web page, but a checkpoint was expected; "
             "open the link in a browser and download the file behind that page"
         )
+    if is_params(head):
+        try:
+            return read_params(path.read_bytes())
+        except (ValueError, OSError, MemoryError) as error:
+            raise CheckpointError(
+                f"{path}: MXNet parameters that cannot be read ({error}); copy or download the file again"
+            ) from error
+    if _is_script(path):
+        raise CheckpointError(f"{path}: is a TorchScript program, not weights; run it with --program {path}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # remarks on old formats, which the user cannot change
@@ -150,6 +187,14 @@ def _unpickle(path: Path) -> object:
     except Exception as error:  # a damaged pickle or archive can end in an error of almost any type
         raise _damaged(path) from error
     return content
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
+    except Exception:  # no zip, or a damaged one, which torch is going to judge
+        return False
 
 
 def _damaged(path: Path) -> CheckpointError:
@@ -219,7 +264,10 @@ def _misfit(
 
 
 def _network(state: Mapping[str, Tensor]) -> str | None:
-    """Architecture and backbone in words, as far as the keys tell; None when they tell nothing."""
+    """The network in words, as far as the keys tell; None when they tell nothing."""
+    for name, keys in _TEACHER_KEYS.items():
+        if all(key in state for key in keys):
+            return name
     arch = next((name for name, key in _ARCH_KEYS.items() if key in state), None)
     backbone = next((name for name, key in _BACKBONE_KEYS.items() if f"backbone.{key}" in state), None)
     if arch and backbone:

@@ -1,0 +1,207 @@
+"""Store: the small TOML that tells what a network of unknown origin wants and says.
+
+A program or a checkpoint does not know its preprocessing, and a wrong one is never noticed but in the score. So
+it is written down beside the file:
+
+    classes = ["road", "car", "person"]     # of the outputs, in order; default: the task's
+    absent = ["train"]                      # classes of the task that no output stands for
+    [map]                                   # output -> class of the task where names differ; "" for none
+    pedestrian = "person"
+    [input]
+    size = [1024, 512]                      # width, height; or longer_side = 2048; default: the image's own
+    filter = "bilinear"                     # of the resizing: nearest, bilinear, bicubic
+    channels = "rgb"                        # or bgr
+    divisor = 255                           # of pixel values, before mean and std
+    mean = [0.485, 0.456, 0.406]
+    std = [0.229, 0.224, 0.225]
+    multiple_of = 32                        # pads the sides at the right and at the bottom
+    [output]
+    kind = "logits"                         # or probabilities
+    softmax = "after"                       # or before upsampling
+    align_corners = true                    # of the upsampling
+    heads = [1.0]                           # weights in the sum of several outputs
+    [passes]
+    scales = [1.0]
+    flip = false
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.errors import ConfigError
+from endauda_cli.segmenter import ClassMap, Procedure
+from endauda_cli.transforms import FILTERS, Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "": {"classes": list, "absent": list, "map": dict, "input": dict, "output": dict, "passes": dict},
+    "input": {
+        "size": list,
+        "longer_side": int,
+        "filter": str,
+        "channels": str,
+        "divisor": (int, float),
+        "mean": list,
+        "std": list,
+        "multiple_of": int,
+    },
+    "output": {"kind": str, "softmax": str, "align_corners": bool, "heads": list},
+    "passes": {"scales": list, "flip": bool},
+}
+_CHOICES = {
+    ("input", "filter"): tuple(FILTERS),
+    ("input", "channels"): ("rgb", "bgr"),
+    ("output", "kind"): ("logits", "probabilities"),
+    ("output", "softmax"): ("after", "before"),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a TOML says of a network; what it leaves out stays as it was."""
+
+    path: Path
+    tables: Mapping[str, Mapping[str, Any]]
+    classes: tuple[str, ...] | None = None
+    absent: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def preprocessing(self, base: Preprocessing) -> Preprocessing:
+        """``base`` with what ``[input]`` says."""
+        given = dict(self.tables["input"])
+        changes: dict[str, Any] = {
+            key: given[key] for key in ("filter", "multiple_of", "longer_side") if key in given
+        }
+        if "channels" in given:
+            changes["bgr"] = given["channels"] == "bgr"
+        if "divisor" in given:
+            changes["divisor"] = float(given["divisor"])
+        for key in ("mean", "std"):
+            if key in given:
+                changes[key] = self._numbers(f"[input] {key}", given[key], 3)
+        if "size" in given:
+            width, height = self._numbers("[input] size", given["size"], 2)
+            changes["size"] = (int(width), int(height))
+        elif "longer_side" in given:
+            changes["size"] = None
+        made = replace(base, **changes)
+        smallest = min(
+            [made.multiple_of, made.longer_side or 1, *(made.size or (1,)), *made.std, made.divisor]
+        )
+        if smallest <= 0:
+            raise ConfigError(f"{self.path}: [input] has {smallest:g} where only numbers above 0 make sense")
+        return made
+
+    def procedure(self, base: Procedure) -> Procedure:
+        """``base`` with what ``[output]`` and ``[passes]`` say."""
+        output, passes = self.tables["output"], self.tables["passes"]
+        changes: dict[str, Any] = {}
+        if "softmax" in output:
+            changes["softmax"] = {"before": "first", "after": "last"}[output["softmax"]]
+        if output.get("kind") == "probabilities":
+            if "softmax" in output:
+                raise ConfigError(
+                    f"{self.path}: [output] softmax: there is none after probabilities; leave it out"
+                )
+            changes["softmax"] = "none"
+        if "heads" in output:
+            changes["heads"] = self._numbers("[output] heads", output["heads"], None)
+        if "align_corners" in output:
+            changes["align_corners"] = output["align_corners"]
+        if "scales" in passes:
+            changes["scales"] = self._numbers("[passes] scales", passes["scales"], None)
+        if "flip" in passes:
+            changes["flip"] = passes["flip"]
+        return replace(base, **changes)
+
+    def _numbers(self, where: str, values: Sequence[Any], count: int | None) -> tuple[float, ...]:
+        fits = values and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not fits or (count is not None and len(values) != count):
+            raise ConfigError(f"{self.path}: {where} = {values}: expected {count or 'one or more'} numbers")
+        return tuple(float(value) for value in values)
+
+
+def read_description(path: Path) -> Description:
+    """Read and check a TOML.
+
+    Raises:
+        ConfigError: if it is absent, no TOML, or says something that has no meaning.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); a description in TOML was expected"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: no TOML ({error})") from error
+    _check(path, "", content)
+    tables = {name: content.get(name, {}) for name in ("input", "output", "passes")}
+    for name, table in tables.items():
+        _check(path, name, table)
+    names = content.get("map", {})
+    lists = {key: content.get(key, []) for key in ("classes", "absent")}
+    if not all(isinstance(value, str) for values in (*lists.values(), names.values()) for value in values):
+        raise ConfigError(f"{path}: classes, absent and [map] hold names of classes, so strings")
+    classes = tuple(lists["classes"]) or None
+    unknown = next((name for name in names if classes is not None and name not in classes), None)
+    if unknown is not None:
+        raise ConfigError(f"{path}: [map] names an output {unknown!r}, but classes lists none of that name")
+    return Description(path, tables, classes, tuple(lists["absent"]), names)
+
+
+def join_classes(
+    where: Path,
+    outputs: Sequence[str] | None,
+    classes: Sequence[str],
+    description: Description | None,
+) -> ClassMap | None:
+    """The map from a network's outputs to the task's classes; ``None`` where its outputs are these classes.
+
+    Args:
+        where: the network's file, for messages.
+        outputs: what the network itself calls its outputs, or ``None``.
+        classes: the task's.
+        description: what the user says.
+
+    Raises:
+        ConfigError: if a class of the task has no output and is not said to be absent.
+    """
+    named = description.classes if description is not None and description.classes else outputs
+    names = description.names if description is not None else {}
+    absent = description.absent if description is not None else ()
+    for name in (*(n for n in names.values() if n), *absent):
+        if name not in classes:
+            raise ConfigError(f"{where}: class {name!r} is none of the task's ({', '.join(classes)})")
+    joined = ClassMap.by_name(named or classes, classes, names)
+    missing = [classes[c] for c in joined.absent if classes[c] not in absent]
+    if missing:
+        raise ConfigError(
+            f"{where}: no output stands for {', '.join(missing)}; its outputs are {', '.join(named or ())}: join them "
+            "by name in a description's [map], or list the class as absent"
+        )
+    return None if joined.is_identity and joined.outputs == tuple(classes) else joined
+
+
+def _check(path: Path, name: str, table: Mapping[str, Any]) -> None:
+    """Refuse what nobody would look at: unknown keys, other types, other words."""
+    where = f"{path}: [{name}] " if name else f"{path}: "
+    for key, value in table.items():
+        if key not in _KEYS[name]:
+            close = difflib.get_close_matches(key, _KEYS[name], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS[name])}"
+            raise ConfigError(f"{where}{key} has no meaning; {hint}")
+        if not isinstance(value, _KEYS[name][key]) or (
+            isinstance(value, bool) and _KEYS[name][key] is not bool
+        ):
+            raise ConfigError(f"{where}{key} = {value!r} is of another type than expected")
+        choices = _CHOICES.get((name, key))
+        if choices is not None and value not in choices:
+            raise ConfigError(f"{where}{key} = {value!r}: one of {', '.join(choices)}")

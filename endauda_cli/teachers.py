@@ -1,0 +1,359 @@
+"""Store: teachers, opened. From a file, a folder or a program to something that can be run over images.
+
+``TEACHERS`` holds what published projects do at test time, as values. ``open_teacher`` is the one way in: whoever
+runs a teacher, to export it or to fuse it on the fly, calls it and gives the ``Teacher`` to the inference pipeline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from endauda_cli.checkpoint import load_student, sha256
+from endauda_cli.descriptions import join_classes, read_description
+from endauda_cli.errors import CheckpointError, ConfigError
+from endauda_cli.libraries import open_folder
+from endauda_cli.models import build_teacher, load_checkpoint
+from endauda_cli.models.compat import read_content, state_dict_in
+from endauda_cli.programs import SUFFIXES, open_program
+from endauda_cli.segmenter import Procedure, Segmenter
+from endauda_cli.transforms import Preprocessing
+from endauda_cli.types import TEACHER_ENTRY_POINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from endauda_cli.descriptions import Description
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A published teacher: its network, and what its project's test-time code does around it."""
+
+    title: str
+    network: str
+    """Key of ``models.TEACHER_NETWORKS``."""
+    preprocessing: Preprocessing
+    procedure: Procedure
+
+
+_CAFFE = Preprocessing(size=(1024, 512), filter="bicubic", bgr=True)
+_IMAGENET = Preprocessing(
+    size=None,
+    filter="bilinear",
+    bgr=False,
+    divisor=255,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+# CRST's own evaluation, published with the flip: logits averaged at full size. It has no certainties; softmax last.
+_CRST = TeacherSpec("CRST (MRKLD)", "crst", _IMAGENET, Procedure(flip=True, rescale="input", softmax="last"))
+
+TEACHERS: dict[str, TeacherSpec] = {
+    "dacs": TeacherSpec("DACS", "dacs", replace(_CAFFE, filter="bilinear"), Procedure(softmax="last")),
+    "crst": _CRST,
+    "mrkld": _CRST,
+    "lrent": replace(_CRST, title="CRST (LRENT)"),
+    "cbst": replace(_CRST, title="CBST, as in CRST's project", network="cbst"),
+    "mrnet": TeacherSpec(
+        "R-MRNet",
+        "mrnet",
+        _CAFFE,
+        Procedure(scales=(1.0, 1.25), flip=True, softmax="first", heads=(0.5, 1.0)),
+    ),
+    "cbst-mxnet": TeacherSpec(
+        "CBST, the original on MXNet",
+        "cbst-mxnet",
+        replace(_IMAGENET, filter="bicubic", longer_side=2048, multiple_of=8),
+        Procedure(flip=True, rescale="input", softmax="first", enlarge="bicubic"),
+    ),
+}
+"""By the name that ``export-teacher`` knows them by."""
+
+_MRNET_VARIANTS = {  # (batch norm, squeeze and excitation) -> key of models.TEACHER_NETWORKS
+    (False, True): "mrnet",
+    (False, False): "mrnet-gn",
+    (True, False): "mrnet-bn",
+    (True, True): "mrnet-bn-se",
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network that is ready to be run, and what an archive is to say of it."""
+
+    segmenter: Segmenter
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values: where it is from. What the segmenter does is told by ``attributes``."""
+
+    def attributes(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What an archive of the teacher says about it: origin, preprocessing, passes, map of classes."""
+        run = self.segmenter
+        made = {**self.facts, **run.preprocessing.facts(), **run.procedure.facts()}
+        if run.class_map is not None:
+            made["class_map"] = run.class_map.facts(classes)
+        if run.temperature != 1 or "temperature_fit" in made:
+            made["temperature"] = run.temperature
+        return made
+
+
+def teacher_names() -> list[str]:
+    """Networks that ``open_teacher`` knows by name: published ones, and those of installed packages."""
+    return [
+        *TEACHERS,
+        *sorted({entry.name for entry in entry_points(group=TEACHER_ENTRY_POINTS)} - TEACHERS.keys()),
+    ]
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file's name says that it is a program, which is run, and no file of weights, which never is."""
+    return path.suffix in SUFFIXES
+
+
+def open_teacher(
+    path: Path,
+    classes: Sequence[str],
+    network: str | None = None,
+    *,
+    program: bool = False,
+    description: Path | None = None,
+    arch: str | None = None,
+    backbone: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Teacher:
+    """A teacher from a checkpoint, a folder of a library, or a program.
+
+    Args:
+        path: file of weights, folder with a ``config.json``, or program.
+        classes: the task's class names, in train id order.
+        network: one of ``teacher_names()``; ``None`` where the file itself tells.
+        program: ``path`` is a program and may be run. Never guessed, but by suffixes that nothing else has.
+        description: TOML with preprocessing, class names and outputs (``descriptions``); ``None`` looks for one
+            beside a program: ``model.toml`` for ``model.onnx``.
+        arch, backbone: of a student's network, where the checkpoint does not say.
+        size: (width, height) of the network's input, against what the network or description says.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is of another network or number of classes.
+        ConfigError: if network or description are not what they should be.
+    """
+    plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
+    said = _description(path, description, program or is_program(path))
+    if network is not None and network not in TEACHERS and network not in plugins:
+        raise ConfigError(f"--network {network}: known are {', '.join(teacher_names())}")
+    if network is not None and network not in TEACHERS:
+        teacher = _from_plugin(plugins[network], path, classes)
+    elif program or is_program(path):
+        teacher = _from_program(path, classes, said)
+    elif path.is_dir():
+        teacher = _from_folder(path, classes, said)
+    else:
+        teacher = _from_checkpoint(path, classes, network, arch, backbone, said)
+    segmenter = teacher.segmenter
+    if said is not None and not program and not is_program(path):  # a program's is its own already
+        preprocessing = said.preprocessing(segmenter.preprocessing)
+        segmenter = replace(
+            segmenter, preprocessing=preprocessing, procedure=said.procedure(segmenter.procedure)
+        )
+    if size is not None:
+        segmenter = replace(
+            segmenter, preprocessing=replace(segmenter.preprocessing, size=size, longer_side=None)
+        )
+    return replace(teacher, segmenter=segmenter)
+
+
+def with_passes(teacher: Teacher, scales: tuple[float, ...] | None, flip: bool | None) -> Teacher:
+    """The teacher with other scales and flips than its own; ``None`` leaves them."""
+    procedure = teacher.segmenter.procedure.with_passes(scales, flip)
+    return replace(teacher, segmenter=replace(teacher.segmenter, procedure=procedure))
+
+
+def at_temperature(teacher: Teacher, temperature: float, fit: Mapping[str, Any] | None = None) -> Teacher:
+    """The teacher at a temperature, with how it was found."""
+    facts = dict(teacher.facts) if fit is None else {**teacher.facts, "temperature_fit": dict(fit)}
+    return Teacher(replace(teacher.segmenter, temperature=temperature), facts)
+
+
+def _description(path: Path, given: Path | None, program: bool) -> Description | None:
+    if given is None and program and path.with_suffix(".toml").is_file():
+        given = path.with_suffix(".toml")
+    return None if given is None else read_description(given)
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+def _from_checkpoint(
+    path: Path,
+    classes: Sequence[str],
+    network: str | None,
+    arch: str | None,
+    backbone: str | None,
+    said: Description | None,
+) -> Teacher:
+    outputs = said.classes if said is not None and said.classes else tuple(classes)
+    content = read_content(path)
+    ours = isinstance(content, dict) and isinstance(content.get("meta"), dict) and "weights" in content
+    if not ours and arch is None and backbone is None:
+        network = network or _network_of(path, content)
+    if ours or network is None:
+        student = load_student(path, outputs, arch, backbone)
+        facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
+        segmenter = Segmenter(student.model, student.preprocessing)
+    else:
+        spec = TEACHERS[network]
+        key = _variant(spec.network, state_dict_in(path, content))
+        with torch.device("meta"):  # no time for random weights that are overwritten
+            module = build_teacher(key, len(outputs))
+        module.to_empty(device="cpu")
+        _refuse_other_project(path, network, content)
+        load_checkpoint(module, path, content)
+        facts = {"network": key, "teacher_of": spec.title}
+        segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
+    class_map = join_classes(path, None, classes, said)
+    facts["weights_sha256"] = sha256(path)
+    return Teacher(replace(segmenter, class_map=class_map), facts)
+
+
+def _network_of(path: Path, content: object) -> str | None:
+    """The published teacher that a file is of, as far as it tells; ``None`` for a student's network."""
+    state = state_dict_in(path, content)
+    if "layer6.head.1.weight" in state:
+        return "mrnet"
+    if "res7a_branch2b1.weight" in state:
+        return "cbst-mxnet"
+    if "layer5.conv2d_list.3.weight" in state and "layer6.conv2d_list.3.weight" not in state:
+        if _is_of_dacs(content):
+            return "dacs"
+        raise CheckpointError(
+            f"{path}: DACS, CRST and its CBST have the same keys, but read them differently; say which it is with "
+            "--network dacs, crst or cbst"
+        )
+    return None
+
+
+def _variant(network: str, state: Mapping[str, Any]) -> str:
+    """R-MRNet is published in several: which one, its keys say as surely as the ``opts.yaml`` beside it."""
+    if network != "mrnet":
+        return network
+    batch_norm = "layer5.conv2d_list.0.1.running_mean" in state
+    return _MRNET_VARIANTS[batch_norm, "layer5.bottleneck.0.se.0.weight" in state]
+
+
+def _refuse_other_project(path: Path, network: str, content: object) -> None:
+    if network in ("crst", "mrkld", "lrent", "cbst") and _is_of_dacs(content):
+        raise CheckpointError(
+            f"{path}: a checkpoint of DACS (it has its training configuration), but {network} was named; the keys "
+            "are the same, the function is not: use --network dacs"
+        )
+
+
+def _is_of_dacs(content: object) -> bool:
+    return isinstance(content, dict) and {"iteration", "config", "model"} <= content.keys()
+
+
+# ---------------------------------------------------------------------------- programs, libraries, packages
+
+
+def _from_program(path: Path, classes: Sequence[str], said: Description | None) -> Teacher:
+    if said is None:
+        raise ConfigError(
+            f"{path}: a program does not say what it wants; write {path.with_suffix('.toml').name} beside it, with "
+            "mean, std and channels under [input] and kind under [output] (see docs/teachers.md)"
+        )
+    absent = [key for key in ("mean", "std") if key not in said.tables["input"]]
+    if absent:
+        raise ConfigError(
+            f"{said.path}: [input] {' and '.join(absent)} must be given; for ImageNet's, mean = [0.485, 0.456, 0.406] "
+            "and std = [0.229, 0.224, 0.225]"
+        )
+    base = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
+    preprocessing, procedure = said.preprocessing(base), said.procedure(Procedure())
+    program, size = open_program(path, len(procedure.heads))
+    program.expected_classes = len(said.classes or classes)
+    program.probabilities = procedure.softmax == "none"
+    if size is not None:
+        if preprocessing.size not in (None, size):
+            raise ConfigError(
+                f"{said.path}: [input] size is {preprocessing.size}, but the program takes {size[0]}x{size[1]} alone"
+            )
+        preprocessing = replace(preprocessing, size=size, longer_side=None)
+    class_map = join_classes(path, None, classes, said)
+    return Teacher(
+        Segmenter(program, preprocessing, procedure, class_map),
+        {"network": "program", "weights_sha256": _files_sha256([path, *_beside(path)])},
+    )
+
+
+def _from_folder(path: Path, classes: Sequence[str], said: Description | None) -> Teacher:
+    found = open_folder(path)
+    class_map = join_classes(path, found.outputs, classes, said)
+    network = _CountsClasses(found.network, path, class_map, len(classes))
+    return Teacher(
+        Segmenter(network, found.preprocessing, found.procedure, class_map),
+        {"network": found.library, "weights_sha256": _files_sha256(_network_files(path))},
+    )
+
+
+class _CountsClasses(torch.nn.Module):
+    """A library's network, whose number of outputs is known once it has run."""
+
+    def __init__(self, network: nn.Module, path: Path, class_map: Any, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self._path, self._expected = path, len(class_map.outputs) if class_map is not None else num_classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.network(images)
+        if output.shape[1] != self._expected:
+            raise CheckpointError(
+                f"{self._path}: {output.shape[1]} outputs, but {self._expected} class names; list its classes, in "
+                "order, in a TOML given with --description"
+            )
+        return output
+
+
+def _network_files(folder: Path) -> list[Path]:
+    """Configuration and weights."""
+    return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def _beside(program: Path) -> list[Path]:
+    """Where ONNX puts the weights of larger networks."""
+    data = program.with_name(f"{program.name}.data")
+    return [data] if data.is_file() else []
+
+
+def _files_sha256(files: Sequence[Path]) -> str:
+    """Of one file, or of several with their names."""
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = "".join(f"{file.name}\0{sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _from_plugin(entry: Any, path: Path, classes: Sequence[str]) -> Teacher:
+    """What a package's function makes of the path; it is given the class names too."""
+    try:
+        made = entry.load()(path, tuple(classes))
+    except (CheckpointError, ConfigError):
+        raise
+    except Exception as error:  # of somebody else's package
+        raise CheckpointError(
+            f"{path}: {entry.value} cannot open it ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(made, Teacher):
+        raise CheckpointError(
+            f"{entry.value} returned a {type(made).__name__}, but a teachers.Teacher was expected"
+        )
+    facts = {"network": entry.name, **made.facts}
+    if path.is_file():
+        facts.setdefault("weights_sha256", sha256(path))
+    return replace(made, facts=facts)
