@@ -22,7 +22,7 @@ from endauda_cli.events import Reporter, Tick
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.policy import Overlaps, Policy
-from endauda_cli.types import PolicyKind
+from endauda_cli.types import CONSENSUS_FILE, PolicyKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -415,9 +415,6 @@ def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence
             f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
         )
     return model
-
-
-CONSENSUS_FILE = "consensus.npz"
 
 
 @dataclass(frozen=True)

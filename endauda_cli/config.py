@@ -44,7 +44,7 @@ class FuseConfig:
     """
 
     teachers: tuple[str, ...]
-    rule: str = FusionRule.PLF
+    rule: str = FusionRule.CONSENSUS
     policy: str = "auto"
     few_shot: str = "5"
     threshold: float = 90

@@ -23,7 +23,6 @@ import numpy as np
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
 from endauda_cli.choosing import (
-    CONSENSUS_FILE,
     Evidence,
     choose_consensus,
     choose_policy,
@@ -42,7 +41,7 @@ from endauda_cli.labels import read_truth, write_label_and_colour
 from endauda_cli.pipeline import ordered_map
 from endauda_cli.rank_certainty import DELTA_FILE, delta_for
 from endauda_cli.results import ClassSummary, FusionResult, FusionScore
-from endauda_cli.types import FusionRule, PolicyKind
+from endauda_cli.types import CONSENSUS_FILE, FusionRule, PolicyKind
 from endauda_cli.workspace import RECORD_FILE, write_text
 
 if TYPE_CHECKING:

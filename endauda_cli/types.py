@@ -42,6 +42,10 @@ class PolicyKind(StrEnum):
     PAPER = "paper"
 
 
+CONSENSUS_FILE = "consensus.npz"
+"""Beside the ``policy.json`` of labels of the rule ``consensus``: what it was fitted to."""
+
+
 class Backbone(StrEnum):
     """Feature extractors (``models.BACKBONES``)."""
 

@@ -50,7 +50,7 @@ FUSED = CITIES / "gtFine"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace after fuse, train and test; read only."""
     root = make_workspace(tmp_path_factory.mktemp("trained"))
-    succeed("fuse", "--workspace", root, "--teachers", *TEACHERS)
+    succeed("fuse", "--workspace", root, "--teachers", *TEACHERS, "--rule", "plf")
     succeed("train", "--workspace", root, *SIZE_FLAGS, "--steps", "2", "--name", "student")
     succeed("test", "--workspace", root)
     return root
@@ -72,13 +72,13 @@ def test_the_three_lines_as_typed(city: Path) -> None:
         '[train]\nsize = "64x32"\ncrop = "32x16"\nbatch-size = 2\nworkers = 1\n'
     )
     fused = succeed("fuse", "--teachers", "dacs", "crst", "cbst")
-    assert "plf of dacs crst cbst, policy auto, threshold 90: 5 images" in fused.out
+    assert "consensus of dacs crst cbst, policy auto, threshold 90: 5 images" in fused.out
     trained = succeed("train", "--backbone", "drn", "--steps", "2")
     assert "deeplabv3plus on drn: 2 steps on 5 images" in trained.out
-    assert (city / "runs/gta5/deeplabv3plus-drn-plf/last.pt").is_file()
+    assert (city / "runs/gta5/deeplabv3plus-drn-consensus/last.pt").is_file()
     tested = succeed("test")
-    assert "runs/gta5/deeplabv3plus-drn-plf/last.pt on 2 images of cityscapes val" in tested.out
-    assert {p.name for p in (city / "runs/gta5/deeplabv3plus-drn-plf/test-last-val").glob("*.png")} == {
+    assert "runs/gta5/deeplabv3plus-drn-consensus/last.pt on 2 images of cityscapes val" in tested.out
+    assert {p.name for p in (city / "runs/gta5/deeplabv3plus-drn-consensus/test-last-val").glob("*.png")} == {
         *(f"{id}{kind}.png" for id in VAL for kind in ("", "_color")), "report.png",
     }  # fmt: skip
 
@@ -254,7 +254,7 @@ def test_previews_are_the_labels_in_colour(trained: Path) -> None:
 
 
 def test_fuse_again_does_only_what_has_changed(city: Path) -> None:
-    line = ("fuse", "--teachers", *TEACHERS)
+    line = ("fuse", "--teachers", *TEACHERS, "--rule", "plf")
     first = result_of(*line)
     stamps = {p: p.stat().st_mtime_ns for p in (city / FUSED / "plf").glob("*leftImg8bit*.png")}
     second = result_of(*line)
@@ -319,9 +319,9 @@ def owners(result: Any) -> list[str]:
 
 
 def test_policies(city: Path) -> None:
-    auto = result_of("fuse", "--teachers", *TEACHERS, "--name", "auto")
+    auto = result_of("fuse", "--teachers", *TEACHERS, "--rule", "plf", "--name", "auto")
     assert not auto["used_labels"]
-    val = result_of("fuse", "--teachers", *TEACHERS, "--policy", "val", "--name", "by-val")
+    val = result_of("fuse", "--teachers", *TEACHERS, "--rule", "plf", "--policy", "val", "--name", "by-val")
     assert val["used_labels"] and val["policy"] == "val"
     by_class = dict(zip(CITYSCAPES_CLASSES, owners(val), strict=True))
     assert {name: by_class[name] for name in ("car", "building", "sky", "road", "vegetation")} == {
@@ -362,8 +362,8 @@ def test_fuse_of_the_other_split(city: Path) -> None:
     """It gets a folder of its own, and is nothing to train on."""
     train = result_of("fuse")
     fused = result_of("fuse", "--split", "val")
-    assert fused["images"] == len(VAL) and fused["labels"] == str(city / FUSED / "plf-val")
-    assert (city / FUSED / "plf-val" / f"{VAL[0]}.png").is_file()
+    assert fused["images"] == len(VAL) and fused["labels"] == str(city / FUSED / "consensus-val")
+    assert (city / FUSED / "consensus-val" / f"{VAL[0]}.png").is_file()
     trained = result_of("train", *SIZE_FLAGS, "--steps", "1", "--name", "newest")
     assert (
         json.loads((city / "runs/gta5/newest/config.json").read_text())["data"]["labels"] == train["labels"]
@@ -373,12 +373,12 @@ def test_fuse_of_the_other_split(city: Path) -> None:
 
 def test_other_options_replace_all_labels_of_a_set(city: Path) -> None:
     """No label of the old options survives a run that was stopped, and nobody trains on half a set."""
-    result_of("fuse", "--threshold", "0")
+    result_of("fuse", "--rule", "plf", "--threshold", "0")
     folder = city / FUSED / "plf"
     old = files_of(folder)
     (city / "certainty/gta5/cbst").rename(city / "away")
     make_archive(city, "cbst", TRAIN[:2])  # so that the next run is refused, before it touches anything
-    assert "its archive lacks 3 of 5 images" in refused("fuse", "--threshold", "95")
+    assert "its archive lacks 3 of 5 images" in refused("fuse", "--rule", "plf", "--threshold", "95")
     assert files_of(folder) == old
     shutil.rmtree(city / "certainty/gta5/cbst")
     (city / "away").rename(city / "certainty/gta5/cbst")
@@ -417,13 +417,13 @@ def test_label_sets_of_two_sources_do_not_mix(city: Path) -> None:
 
 def test_damaged_label_is_fused_again(city: Path) -> None:
     result_of("fuse")
-    path = city / FUSED / "plf" / f"{TRAIN[1]}.png"
+    path = city / FUSED / "consensus" / f"{TRAIN[1]}.png"
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    (city / FUSED / "plf" / f"{TRAIN[2]}_color.png").unlink()
+    (city / FUSED / "consensus" / f"{TRAIN[2]}_color.png").unlink()
     assert result_of("fuse")["skipped"] == len(TRAIN) - 2
     assert path.read_bytes() == good
-    assert (city / FUSED / "plf" / f"{TRAIN[2]}_color.png").exists()
+    assert (city / FUSED / "consensus" / f"{TRAIN[2]}_color.png").exists()
 
 
 def test_empty_split_is_refused_where_others_have_images(city: Path) -> None:
@@ -531,7 +531,7 @@ def test_json_of_every_command(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, root)
     lines = {
         "export-teacher": ("mine", "--weights", "runs/gta5/student/last.pt"),
-        "fuse": ("--teachers", *TEACHERS),
+        "fuse": ("--teachers", *TEACHERS, "--rule", "plf"),
         "train": (*SIZE_FLAGS, "--steps", "2", "--name", "student"),
         "test": (),
         "inspect": ("dacs", "--verify"),
@@ -763,8 +763,8 @@ def test_data_set_of_the_workspace_from_below(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path / "deeper")
     succeed("export-teacher", "one", "--import", "../outputs")
     fused = result_of("fuse")
-    assert fused["labels"] == str(tmp_path / "labels/street/plf") and fused["images"] == 1
-    assert np.array_equal(read_png(tmp_path / "labels/street/plf/a.png"), label)
+    assert fused["labels"] == str(tmp_path / "labels/street/consensus") and fused["images"] == 1
+    assert np.array_equal(read_png(tmp_path / "labels/street/consensus/a.png"), label)
 
 
 # ---------------------------------------------------------------------------- download-weights

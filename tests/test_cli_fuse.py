@@ -92,11 +92,11 @@ def test_wrong_delta_is_refused(city: Path, values: Any, complaint: str) -> None
 
 
 def test_border_and_unclaimed(city: Path) -> None:
-    published = result_of("fuse", "--window", "9")
-    inside = result_of("fuse", "--window", "9", "--border", "inside")
+    published = result_of("fuse", "--rule", "plf", "--window", "9")
+    inside = result_of("fuse", "--rule", "plf", "--window", "9", "--border", "inside")
     assert inside["skipped"] == 0 and inside["coverage"] >= published["coverage"]
-    voted = result_of("fuse", "--threshold", "0")
-    left = result_of("fuse", "--threshold", "0", "--unclaimed", "ignore")
+    voted = result_of("fuse", "--rule", "plf", "--threshold", "0")
+    left = result_of("fuse", "--rule", "plf", "--threshold", "0", "--unclaimed", "ignore")
     assert voted["coverage"] == 1 and voted["unclaimed"] > 0
     assert left["coverage"] == pytest.approx(1 - voted["unclaimed"], abs=1e-12)
 
@@ -127,9 +127,11 @@ def test_device_of_choice_gives_the_same_labels(city: Path) -> None:
 
 
 def test_scores_stand_side_by_side_and_change_nothing(city: Path) -> None:
-    plain = result_of("fuse", "--split", "val", "--no-score", "--name", "plain", "--threshold", "80")
+    plain = result_of(
+        "fuse", "--rule", "plf", "--split", "val", "--no-score", "--name", "plain", "--threshold", "80"
+    )
     assert plain["scores"] == []
-    scored = result_of("fuse", "--split", "val", "--threshold", "80")
+    scored = result_of("fuse", "--rule", "plf", "--split", "val", "--threshold", "80")
     assert labels_of(city / FUSED / "plain") == labels_of(city / FUSED / "plf-val")
     assert [s["name"] for s in scored["scores"]] == [*sorted(TEACHERS), *FusionRule]
     tested = result_of("test", "--predictions", city / FUSED / "plf-val")
@@ -144,7 +146,7 @@ def test_scores_stand_side_by_side_and_change_nothing(city: Path) -> None:
         )
     report = (city / FUSED / "plf-val/report.html").read_text()
     assert "They only score" in report and f"{plf['miou']:.2f}" in report
-    assert result_of("fuse", "--split", "val", "--threshold", "80")["skipped"] == len(VAL)
+    assert result_of("fuse", "--rule", "plf", "--split", "val", "--threshold", "80")["skipped"] == len(VAL)
 
 
 def test_labels_of_train_are_not_opened_unasked(city: Path) -> None:
@@ -316,7 +318,9 @@ def test_policy_by_labels_runs_the_networks_over_them(nets: Path, monkeypatch: p
 
 def test_wrong_networks_are_refused(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(nets)
-    assert "none.pth: no such file, but a checkpoint was expected" in refused("fuse", "--teachers", "x=none.pth")
+    assert "none.pth: no such file, but a checkpoint was expected" in refused(
+        "fuse", "--teachers", "x=none.pth"
+    )
     (nets / "text.pth").write_text("no weights")
     assert "text.pth" in refused("fuse", "--teachers", "x=text.pth")
     assert "19 classes" in refused("fuse", "--teachers", "x=one.pth", "--source", "synthia")

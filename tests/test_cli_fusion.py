@@ -64,6 +64,8 @@ def export(root: Path, labels: UInt8, certainty: UInt8) -> list[str]:
 def fuse(root: Path, teachers: list[str], *words: str) -> UInt8:
     """The label PNGs of a fusion, (B, H, W) uint8."""
     where = ("--target", root / "golden.toml", "--workspace", root, "--name", "it")
+    if "--rule" not in words:
+        words = ("--rule", "plf", *words)
     result = result_of("fuse", "--teachers", *teachers, *where, *words)
     labels = np.stack([read_png(Path(result["labels"]) / f"{b}.png") for b in range(result["images"])])
     assert result["coverage"] == pytest.approx((labels != 255).mean(), abs=1e-12)

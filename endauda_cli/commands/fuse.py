@@ -10,7 +10,7 @@ from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.multivalue import split_commas
-from endauda_cli.types import Arch, Backbone, Border, FusionRule, Split, Unclaimed
+from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, Border, FusionRule, PolicyKind, Split, Unclaimed
 
 if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
@@ -31,7 +31,14 @@ def command(
             show_default=False,
         ),
     ] = None,
-    rule: Annotated[FusionRule, o.option("--rule", help="How labels are fused.")] = FusionRule.PLF,
+    rule: Annotated[
+        FusionRule | None,
+        o.option(
+            "--rule",
+            help="How labels are fused. [default: consensus; plf for policies that say who owns which class]",
+            show_default=False,
+        ),
+    ] = None,
     policy: Annotated[
         str,
         o.option(
@@ -137,6 +144,7 @@ def command(
     session = o.open_session(
         "fuse", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
+    rule = rule or _rule_for(policy)
     if name is None:
         name = str(rule) if split == Split.TRAIN else f"{rule}-{split}"
     check_name(name, "--name")
@@ -173,6 +181,14 @@ def command(
             place.others,
         )
         terminal.show(result)
+
+
+def _rule_for(policy: str) -> FusionRule:
+    """``consensus``, unless the policy is of owners, which that rule does not have."""
+    if policy in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):
+        return FusionRule.CONSENSUS
+    fitted = policy not in tuple(PolicyKind) and Path(policy).with_name(CONSENSUS_FILE).exists()
+    return FusionRule.CONSENSUS if fitted else FusionRule.PLF
 
 
 def _networks(
