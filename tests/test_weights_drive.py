@@ -234,7 +234,7 @@ def weights_folder(google: Drive) -> dict[str, bytes]:
 
 def test_a_folder_is_listed(google: Drive) -> None:
     weights_folder(google)
-    files = drive.list_folder(folder_link(FOLDER_ID), transport.Patience())
+    files = drive.list_folder(folder_link(FOLDER_ID), transport.Patience(), print)
     assert {file.path: file.id for file in files} == {
         "readme.txt": f"a{FILE_ID}",
         "gta5/ours & best.bin": f"b{FILE_ID}",

@@ -78,7 +78,7 @@ def command(
             result = import_outputs(config, session.task, folder, samples, out, terminal.report)
         else:
             assert weights is not None
-            path = session.path(weights)
+            path = session.weights(weights)
             network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
             samples = session.target_samples(split)
             result = export_network(config, session.task, network, path, samples, out, where, terminal.report)
