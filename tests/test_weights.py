@@ -596,12 +596,13 @@ def test_pseudo_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_by_their_published_name(
     tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """train --init and test --weights take the name that download-weights lists."""
+    """train --init, test --weights and export-teacher --weights take the name that download-weights lists."""
     root = make_workspace(tmp_path)
     monkeypatch.chdir(root)
-    found = refused("test", "--weights", "gta5/ours/drn")
     place = root / "weights/weights/gta5/gta5_ours_drn_57.98.pth"
-    assert found == f"{place}: not there; fetch it with: endauda download-weights gta5/ours/drn"
+    for line in (("test", "--weights"), ("export-teacher", "mine", "--weights")):
+        found = refused(*line, "gta5/ours/drn")
+        assert found == f"{place}: not there; fetch it with: endauda download-weights gta5/ours/drn"
     place.parent.mkdir(parents=True)
     place.write_bytes(student.read_bytes())
     flags = ("--backbone", "tiny", "--size", "64x32", "--device", "cpu")

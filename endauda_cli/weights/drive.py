@@ -188,12 +188,8 @@ class _Listing(HTMLParser):
         self._link: str | None = None
         self._texts: list[str] = []
         self._titled = False
-        self._found: list[tuple[str, str]] = []
+        self.links: list[tuple[str, str]] = []
         self._in_title = False
-
-    @property
-    def links(self) -> list[tuple[str, str]]:
-        return list(self._found)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
@@ -214,5 +210,5 @@ class _Listing(HTMLParser):
         if self._link is None or (tag != "a" and not (tag == "div" and self._titled)):
             return
         if text := "".join(self._texts).strip():
-            self._found.append((self._link, text))
+            self.links.append((self._link, text))
         self._link, self._titled = None, False

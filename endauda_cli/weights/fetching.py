@@ -163,6 +163,9 @@ def fetch_weights(
             report(Tick("in all", number, len(chosen), artefact.name))
         try:
             fetched.append(_Job(workspace.root, artefact, options, tell).run())
+        except KeyboardInterrupt:
+            report(Note(f"{artefact.name}: stopped; the same line goes on where it was"))
+            raise
         except (DownloadError, CheckpointError) as error:
             reason = shown(str(error))
             failures.append(WeightsFailure(artefact.name, reason))
@@ -410,7 +413,8 @@ class _Job:
                 relative = PurePosixPath(piece.name)
                 files[self.target / Path(*relative.parts)] = piece.path
         if not files:
-            raise DownloadError(f"{pieces[0].url}: holds nothing like {self.artefact.member or 'a file'}")
+            what = "no files" if self.artefact.member is None else f"nothing like {self.artefact.member}"
+            raise DownloadError(f"{pieces[0].url}: holds {what}")
         return files
 
     def _compare(self, found: dict[str, Seen], pieces: list[_Piece]) -> None:

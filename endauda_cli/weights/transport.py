@@ -18,7 +18,6 @@ import os
 import random
 import re
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -117,13 +116,9 @@ class Part:
         self.version = version
 
     def restart(self) -> None:
-        self.discard()
+        remove_part(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.version = None
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
 
     def _read_note(self) -> Version | None:
         try:
@@ -542,5 +537,4 @@ def _innermost(error: BaseException) -> BaseException:
 def remove_part(path: Path) -> None:
     """Forget a part and its note."""
     for leftover in (path, path.with_name(f"{path.name}.json")):
-        with suppress(FileNotFoundError):
-            leftover.unlink()
+        leftover.unlink(missing_ok=True)
