@@ -333,6 +333,37 @@ def test_two_files_of_one_name(tmp_path: Path, google: Drive) -> None:
     assert "holds two files called same; open" in found
 
 
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"m": b"2"}, "holds another m than the files before it; nothing was installed"),
+        ({"m/x": b"2"}, "m is both a file and a folder; nothing was installed"),
+        ({"m": b"1", "n": b"2"}, None),
+    ],
+)
+def test_two_archives_of_one_folder(
+    tmp_path: Path, google: Drive, second: dict[str, bytes], sentence: str | None
+) -> None:
+    """Neither silently replaces what is in the other."""
+    google.folder(FOLDER_ID, "x", *(listed(file_link(f"{c}{FILE_ID}"), f"{c}.zip") for c in "ab"))
+    for letter, members in (("a", {"m": b"1"}), ("b", second)):
+        google.put(f"{letter}{FILE_ID}", make_zip(tmp_path / "x.zip", members).read_bytes())
+    line = words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/")
+    if sentence is None:
+        result_of(*line)
+        assert files_of(tmp_path / "labels") == {"m": b"1", "n": b"2"}
+    else:
+        assert refused(*line).endswith(sentence)
+        assert not (tmp_path / "labels").exists()
+        assert not (tmp_path / "weights/weights.lock.json").exists()
+
+
+def test_a_folder_that_holds_nothing(tmp_path: Path, google: Drive) -> None:
+    google.folder(FOLDER_ID, "x")
+    found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/"))
+    assert f"{folder_link(FOLDER_ID)}: holds no file; open" in found
+
+
 def test_a_folder_that_is_not_shared(tmp_path: Path, google: Drive) -> None:
     found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], member="a"))
     assert f"/embeddedfolderview?id={FOLDER_ID}: the server answers 404" in found

@@ -296,7 +296,8 @@ class _Job:
         if not wanted:
             listed = ", ".join(file.path for file in files[:8]) or "no file"
             more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-            raise SourceError(f"{url}: holds {listed}{more}, but nothing like {self.artefact.member}")
+            expected = f", but nothing like {self.artefact.member}" if self.artefact.member else ""
+            raise SourceError(f"{url}: holds {listed}{more}{expected}")
         if len(wanted) > 1 and not self.artefact.is_folder:
             listed = ", ".join(file.path for file in wanted)
             raise SourceError(f"{url}: holds several files like {self.artefact.member} ({listed})")
@@ -408,10 +409,20 @@ class _Job:
                 except BadArchiveError:
                     transport.remove_part(piece.path)
                     raise
-                files |= {self.target / path: folder / path for path in inside}
+                found = {self.target / path: folder / path for path in inside}
             else:
-                relative = PurePosixPath(piece.name)
-                files[self.target / Path(*relative.parts)] = piece.path
+                found = {self.target / Path(*PurePosixPath(piece.name).parts): piece.path}
+            for place in files.keys() & found.keys():
+                if self._look(files[place]) != self._look(found[place]):
+                    raise DownloadError(
+                        f"{piece.url}: holds another {place.name} than the files before it; nothing was installed"
+                    )
+            files |= found
+        above = {folder for place in files for folder in place.parents}
+        if both := files.keys() & above:
+            raise DownloadError(
+                f"{pieces[0].url}: {min(both).name} is both a file and a folder; nothing was installed"
+            )
         if not files:
             what = "no files" if self.artefact.member is None else f"nothing like {self.artefact.member}"
             raise DownloadError(f"{pieces[0].url}: holds {what}")
