@@ -102,7 +102,8 @@ def test_plain_lines_mean_the_reference_recipe() -> None:
     assert {name: train[name] for name in same} == {name: getattr(recipe, name) for name in same}
     fuse, rule = defaults_of("fuse"), FuseConfig(("dacs",))
     assert (fuse["window"], rule.window) == ("5", (5, 5))
-    same = {"rule", "policy", "threshold", "renormalise", "workers"}
+    assert (fuse["rule"], rule.rule) == (None, "consensus")  # by the policy
+    same = {"policy", "threshold", "renormalise", "workers"}
     assert {name: fuse[name] for name in same} == {name: getattr(rule, name) for name in same}
     test, inference = defaults_of("test"), InferenceConfig()
     same = {"batch_size", "amp", "workers"}

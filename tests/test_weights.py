@@ -96,8 +96,19 @@ GOOD = entry(urls=["https://example.org/a"], size=3, sha256="0123abcd", miou=50,
         ({"path": "C:\\weights"}, "a path inside the workspace"),
         ({"path": "weights//a"}, "a path inside the workspace"),
         ({"path": "/"}, "a path inside the workspace"),
+        ({"path": "./"}, "a path inside the workspace"),
+        ({"path": "a\x1b[2J"}, "a path inside the workspace"),
+        ({"path": "weights/"}, "but a path that does not hold weights/weights.lock.json was expected"),
+        ({"path": "weights/weights.lock.json"}, "a path that does not hold weights/weights.lock.json"),
+        ({"page": "https://example.org/\x1b[2J"}, "but a link that begins with https:// or http:// was expected"),
+        ({"note": "a\x1b[2J"}, "but text in one line or null was expected"),
+        ({"licence": "\ud800"}, "but text in one line or null was expected"),
+        ({"miou": float("nan")}, "'miou' is NaN, but a percentage or null was expected"),
+        ({"miou": 101}, "'miou' is 101, but a percentage"),
+        ({"size": 10**400}, "but a whole number of bytes or null was expected"),
+        ({"network": {"backbone": "drn", "classes": True}}, "'network.classes' is true, but a whole number"),
         ({"name": "a b"}, "'name' is \"a b\", but letters, digits and . _ + - with / between words was expected"),
-        ({"what": ""}, "'what' is \"\", but text was expected"),
+        ({"what": ""}, "'what' is \"\", but text in one line was expected"),
         ({"use": "eat"}, "'use' is \"eat\", but one of test, init, teacher, labels or null was expected"),
         ({"network": {"net": 1}}, "but an object of teacher, arch, backbone, classes, or null, was expected"),
         ({"network": {"teacher": "bob"}}, "'network.teacher' is \"bob\", but one of dacs, crst, cbst, mrnet"),
@@ -141,8 +152,9 @@ def test_what_is_no_manifest(content: Any, complaint: str) -> None:
 def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
     words = ("download-weights", "--workspace", tmp_path, "--manifest")
     assert "list.json: cannot be read (No such file or directory)" in refused(*words, tmp_path / "list.json")
-    (tmp_path / "list.json").write_text("{")
-    assert "list.json: not valid JSON" in refused(*words, tmp_path / "list.json")
+    for text in ("{", "[" * 200_000):
+        (tmp_path / "list.json").write_text(text)
+        assert "list.json: not valid JSON" in refused(*words, tmp_path / "list.json")
 
 
 # ---------------------------------------------------------------------------- states and the lock file
@@ -277,7 +289,8 @@ def test_later_downloads_must_match_the_first(tmp_path: Path, web: Web) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": 9, "artefacts": {}}', '{"format": 1, "artefacts": {"one": 3}}']
+    "text",
+    ["{", "[" * 200_000, "[]", '{"format": 9, "artefacts": {}}', '{"format": 1, "artefacts": {"one": 3}}'],
 )
 def test_a_damaged_lock_file(tmp_path: Path, text: str) -> None:
     words = line(tmp_path, entry())
@@ -287,6 +300,72 @@ def test_a_damaged_lock_file(tmp_path: Path, text: str) -> None:
     assert (
         "weights.lock.json: cannot be read (" in found
         and "delete it to trust the next downloads anew" in found
+    )
+
+
+def test_a_record_of_another_place(tmp_path: Path, web: Web) -> None:
+    """The list or the lock file was edited; what lies at the other place is not taken for it."""
+    url = web.put("/one", CONTENT)
+    succeed(*line(tmp_path, entry(urls=[url])), "one")
+    for path in ("weights/moved.bin", "weights/one/"):
+        words = line(tmp_path, entry(urls=[url], path=path))
+        assert state(words) == "foreign"
+        assert refused(*words, "one") == (
+            f"{tmp_path}/weights/weights.lock.json: 'one' was seen as weights/one.bin, but {path} was expected; "
+            "delete that entry and run again"
+        )
+    lock = tmp_path / "weights/weights.lock.json"
+    lock.write_text(lock.read_text().replace("weights/one.bin", "../../etc/passwd"))
+    assert "'one' was seen as ../../etc/passwd, but" in refused(*line(tmp_path, entry(urls=[url])), "one")
+
+
+def test_what_is_in_the_way(tmp_path: Path) -> None:
+    """A folder where a file should go, a file where a folder should."""
+    words = line(tmp_path, entry(path="weights/one/"))
+    (tmp_path / "weights/one/val").mkdir(parents=True)
+    (tmp_path / "weights/one/train").write_bytes(b"mine")
+    for inside, place in (("val", "val"), ("train/a.png", "train")):
+        given = make_zip(tmp_path / "x.zip", {inside: b"1"})
+        given.write_bytes(given.read_bytes())
+        with_folder = refused(*words, "one", "--from-file", given)
+        assert (
+            with_folder
+            == f"{tmp_path}/weights/one/{place}: another file lies there; move it away and run again"
+        )
+    assert (tmp_path / "weights/one/train").read_bytes() == b"mine"
+
+
+def test_a_page_of_the_user_is_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("\n<!DOCTYPE html><html>Sign in")
+    for path in ("weights/one.bin", "weights/one/"):
+        words = line(tmp_path, entry(path=path))
+        found = refused(*words, "one", "--from-file", tmp_path / "x")
+        assert found == f"{tmp_path}/x: a web page came instead of a file"
+        assert state(words) == "absent"
+
+
+def test_an_archive_of_the_user_is_no_checkpoint(tmp_path: Path) -> None:
+    """As Drive gives, if a whole folder is downloaded."""
+    given = make_zip(tmp_path / "drive-download.zip", {"gta5/model.pth": b"1"})
+    words = line(tmp_path, checkpoint())
+    assert refused(*words, "one", "--from-file", given) == (
+        f"{given}: is an archive, but the checkpoint model.pth itself was expected; unpack it and give that file "
+        "to --from-file"
+    )
+    other = tmp_path / "other.pth"
+    other.write_bytes(CONTENT)
+    assert refused(*words, "one", "--from-file", other).startswith(
+        f"{other}: is damaged, cut short or no PyTorch"
+    )
+    assert [path.name for path in (tmp_path / "weights/weights/gta5").iterdir()] == []
+
+
+def test_a_teacher_without_a_checkpoint(tmp_path: Path) -> None:
+    given = make_zip(tmp_path / "x.zip", {"readme.txt": b"1"})
+    words = line(tmp_path, entry(path="weights/one/", network={"teacher": "dacs", "classes": 19}))
+    assert refused(*words, "one", "--from-file", given) == (
+        f"{tmp_path}/weights/one.rejected (set aside, not installed): holds no checkpoint (.pth, .pt, .ckpt), but "
+        "readme.txt"
     )
 
 
@@ -321,7 +400,7 @@ def test_one_that_fails_does_not_keep_the_others(tmp_path: Path, web: Web) -> No
     outcome = endauda(*words, "a/*", "--json")
     assert outcome.code == 1
     assert outcome.err.splitlines()[-1] == ("endauda: not there: a/2 (reasons above); run again to retry")
-    assert "warning: a/2: a/2 cannot be fetched: " in outcome.err
+    assert "warning: a/2 cannot be fetched: " in outcome.err
     assert [f["name"] for f in outcome.result["fetched"]] == ["a/1", "a/3"]
     (failure,) = outcome.result["failures"]
     assert failure["name"] == "a/2" and "answers 404" in failure["reason"]
@@ -517,12 +596,13 @@ def test_pseudo_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_by_their_published_name(
     tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """train --init and test --weights take the name that download-weights lists."""
+    """train --init, test --weights and export-teacher --weights take the name that download-weights lists."""
     root = make_workspace(tmp_path)
     monkeypatch.chdir(root)
-    found = refused("test", "--weights", "gta5/ours/drn")
     place = root / "weights/weights/gta5/gta5_ours_drn_57.98.pth"
-    assert found == f"{place}: not there; fetch it with: endauda download-weights gta5/ours/drn"
+    for line in (("test", "--weights"), ("export-teacher", "mine", "--weights")):
+        found = refused(*line, "gta5/ours/drn")
+        assert found == f"{place}: not there; fetch it with: endauda download-weights gta5/ours/drn"
     place.parent.mkdir(parents=True)
     place.write_bytes(student.read_bytes())
     flags = ("--backbone", "tiny", "--size", "64x32", "--device", "cpu")

@@ -234,7 +234,7 @@ def weights_folder(google: Drive) -> dict[str, bytes]:
 
 def test_a_folder_is_listed(google: Drive) -> None:
     weights_folder(google)
-    files = drive.list_folder(folder_link(FOLDER_ID), transport.Patience())
+    files = drive.list_folder(folder_link(FOLDER_ID), transport.Patience(), print)
     assert {file.path: file.id for file in files} == {
         "readme.txt": f"a{FILE_ID}",
         "gta5/ours & best.bin": f"b{FILE_ID}",
@@ -331,6 +331,37 @@ def test_two_files_of_one_name(tmp_path: Path, google: Drive) -> None:
     google.folder(FOLDER_ID, "x", *(listed(file_link(f"{c}{FILE_ID}"), "same") for c in "ab"))
     found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/"))
     assert "holds two files called same; open" in found
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"m": b"2"}, "holds another m than the files before it; nothing was installed"),
+        ({"m/x": b"2"}, "m is both a file and a folder; nothing was installed"),
+        ({"m": b"1", "n": b"2"}, None),
+    ],
+)
+def test_two_archives_of_one_folder(
+    tmp_path: Path, google: Drive, second: dict[str, bytes], sentence: str | None
+) -> None:
+    """Neither silently replaces what is in the other."""
+    google.folder(FOLDER_ID, "x", *(listed(file_link(f"{c}{FILE_ID}"), f"{c}.zip") for c in "ab"))
+    for letter, members in (("a", {"m": b"1"}), ("b", second)):
+        google.put(f"{letter}{FILE_ID}", make_zip(tmp_path / "x.zip", members).read_bytes())
+    line = words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/")
+    if sentence is None:
+        result_of(*line)
+        assert files_of(tmp_path / "labels") == {"m": b"1", "n": b"2"}
+    else:
+        assert refused(*line).endswith(sentence)
+        assert not (tmp_path / "labels").exists()
+        assert not (tmp_path / "weights/weights.lock.json").exists()
+
+
+def test_a_folder_that_holds_nothing(tmp_path: Path, google: Drive) -> None:
+    google.folder(FOLDER_ID, "x")
+    found = refused(*words(tmp_path, urls=[folder_link(FOLDER_ID)], path="labels/"))
+    assert f"{folder_link(FOLDER_ID)}: holds no file; open" in found
 
 
 def test_a_folder_that_is_not_shared(tmp_path: Path, google: Drive) -> None:

@@ -11,12 +11,13 @@ import time
 from email.utils import formatdate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pytest
 
 from endauda_cli.weights import transport
 from endauda_cli.weights.transport import BLOCK
-from tests.command_lines import refused, result_of, succeed
+from tests.command_lines import endauda, refused, result_of, succeed
 from tests.test_archive_interruption import _NAMESPACE, _may_mount
 from tests.test_weights_unpacking import make_tar
 from tests.web_server import Manner, Web, serve
@@ -346,6 +347,8 @@ def test_nobody_listens(desk: Desk) -> None:
 def test_a_web_page_is_never_the_file(desk: Desk, named: str) -> None:
     page = b"\n<!DOCTYPE html><html><body>Sign in</body></html>"
     desk.web.put(FILE, page, Content_Type=named)
+    desk.web.next[FILE] = [Manner(headers={"Content-Type": named}, block=1, pause_s=0.001)]
+    assert f"{FILE}: a web page came instead of a file" in desk.refused(), "nor one letter after the other"
     assert f"{FILE}: a web page came instead of a file" in desk.refused()
     assert not any(page in path.read_bytes() for path in desk.root.rglob("*") if path.is_file())
 
@@ -395,6 +398,93 @@ def test_another_digest(desk: Desk) -> None:
 def test_a_compressed_answer(desk: Desk) -> None:
     desk.web.usual[FILE] = Manner(headers={"Content-Encoding": "gzip"})
     assert "comes compressed, which was not asked for" in desk.refused()
+
+
+@pytest.mark.parametrize(
+    "following",
+    ["http://[", "http://a:99999999/", "http://a:b/", "http://\xe9" + "a" * 70 + ".org/", "http:///x"],
+)
+def test_a_redirect_that_makes_no_sense(desk: Desk, following: str) -> None:
+    desk.web.usual["/1"] = Manner(status=302, headers={"Location": following})
+    desk.list(urls=[desk.web.url + "/1"])
+    found = desk.refused()
+    assert found.startswith(f"one cannot be fetched: {desk.web.url}/1: ") and found.endswith(
+        instructions(desk)
+    )
+
+
+def test_numbers_that_make_no_sense(desk: Desk) -> None:
+    """They count as not said."""
+    digits = "9" * 5000
+    desk.web.next[FILE] = [
+        Manner(status=503, headers={"Retry-After": digits}),
+        Manner(status=503, headers={"Retry-After": "Mon, 31 Dec 9999999999 23:59:59 GMT"}),
+        Manner(cut_after=BLOCK),
+        Manner(headers={"Content-Range": f"bytes {BLOCK}-{digits}/{digits}"}),
+        Manner(cut_after=BLOCK),
+        Manner(status=416, headers={"Content-Range": f"bytes */{digits}"}),
+        Manner(headers={"Content-Length": digits}),
+    ]
+    desk.fetch()
+
+
+def test_a_server_that_steers_the_terminal(desk: Desk) -> None:
+    desk.web.usual["/1"] = Manner(status=302, headers={"Location": "ftp://x/\x1b[2J"})
+    desk.list(urls=[desk.web.url + "/1"])
+    assert "leads to ftp://x/\\x1b[2J, which" in desk.refused()
+
+
+def test_no_password_or_token_is_told(desk: Desk) -> None:
+    """Neither on the terminal nor in the lock file, which is passed on; the server gets them."""
+    private = desk.web.url.replace("http://", "http://me:GEHEIM@")
+    desk.list(urls=[f"{private}/gone?X-Amz-Signature=GEHEIM&id=7"])
+    words = desk.words("--mirror", f"{private}/lab?sv=1&token=GEHEIM")
+    for verbose in ("--quiet", "--verbose"):
+        outcome = endauda(*words, verbose)
+        assert outcome.code == 1 and "GEHEIM" not in outcome.out + outcome.err
+        assert "//***@" in outcome.err and "/lab/weights/one.bin?sv=1&token=***: the server" in outcome.err
+        assert "/gone?X-Amz-Signature=***&id=7: the server" in outcome.err
+    desk.web.put("/lab/weights/one.bin", CONTENT)
+    found = desk.fetch("--mirror", f"{private}/lab?sv=1&token=GEHEIM")
+    assert "GEHEIM" not in str(found) + (desk.root / "weights/weights.lock.json").read_text()
+    assert desk.web.answers[-1].headers["Authorization"].startswith("Basic ")
+    desk.path.unlink()
+    assert "warning" not in succeed(*words).err, "its digest is known by the link without the token"
+
+
+def test_a_proxy_that_is_not_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.list(urls=["http://weights.invalid/one.bin"])
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://me:GEHEIM@127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    found = desk.refused()
+    assert "the connection to the proxy failed (Connection refused)" in found and "GEHEIM" not in found
+
+
+def test_certificates_that_are_not_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")
+    desk.list(urls=["https://127.0.0.1:9/one.bin"])
+    found = desk.refused()
+    assert "invalid path: /nowhere); check REQUESTS_CA_BUNDLE; open" in found
+
+
+@pytest.mark.parametrize("name", ["b" * 400, "%E5%AD%97" * 80], ids=["too long", "long when quoted"])
+def test_a_link_with_a_long_name(desk: Desk, name: str) -> None:
+    desk.list(path="weights/one/", urls=[desk.web.url + f"/{name}"])
+    desk.web.put(f"/{unquote(name)}", CONTENT)
+    result_of(*desk.words())
+    (there,) = (desk.root / "weights/one").iterdir()
+    assert there.name == ("download" if name[0] == "b" else unquote(name))
+
+
+def test_a_note_that_was_damaged(desk: Desk) -> None:
+    desk.part.parent.mkdir()
+    for note in (f'{{"url": "{desk.web.url}{FILE}", "validator": 5, "total": null}}', "[" * 200_000):
+        desk.part.write_bytes(CONTENT[:100])
+        desk.part.with_name("one.bin.part.json").write_text(note)
+        desk.fetch()
+        desk.path.unlink()
 
 
 def test_redirects_in_a_circle(desk: Desk) -> None:
@@ -558,6 +648,7 @@ def test_interrupt(tmp_path: Path, web: Web) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
+    assert "one: stopped; the same line goes on where it was" in err
     assert result_of(*desk.words("--list"))["artefacts"][0]["state"] == "partial"
     desk.fetch()
     assert web.answers[-1].start > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -108,10 +109,21 @@ def refuse(archive: Path) -> str:
         ("..\\victim", "is no plain name"),
         ("C:/victim", "is no plain name"),
         ("a\nb", "is no plain name"),
+        ("a\x9b2J", "is no plain name"),
+        ("a\u202egnp.pth", "is no plain name"),
+        ("\u5b57" * 86, "is too long a name"),
+        ("d/" * 600, "is too long a name"),
+        ("readme.txt/b", "is both a file and a folder"),
+        ("models/a.bin/", "is both a file and a folder"),
+        ("MODELS", "is both a file and a folder"),
+        ("Readme.TXT", "is there twice"),
+        (".", "is both a file and a folder"),
     ],
 )
 def test_names_that_lead_out(tmp_path: Path, kind: str, name: str, trouble: str) -> None:
     """Also when they come last: the plain members before them are not written either."""
+    if name.endswith("/") and kind != "zip":
+        name = name.rstrip("/") + "/x"
     archive = MAKERS[kind](tmp_path / "download", PLAIN | {name: b"gotcha"})
     assert refuse(archive) == f"archive: {name!r} {trouble}; nothing was unpacked"
 
@@ -152,6 +164,22 @@ def test_links_and_devices_in_a_tar(tmp_path: Path, kind: bytes) -> None:
         info.type, info.linkname = kind, "../victim"
         archive.addfile(info)
     assert refuse(path) == "archive: 'thing' is a link or a device, not a file; nothing was unpacked"
+
+
+def test_a_name_that_is_not_text(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "download", {b"a\xff".decode("utf-8", "surrogateescape"): b"1"})
+    assert refuse(path) == r"archive: 'a\udcff' is no plain name; nothing was unpacked"
+
+
+def test_a_negative_size(tmp_path: Path) -> None:
+    """It would make room for others, and lead back to itself."""
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"size": "-1024"}
+    with tarfile.open(tmp_path / "download", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info)
+    assert refuse(tmp_path / "download") == (
+        "archive: 'a' says that it has fewer than 0 bytes; nothing was unpacked"
+    )
 
 
 def test_a_sparse_file(tmp_path: Path) -> None:
@@ -247,6 +275,7 @@ def test_a_tar_header_that_would_fill_the_memory(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(info.tobuf() + bytes(5 << 20) + tarfile.TarInfo("y").tobuf()))
     with pytest.raises(DownloadError, match="damaged"):
         unpack(path, tmp_path / "out", everything, "archive")
+    assert not is_archive(path), "nor is it read to see what it is"
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])
@@ -268,6 +297,40 @@ def test_damage(tmp_path: Path, kind: str) -> None:
             for left in sorted((tmp_path / "out").rglob("*"), reverse=True):
                 left.unlink() if left.is_file() else left.rmdir()
             (tmp_path / "out").rmdir()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
+def test_flipped_bits(tmp_path: Path, kind: str) -> None:
+    """Wherever they are, also where only the checksum at the end of the file tells."""
+    path = tmp_path / "download"
+    contents = {"a": noise(30_000), "b": noise(30_000, 1)}
+    whole = MAKERS[kind](path, contents).read_bytes()
+    for position in [*range(100, len(whole), 4999), len(whole) - 6]:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        if not is_archive(path):
+            continue
+        try:
+            unpack(path, tmp_path / "out", everything, "archive")
+        except DownloadError as error:
+            assert "damaged" in str(error) or "is no plain name" in str(error), error
+        else:
+            assert files_of(tmp_path / "out") == contents
+            shutil.rmtree(tmp_path / "out")
+
+
+def test_a_damaged_header_between_two_files(tmp_path: Path) -> None:
+    """tarfile ends there without a word."""
+    path = make_tar(tmp_path / "download", PLAIN, "w")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"models/deep/b.bin", b"models/deep/c.bin"))
+    assert refuse(path) == "archive: the archive is damaged (it ends too early); fetch it again"
+
+
+def test_a_tar_that_goes_on_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "SMALL", 1 << 20)
+    path = tmp_path / "download"
+    path.write_bytes(gzip.compress(gzip.decompress(make_tar(path, PLAIN).read_bytes()) + bytes(3 << 20)))
+    assert refuse(path) == "archive: the archive is damaged (it goes on behind its end); fetch it again"
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

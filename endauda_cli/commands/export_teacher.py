@@ -140,7 +140,11 @@ def command(
             result = import_outputs(config, session.task, folder, samples, out, terminal.report)
             terminal.show(result)
             return
-        path = session.path(weights or program or Path())
+        path = (
+            session.path(program)
+            if weights is None and program is not None
+            else session.weights(weights or Path())
+        )
         known = network is None and arch is None and backbone is None and name in teacher_names()
         teacher = open_teacher(
             path,

@@ -18,12 +18,13 @@ from endauda_cli.weights.transport import (
     check_hop,
     follow,
     is_page,
+    is_plain_name,
     page_text,
     read_text,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import requests
 
@@ -104,8 +105,8 @@ def open_file(
     return response
 
 
-def list_folder(url: str, patience: Patience) -> list[DriveFile]:
-    """All files in a shared folder and the folders below it.
+def list_folder(url: str, patience: Patience, tell: Callable[[str], None]) -> list[DriveFile]:
+    """All files in a shared folder and the folders below it; ``tell`` hears what is waited for.
 
     Raises:
         SourceError: if the folder cannot be listed.
@@ -116,7 +117,7 @@ def list_folder(url: str, patience: Patience) -> list[DriveFile]:
     below = [("", root, 0)]
     while below:
         prefix, id, depth = below.pop(0)
-        page = read_text(f"{SITE}/embeddedfolderview?id={quote(id or '')}", patience)
+        page = read_text(f"{SITE}/embeddedfolderview?id={quote(id or '')}", patience, tell)
         listing = _Listing()
         listing.feed(page)
         if listing.title is None and not listing.links:
@@ -136,7 +137,7 @@ def list_folder(url: str, patience: Patience) -> list[DriveFile]:
 def _plain_name(title: str, url: str) -> str:
     """A name in a listing, which anybody can have chosen."""
     name = title.strip()
-    if not name or name in (".", "..") or re.search(r"[/\\:\x00-\x1f]", name):
+    if not is_plain_name(name):
         raise SourceError(f"{url}: holds a file called {title!r}, which is no plain name")
     return name
 
@@ -187,12 +188,8 @@ class _Listing(HTMLParser):
         self._link: str | None = None
         self._texts: list[str] = []
         self._titled = False
-        self._found: list[tuple[str, str]] = []
+        self.links: list[tuple[str, str]] = []
         self._in_title = False
-
-    @property
-    def links(self) -> list[tuple[str, str]]:
-        return list(self._found)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
@@ -213,5 +210,5 @@ class _Listing(HTMLParser):
         if self._link is None or (tag != "a" and not (tag == "div" and self._titled)):
             return
         if text := "".join(self._texts).strip():
-            self._found.append((self._link, text))
+            self.links.append((self._link, text))
         self._link, self._titled = None, False

@@ -6,13 +6,14 @@ something that the next run only has to rename.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import shutil
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -25,9 +26,9 @@ from endauda_cli.results import DownloadResult, FetchedWeights, ListedWeights, W
 from endauda_cli.weights import drive, transport
 from endauda_cli.weights.lockfile import PATH as LOCK_PATH
 from endauda_cli.weights.lockfile import Record, Seen, add_record, look, read_records
-from endauda_cli.weights.manifest import Artefact, Manifest, is_checkpoint
+from endauda_cli.weights.manifest import Artefact, Manifest, is_checkpoint, is_link
 from endauda_cli.weights.matching import Match, match
-from endauda_cli.weights.transport import Patience, SourceError
+from endauda_cli.weights.transport import Patience, SourceError, is_plain_name, shown
 from endauda_cli.weights.unpacking import BadArchiveError, is_archive, unpack
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def list_weights(workspace: Workspace, manifest: Manifest, names: Sequence[str] 
 def _state(root: Path, artefact: Artefact, record: Record | None) -> str:
     target = artefact.target(root)
     if record is not None:
+        if not _is_of(record, artefact):
+            return "foreign"
         there = {path: root / path for path in record.files if (root / path).is_file()}
         if there:
             same = len(there) == len(record.files) and all(
@@ -107,6 +110,14 @@ def _state(root: Path, artefact: Artefact, record: Record | None) -> str:
         known = artefact.sha256 is not None and target.is_file() and _trouble(artefact, look(target)) is None
         return "verified" if known else "foreign"
     return "partial" if _staging(target).exists() else "absent"
+
+
+def _is_of(record: Record, artefact: Artefact) -> bool:
+    """Whether a record is of the place that the manifest names; one of the two may have been edited."""
+    if not artefact.is_folder:
+        return set(record.files) == {artefact.path}
+    inside = (n.startswith(artefact.path) and ".." not in PurePosixPath(n).parts for n in record.files)
+    return bool(record.files) and all(inside)
 
 
 def _trouble(artefact: Artefact, seen: Seen) -> str | None:
@@ -130,7 +141,7 @@ def fetch_weights(
         ConfigError: if a name is unknown, ``from_file`` is given for several, or ``mirror`` is no link.
     """
     chosen = manifest.choose(names)
-    if options.mirror is not None and not options.mirror.startswith(("http://", "https://")):
+    if options.mirror is not None and not is_link(options.mirror):
         raise ConfigError(
             f"--mirror {options.mirror}: a link that begins with https:// or http:// was expected"
         )
@@ -139,16 +150,28 @@ def fetch_weights(
             raise ConfigError(f"--from-file is for one name, but {len(chosen)} are meant")
         if not options.from_file.is_file():
             raise ConfigError(f"--from-file {options.from_file}: no such file")
+
+    def tell(event: Tick | Note) -> None:
+        if isinstance(event, Note):
+            report(replace(event, text=shown(event.text)))
+        else:
+            report(replace(event, note=shown(event.note)))
+
     fetched, failures = [], []
     for number, artefact in enumerate(chosen):
         if len(chosen) > 1:
             report(Tick("in all", number, len(chosen), artefact.name))
         try:
-            fetched.append(_Job(workspace.root, artefact, options, report).run())
+            fetched.append(_Job(workspace.root, artefact, options, tell).run())
+        except KeyboardInterrupt:
+            report(Note(f"{artefact.name}: stopped; the same line goes on where it was"))
+            raise
         except (DownloadError, CheckpointError) as error:
-            failures.append(WeightsFailure(artefact.name, str(error)))
+            reason = shown(str(error))
+            failures.append(WeightsFailure(artefact.name, reason))
             if len(chosen) > 1:
-                report(Note(f"{artefact.name}: {error}", "warning"))
+                named = reason.startswith((f"{artefact.name} ", f"{artefact.name}: "))
+                report(Note(reason if named else f"{artefact.name}: {reason}", "warning"))
     if len(chosen) > 1:
         report(Tick("in all", len(chosen), len(chosen)))
     return DownloadResult(tuple(fetched), tuple(failures))
@@ -173,6 +196,11 @@ class _Job:
         """
         with _only_one(self.target, self.artefact.name, self.report):
             self.record = read_records(self.root).get(self.artefact.name)
+            if self.record is not None and not _is_of(self.record, self.artefact):
+                raise DownloadError(
+                    f"{self.root / LOCK_PATH}: {self.artefact.name!r} was seen as {', '.join(self.record.files)}, "
+                    f"but {self.artefact.path} was expected; delete that entry and run again"
+                )
             state = _state(self.root, self.artefact, self.record)
             if state == "verified" and self.record is not None:
                 return self._result(self.record, False, self._open_all(self._places(self.record)))
@@ -211,13 +239,15 @@ class _Job:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(given, copy)
             self._verify(piece)
-        except OSError as error:
+        except BaseException as error:
             copy.unlink(missing_ok=True)
-            raise DownloadError(
-                f"{copy}: cannot be written ({error.strerror}); free some space and run again"
-            ) from error
-        except DownloadError:
-            copy.unlink()
+            if self.artefact.is_folder:
+                with suppress(OSError):  # the parts of a cut download stay
+                    self.staging.rmdir()
+            if isinstance(error, OSError):
+                raise DownloadError(
+                    f"{given}: cannot be copied to {copy} ({error.strerror}); free some space and run again"
+                ) from error
             raise
         return [piece]
 
@@ -248,8 +278,9 @@ class _Job:
         """Links to ask, in order."""
         a, urls = self.artefact, []
         if self.options.mirror is not None:
-            base = f"{self.options.mirror.rstrip('/')}/{quote(a.path.rstrip('/'))}"
-            urls += [base + suffix for suffix in ARCHIVES] if a.is_folder else [base]
+            web = urlsplit(self.options.mirror)  # may end with a token
+            base = f"{web.path.rstrip('/')}/{quote(a.path.rstrip('/'))}"
+            urls += [web._replace(path=base + end).geturl() for end in (ARCHIVES if a.is_folder else ("",))]
         return urls + list(a.urls)
 
     def _links(self, url: str) -> list[tuple[str, str]]:
@@ -259,12 +290,14 @@ class _Job:
         pinned = list(self.record.downloads) if self.record is not None else []
         if not self.artefact.is_folder and pinned and drive.file_id(pinned[0]):
             return [(pinned[0], self.target.name)]
-        files = drive.list_folder(url, self.options.patience)
+        waiting = lambda why: self.report(Note(f"{self.artefact.name}: {why}"))  # noqa: E731
+        files = drive.list_folder(url, self.options.patience, waiting)
         wanted = [file for file in files if self.artefact.selects(file.path)]
         if not wanted:
             listed = ", ".join(file.path for file in files[:8]) or "no file"
             more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-            raise SourceError(f"{url}: holds {listed}{more}, but nothing like {self.artefact.member}")
+            expected = f", but nothing like {self.artefact.member}" if self.artefact.member else ""
+            raise SourceError(f"{url}: holds {listed}{more}{expected}")
         if len(wanted) > 1 and not self.artefact.is_folder:
             listed = ", ".join(file.path for file in wanted)
             raise SourceError(f"{url}: holds several files like {self.artefact.member} ({listed})")
@@ -277,7 +310,7 @@ class _Job:
         """One file, complete and verified, as a part."""
         path = self._part(name)
         task = PurePosixPath(name).name or self.artefact.name
-        seen_before = self.record.downloads.get(url) if self.record is not None else None
+        seen_before = self.record.downloads.get(shown(url)) if self.record is not None else None
         size = self.artefact.size
         if size is None and seen_before is not None:
             size = seen_before.size
@@ -300,15 +333,16 @@ class _Job:
             self._verify(piece)
         except DownloadError as error:
             transport.remove_part(path)
-            del self.seen[path]
+            self.seen.pop(path, None)
             raise SourceError(str(error)) from error
         return piece
 
     def _part(self, name: str) -> Path:
-        """Where a file grows: beside a file's place, or below the folder's own staging folder."""
+        """Where a file grows: beside a file's place, or below the folder's own staging folder (names of others
+        may be too long for this, or the same but for upper and lower case)."""
         if not self.artefact.is_folder:
             return self.staging
-        return self.staging / f"{quote(name or 'download', safe=' ()[]+')}.part"
+        return self.staging / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.part"
 
     def _look(self, path: Path) -> Seen:
         """Size and digest of a file that is complete; read once."""
@@ -317,11 +351,18 @@ class _Job:
         return self.seen[path]
 
     def _verify(self, piece: _Piece) -> None:
-        """Size and digest against the manifest.
+        """That it is a file of the kind, size and digest that the manifest says.
 
         Raises:
             DownloadError: says what is there and what was expected.
         """
+        if transport.begins_a_page(piece.path):
+            raise DownloadError(f"{piece.url}: a web page came instead of a file")
+        if is_checkpoint(self.target.name) and is_archive(piece.path):
+            raise DownloadError(
+                f"{piece.url}: is an archive, but the checkpoint {self.target.name} itself was expected; unpack it "
+                "and give that file to --from-file"
+            )
         if self.artefact.size is None and self.artefact.sha256 is None:
             return
         if (trouble := _trouble(self.artefact, self._look(piece.path))) is not None:
@@ -336,17 +377,14 @@ class _Job:
             str(place.relative_to(self.root).as_posix()): self._look(path) for place, path in files.items()
         }
         self._compare(found, pieces)
-        in_the_way = [
-            place for place, path in files.items()
-            if place.exists() and place != path and look(place) != found[place.relative_to(self.root).as_posix()]
-        ]  # fmt: skip
-        if in_the_way:
-            raise DownloadError(f"{in_the_way[0]}: another file lies there; move it away and run again")
+        for place, path in files.items():
+            if path != place and (other := _in_the_way(place, self._look(path))) is not None:
+                raise DownloadError(f"{other}: another file lies there; move it away and run again")
         matches = self._open_all(files)
         record = Record(
-            pieces[0].url if len(pieces) == 1 else next(iter(self.artefact.urls), pieces[0].url),
+            shown(pieces[0].url if len(pieces) == 1 else next(iter(self.artefact.urls), pieces[0].url)),
             self.record.first_seen if self.record is not None else date.today().isoformat(),
-            {piece.url: self._look(piece.path) for piece in pieces},
+            {shown(piece.url): self._look(piece.path) for piece in pieces},
             found,
         )
         if self.record is None:
@@ -371,12 +409,23 @@ class _Job:
                 except BadArchiveError:
                     transport.remove_part(piece.path)
                     raise
-                files |= {self.target / path: folder / path for path in inside}
+                found = {self.target / path: folder / path for path in inside}
             else:
-                relative = PurePosixPath(piece.name)
-                files[self.target / Path(*relative.parts)] = piece.path
+                found = {self.target / Path(*PurePosixPath(piece.name).parts): piece.path}
+            for place in files.keys() & found.keys():
+                if self._look(files[place]) != self._look(found[place]):
+                    raise DownloadError(
+                        f"{piece.url}: holds another {place.name} than the files before it; nothing was installed"
+                    )
+            files |= found
+        above = {folder for place in files for folder in place.parents}
+        if both := files.keys() & above:
+            raise DownloadError(
+                f"{pieces[0].url}: {min(both).name} is both a file and a folder; nothing was installed"
+            )
         if not files:
-            raise DownloadError(f"{pieces[0].url}: holds nothing like {self.artefact.member}")
+            what = "no files" if self.artefact.member is None else f"nothing like {self.artefact.member}"
+            raise DownloadError(f"{pieces[0].url}: holds {what}")
         return files
 
     def _compare(self, found: dict[str, Seen], pieces: list[_Piece]) -> None:
@@ -412,6 +461,9 @@ class _Job:
                     raise self._set_aside(path, place, error) from error
                 refused = refused or error
                 matches.append((place, Match(f"not usable: {error}", False)))
+        if self.artefact.is_folder and self.artefact.network is not None and not matches:
+            names = ", ".join(sorted(place.name for place in files)[:8])
+            refused = CheckpointError(f"{self.target}: holds no checkpoint (.pth, .pt, .ckpt), but {names}")
         if refused is not None and not any(m.fits for _, m in matches):
             raise self._set_aside(self.staging, self.target, refused) from refused
         return matches
@@ -420,6 +472,9 @@ class _Job:
         """What is whole, but not the network: kept for a look, but neither as the file nor as its part."""
         if path == place or not path.exists():  # it was there already
             return error
+        if self.options.from_file is not None and path.is_file():  # a copy: the user has it
+            path.unlink()
+            return CheckpointError(str(error).replace(str(place), str(self.options.from_file)))
         rejected = place.with_name(f"{place.name}.rejected")
         if rejected.is_dir():
             shutil.rmtree(rejected)
@@ -505,7 +560,14 @@ def _direct(url: str) -> str:
 def _name_in(url: str) -> str:
     """Of the file that a link ends with; empty if it ends with none."""
     name = re.split(r"[/\\]", unquote(urlsplit(url).path))[-1]
-    return "" if name in (".", "..") or not name.isprintable() or ":" in name else name
+    return name if is_plain_name(name) else ""
+
+
+def _in_the_way(place: Path, seen: Seen) -> Path | None:
+    """What lies where a file should go, if it is not that file."""
+    if place.is_dir() or (place.exists() and look(place) != seen):
+        return place
+    return next((above for above in place.parents if above.exists() and not above.is_dir()), None)
 
 
 def _words(seen: Seen | None) -> str:

@@ -67,7 +67,7 @@ def read_records(root: Path) -> dict[str, Record]:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, but this version reads {FORMAT}")
         return {name: _record(entry) for name, entry in content["artefacts"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DownloadError(
             f"{path}: cannot be read ({error}); mend it, or delete it to trust the next downloads anew"
         ) from error

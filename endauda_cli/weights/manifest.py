@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from endauda_cli.errors import ConfigError
 from endauda_cli.types import Arch, Backbone
+from endauda_cli.weights.lockfile import PATH as LOCK_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +124,7 @@ def read_manifest(path: Path | None = None) -> Manifest:
         content = json.loads(text)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --manifest") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON ({error}); see docs/weights.md for the format") from error
     return parse_manifest(content, where)
 
@@ -185,6 +186,15 @@ def is_checkpoint(name: str) -> bool:
     return name.lower().endswith((".pth", ".pt", ".ckpt", ".pth.tar"))
 
 
+def is_link(value: Any) -> bool:
+    """Whether a value is a web address."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and value.isprintable() else None
+    except ValueError:
+        return False
+    return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
 class _Entry:
     """One artefact as written, and how to complain of it."""
 
@@ -213,12 +223,12 @@ class _Entry:
             page=self._url("page", self.entry["page"]),
             urls=self._urls(),
             member=self._text("member"),
-            size=self._number("size", int, "a whole number of bytes"),
+            size=self._number("size", int, "a whole number of bytes", 1 << 60),
             sha256=self._text(
                 "sha256", re.compile(r"[0-9a-f]{8,64}"), "8 to 64 hexadecimal digits (0-9, a-f)"
             ),
             licence=self._text("licence"),
-            miou=self._number("miou", float, "a percentage"),
+            miou=self._number("miou", float, "a percentage", 100),
             source=self._text("source"),
             use=self._choice("use", USES),
             network=self._network(),
@@ -228,19 +238,26 @@ class _Entry:
     def _refuse(self, field: str, value: Any, expected: str) -> NoReturn:
         raise ConfigError(f"{self.where}: {field!r} is {json.dumps(value)}, but {expected} was expected")
 
-    def _text(self, field: str, pattern: re.Pattern[str] | None = None, form: str = "text") -> str | None:
+    def _text(
+        self, field: str, pattern: re.Pattern[str] | None = None, form: str = "text in one line"
+    ) -> str | None:
         value = self.entry.get(field)
         optional = field not in ("name", "what")
         if value is None and optional:
             return None
-        if not isinstance(value, str) or not value or (pattern is not None and not pattern.fullmatch(value)):
+        if (
+            not isinstance(value, str)
+            or not value
+            or not value.isprintable()
+            or (pattern is not None and not pattern.fullmatch(value))
+        ):
             self._refuse(field, value, form + (" or null" if optional else ""))
         return value
 
-    def _number(self, field: str, kind: type[int] | type[float], form: str) -> Any:
+    def _number(self, field: str, kind: type[int] | type[float], form: str, most: int) -> Any:
         value = self.entry.get(field)
         allowed = (int,) if kind is int else (int, float)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, allowed) or value < 0):
+        if value is not None and (type(value) not in allowed or not 0 <= value <= most):
             self._refuse(field, value, f"{form} or null")
         return value
 
@@ -255,23 +272,21 @@ class _Entry:
         form = "a path inside the workspace, with / between folders"
         if (
             not isinstance(value, str)
-            or not value.strip("/")
+            or not value.strip("/.")
             or "\\" in value
             or ":" in value
-            or "\0" in value
+            or not value.isprintable()
         ):
             self._refuse("path", value, form)
         pure = PurePosixPath(value)
         if pure.is_absolute() or ".." in pure.parts or str(pure) + "/" * value.endswith("/") != value:
             self._refuse("path", value, form)
+        if LOCK_PATH == value or (value.endswith("/") and LOCK_PATH.startswith(value)):
+            self._refuse("path", value, f"a path that does not hold {LOCK_PATH}")
         return value
 
     def _url(self, field: str, value: Any) -> str:
-        try:
-            parts = urlsplit(value) if isinstance(value, str) else None
-        except ValueError:
-            parts = None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_link(value):
             self._refuse(field, value, "a link that begins with https:// or http://")
         return str(value)
 
@@ -294,7 +309,9 @@ class _Entry:
             self._choice("network.backbone", tuple(Backbone), value.get("backbone")),
             value.get("classes"),
         )
-        if network.classes is not None and (not isinstance(network.classes, int) or network.classes < 1):
+        if network.classes is not None and (
+            type(network.classes) is not int or not 0 < network.classes < 256
+        ):
             self._refuse("network.classes", network.classes, "a whole number or null")
         if (network.teacher is None) == (network.backbone is None):
             self._refuse("network", value, "either a teacher or a backbone")

@@ -18,7 +18,6 @@ import os
 import random
 import re
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -45,7 +44,13 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be others in a while."""
 TICK_EVERY_S = 0.1
 _PAGE_START = re.compile(rb"\s*<(!doctype\s+html|html|head|\?xml)", re.IGNORECASE)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_NUMBER = r"[0-9]{1,18}"
+"""Longer ones are nonsense, which int() would even refuse."""
+_CONTENT_RANGE = re.compile(rf"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|\*)")
+_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET = re.compile(
+    r"([?&][^=&\s]*(?:token|key|sig|secret|pass|auth|cred)[^=&\s]*=)[^&\s;,)']*[^&\s;,)':]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -111,18 +116,15 @@ class Part:
         self.version = version
 
     def restart(self) -> None:
-        self.discard()
+        remove_part(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.version = None
 
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
-
     def _read_note(self) -> Version | None:
         try:
-            return Version(**json.loads(self.note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            version = Version(**json.loads(self.note.read_text(encoding="utf-8")))
+            return version if isinstance(version.validator, str | None) else None
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
 
@@ -223,14 +225,12 @@ def _append(
     total: int | None,
     tick: Callable[[int, int | None, str], None],
 ) -> None:
-    length, told, url = part.length, 0.0, response.url
+    length, told = part.length, 0.0
     with part.path.open("ab", buffering=0) as file:
         # read1: what a cut connection has delivered is kept, not only whole blocks of it.
         while block := response.raw.read1(BLOCK, decode_content=False):
-            if not length and _PAGE_START.match(block):
-                raise SourceError(f"{url}: a web page came instead of a file, though not named as one")
             if total is not None and length + len(block) > total:
-                raise SourceError(f"{url}: more than the {total:,} bytes came that were expected")
+                raise SourceError(f"{response.url}: more than the {total:,} bytes came that were expected")
             view = memoryview(block)
             while view:
                 view = view[file.write(view) :]
@@ -272,7 +272,7 @@ def _total_of_rest(response: requests.Response, part: Part, url: str) -> int:
 
 def _unsatisfiable(response: requests.Response, part: Part) -> None:
     """A 416: nothing lies behind the part. It is complete, or no beginning of this file."""
-    match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(rf"bytes \*/({_NUMBER})", response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != part.length:
         part.restart()
         raise _Cut("the server has nothing behind what is there; from the beginning")
@@ -322,8 +322,14 @@ def is_page(response: requests.Response) -> bool:
     return kind in ("text/html", "application/xhtml+xml")
 
 
-def read_text(url: str, patience: Patience, limit: int = 16 << 20) -> str:
-    """A web page's text, with the same patience.
+def begins_a_page(path: Path) -> bool:
+    """Whether a file is a web page, whatever it was said to be."""
+    with path.open("rb") as file:
+        return _PAGE_START.match(file.read(1024)) is not None
+
+
+def read_text(url: str, patience: Patience, tell: Callable[[str], None], limit: int = 16 << 20) -> str:
+    """A web page's text, with the same patience; ``tell`` hears what is waited for.
 
     Raises:
         SourceError: if it does not come, or is larger than ``limit`` bytes.
@@ -346,7 +352,9 @@ def read_text(url: str, patience: Patience, limit: int = 16 << 20) -> str:
             except _Cut as cut:
                 if attempt == patience.attempts:
                     raise SourceError(f"{url}: {cut}, {attempt} times in a row") from cut
-                time.sleep(_back_off(patience, attempt) if cut.wait_s is None else cut.wait_s)
+                wait = _back_off(patience, attempt) if cut.wait_s is None else cut.wait_s
+                tell(f"{cut}; again in {wait:.0f} s")
+                time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -363,6 +371,20 @@ def page_text(response: requests.Response, limit: int = 1 << 20) -> str:
 # ---------------------------------------------------------------------------- small things
 
 
+def shown(text: str) -> str:
+    """A message or link for the terminal: without passwords and tokens in links, and without what servers may
+    have slipped in to steer the terminal."""
+    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name that a stranger chose can be that of a file, in the folder where it is put."""
+    if name in ("", ".", "..") or not name.isprintable() or re.search(r"[/\\:]", name):
+        return False
+    return len(name.encode()) <= 255
+
+
 def new_session() -> requests.Session:
     """Connections to reuse; proxies and certificates come from HTTP(S)_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE."""
     import requests
@@ -376,7 +398,7 @@ def _status(response: requests.Response) -> str:
 
 def _length(response: requests.Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdecimal() else None
+    return int(text) if re.fullmatch(_NUMBER, text) else None
 
 
 def _validator(response: requests.Response) -> str | None:
@@ -397,7 +419,7 @@ def _file_name(response: requests.Response) -> str | None:
     message = Message()
     message["Content-Disposition"] = response.headers.get("Content-Disposition", "")
     name = re.split(r"[/\\]", message.get_filename() or "")[-1].strip()
-    return name if name not in ("", ".", "..") and name.isprintable() and ":" not in name else None
+    return name if is_plain_name(name) else None
 
 
 def _retry_after(response: requests.Response, url: str, patience: Patience) -> float | None:
@@ -409,12 +431,12 @@ def _retry_after(response: requests.Response, url: str, patience: Patience) -> f
     text = response.headers.get("Retry-After", "").strip()
     if not text:
         return None
-    if text.isascii() and text.isdecimal():
+    if re.fullmatch(_NUMBER, text):
         wait = float(text)
     else:
         try:
             wait = max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     if wait > patience.longest_wait_s:
         raise SourceError(
@@ -474,15 +496,26 @@ class _network_errors:
             raise SourceError(
                 f"{self.url}: the server's certificate is not accepted ({_reason(error)})"
             ) from error
-        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
-            raise SourceError(f"{self.url}: is no web address that can be asked ({error})") from error
+        if isinstance(
+            error, ValueError
+        ):  # InvalidURL and InvalidSchema are, and what idna and urlsplit raise
+            raise SourceError(
+                f"{self.url}: cannot be asked ({error}); check the link and the proxy"
+            ) from error
         timeouts = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
         if isinstance(error, timeouts):
             raise _Cut("the server sends nothing") from error
         if isinstance(_innermost(error), (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
             raise _Cut("the connection ended too early") from error
         if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
-            raise _Cut(f"the connection failed ({_reason(error)})") from error
+            whose = (
+                "connection to the proxy"
+                if isinstance(error, requests.exceptions.ProxyError)
+                else "connection"
+            )
+            raise _Cut(f"the {whose} failed ({_reason(error)})") from error
+        if isinstance(error, OSError) and error.errno is None:  # not the disk
+            raise SourceError(f"{self.url}: cannot be asked ({error}); check REQUESTS_CA_BUNDLE") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -504,5 +537,4 @@ def _innermost(error: BaseException) -> BaseException:
 def remove_part(path: Path) -> None:
     """Forget a part and its note."""
     for leftover in (path, path.with_name(f"{path.name}.json")):
-        with suppress(FileNotFoundError):
-            leftover.unlink()
+        leftover.unlink(missing_ok=True)

@@ -7,8 +7,10 @@ they are. What a header says is not believed: written bytes are counted, too.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -28,15 +30,23 @@ MAX_RATIO = 200
 SMALL = 64 << 20
 """Bytes that any archive may unpack to, whatever its own size."""
 MAX_MEMBERS = 100_000
-MAX_HEADER = 1 << 20
-"""Bytes of one extended tar header, which is read into memory whole."""
+MAX_HEADER = 1 << 18
+"""Bytes of one extended tar header, which is read into memory whole, as are hundreds in a row."""
+MAX_NAME = 255
+"""Bytes of one name between two slashes: what file systems take."""
+MAX_PATH = 1024
+"""Bytes of a path inside an archive."""
 BLOCK = 1 << 20
 _ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
     EOFError,
+    MemoryError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
     ValueError,
 )
@@ -65,7 +75,8 @@ def is_archive(path: Path) -> bool:
         except _ERRORS:
             return True  # to be complained of as one
     try:
-        return tarfile.is_tarfile(path)
+        with tarfile.open(path, tarinfo=_CheckedTarInfo):
+            return True
     except (*_ERRORS, OSError):
         return False
 
@@ -92,7 +103,8 @@ def unpack(archive: Path, folder: Path, selects: Callable[[str], bool], shown: s
         return _extract(archive, folder, selects, limit, shown)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, _ERRORS):
+        # bz2 and gzip tell of damage with an OSError, but without the system's number of it
+        if isinstance(error, _ERRORS) or (isinstance(error, OSError) and error.errno is None):
             raise BadArchiveError(f"{shown}: the archive is damaged ({error}); fetch it again") from error
         if isinstance(error, OSError):
             raise DownloadError(
@@ -103,17 +115,24 @@ def unpack(archive: Path, folder: Path, selects: Callable[[str], bool], shown: s
 
 def _inspect(archive: Path, limit: int, shown: str) -> None:
     """Look at every member before the first is written."""
-    total, names = 0, set()
+    total = 0
+    files: set[PurePosixPath] = set()
+    folders = {PurePosixPath()}
     for number, member in enumerate(_members(archive), 1):
         if number > MAX_MEMBERS:
             raise BadArchiveError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
         trouble = member.trouble or _trouble_of_name(member.name)
-        key = str(PurePosixPath(member.name))
-        if trouble is None and key in names and not member.is_folder:
+        # some systems take A and a for the same name
+        path = PurePosixPath(member.name.casefold())
+        above = set(path.parents)
+        if trouble is None and (above & files or path in (files if member.is_folder else folders)):
+            trouble = "is both a file and a folder"
+        elif trouble is None and path in files:
             trouble = "is there twice"
         if trouble is not None:
             raise BadArchiveError(f"{shown}: {member.name!r} {trouble}; nothing was unpacked")
-        names.add(key)
+        folders |= above
+        (folders if member.is_folder else files).add(path)
         total += member.size
         if total > limit:
             raise BadArchiveError(
@@ -154,10 +173,12 @@ def _extract(
 
 def _trouble_of_name(name: str) -> str | None:
     pure = PurePosixPath(name)
-    if "\\" in name or ":" in name or any(ord(letter) < 32 for letter in name):
+    if "\\" in name or ":" in name or not name.isprintable():
         return "is no plain name"
     if pure.is_absolute() or ".." in pure.parts or not (pure.parts or name in ("./", ".")):
         return "leads out of the folder"
+    if len(name.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in pure.parts):
+        return "is too long a name"
     return None
 
 
@@ -202,11 +223,19 @@ def _tar_members(path: Path) -> Iterator[_Member]:
             trouble = None
             if info.issparse():
                 trouble = "is a sparse file"
+            elif info.size < 0:
+                trouble = "says that it has fewer than 0 bytes"
             elif not (info.isreg() or info.isdir()):
                 trouble = "is a link or a device, not a file"
             yield _Member(info.name, info.size, info.isdir(), trouble, partial(archive.extractfile, info))
-        # tarfile takes a file that was cut between two members for a shorter one; the zeros at the end tell.
+        # tarfile takes a file that was cut or damaged between two members for a shorter one; the zeros at the
+        # end tell. Behind them a compressed file has its checksum.
         assert archive.fileobj is not None
         archive.fileobj.seek(archive.offset)
-        if len(archive.fileobj.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("it ends too early")
+        padding = 0
+        while block := archive.fileobj.read(BLOCK):
+            padding += len(block)
+            if padding > SMALL:
+                raise tarfile.ReadError("it goes on behind its end")
