@@ -28,7 +28,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return dispatcher  # type: ignore[no-any-return]
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     """Numba's cache, but for its troubles: without it there is the compiler.
 
     A full disk ends numba's own in an error, and so does, in every run from then on, a file that a power cut
