@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -95,8 +96,8 @@ class CertaintyWriter:
         self._info = self._open_archive(tuple(classes), attributes or {})
         self._part = _Part(self.path, tag, self._info)
         self._closed = False
-        self._take_tag(tag)
         try:
+            self._take_tag(tag)
             self._part.recover()
             self._adopt_others()
             self._done = set(index.scan(self.path, self._info.classes).stored)
@@ -260,6 +261,8 @@ class _Part:
         self._bytes = 0
         self._pool = ThreadPoolExecutor(1, "seal")
         self._sealing: Future[None] | None = None
+        self._at_work = threading.Lock()
+        self._stopped = False
 
     @property
     def waiting(self) -> int:
@@ -297,8 +300,16 @@ class _Part:
     def stop(self) -> None:
         """Until nothing is written any more, whatever came of it: what is no shard is still in the folder."""
         self._pool.shutdown()
+        # A Ctrl-C that came while the thread was started leaves one that the pool knows nothing of.
+        with self._at_work:
+            self._stopped = True
 
     def _make_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
+        with self._at_work:
+            if not self._stopped:
+                self._write_shard(files)
+
+    def _write_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
         data = shard.shard_file(self._info, map(_read_own, files))
         path = self._archive / shard_name(self._tag, self._next_number())
         replace_file(path, data)
