@@ -3,15 +3,18 @@
 Machine code is kept beside the source, else in the user's own cache folder, so only the first call on a machine
 waits for the compiler. Compiled functions leave Python's lock.
 """
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numba
+from numba.core.caching import FunctionCache
 
 from endauda_cli.pipeline import cores
 
@@ -23,12 +26,35 @@ LEAST_ROWS = 64
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as machine code, made at its first call for each kind of arguments."""
-    compile: Callable[..., Any] = partial(numba.njit, nogil=True, error_model="numpy")
-    try:
-        return compile(cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder to keep it in: a read-only installation of a user without a home
-        return compile()(function)  # type: ignore[no-any-return]
+    """The function as machine code, made at its first call for each kind of arguments.
+
+    Where the code cannot be kept, each process compiles anew.
+    """
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    # No folder to keep it in: a read-only installation of a user without a home.
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, but for its troubles: without it there is the compiler.
+
+    A full disk ends numba's own in an error, and so does, in every run from then on, a file that a power cut
+    left empty.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling damaged bytes raises many things
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
 
 
 def in_bands(height: int, work: Callable[[int, int], object]) -> None:

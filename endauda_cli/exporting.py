@@ -304,6 +304,15 @@ def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt
 
 
 def _read_array(path: Path) -> NDArray[Any]:
+    while True:
+        try:
+            return _load_array(path)
+        except SystemError:
+            # Python 3.11's parser, which reads the header, trips over other threads' parsing (gh-106905).
+            continue
+
+
+def _load_array(path: Path) -> NDArray[Any]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -313,7 +322,7 @@ def _read_array(path: Path) -> NDArray[Any]:
                 raise DataError(f"{path}: holds arrays {', '.join(loaded.files)}, but one is expected")
             array: NDArray[Any] = loaded[loaded.files[0]]
             return array
-    except DataError:
+    except (DataError, SystemError):
         raise
     except Exception as error:  # a damaged header, shape or zip can end in an error of almost any type
         raise DataError(f"{path}: truncated or not a NumPy file ({error}); write it again") from error

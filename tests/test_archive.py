@@ -278,6 +278,13 @@ class TestWriter:
             writer.write("x", *smooth(0, 3, 4, 5))
         assert_holds(tmp_path / "a", {"x": smooth(0, 3, 4, 5)})
 
+    def test_refuses_images_once_it_is_closed(self, tmp_path: Path) -> None:
+        """Its tag may be another process's by now."""
+        writer = CertaintyWriter(tmp_path / "a", classes=CLASSES)
+        writer.close()
+        with pytest.raises(ValueError, match="was closed; open another"):
+            writer.write("x", *smooth(0, 3, 4, 5))
+
     def test_refuses_ids(self, tmp_path: Path) -> None:
         image = smooth(0, 3, 4, 5)
         with CertaintyWriter(tmp_path / "a", classes=CLASSES) as writer:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from endauda_cli.archive import CertaintyReader, CertaintyWriter, manifest, verify
+from endauda_cli.archive import CertaintyReader, CertaintyWriter, codecs, index, manifest, verify
 from endauda_cli.errors import ArchiveError
 from endauda_cli.events import Note, Tick
 from endauda_cli.types import Codec
 from tests.archive_samples import ATTRIBUTES, CLASSES, Image, assert_holds, same, samples, smooth, write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SHARD = "shard-0-of-1-00001.h5"
@@ -210,3 +217,158 @@ class TestVerify:
     def test_refuses_what_is_no_archive(self, tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match="not a certainty archive"):
             verify(tmp_path)
+
+
+def stopped(path: Path, images: dict[str, Image]) -> Path:
+    """An archive whose writer ended before it made a shard."""
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        CertaintyWriter(path, classes=CLASSES, attributes=ATTRIBUTES) as writer,
+    ):
+        for id, image in images.items():
+            writer.write(id, *image)
+        raise RuntimeError("stopped")
+    return path
+
+
+class TestImagesThatWaitForAShard:
+    HEADER = {  # noqa: RUF012
+        "format": manifest.FORMAT,
+        "version": manifest.FORMAT_VERSION,
+        "id": "forged",
+        "image": [1, 1, "digest"],
+        "codec": "zstd",
+        "chunks": [[0, False, 0]] * 5,
+    }
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            {},
+            [],
+            HEADER | {"version": 1},
+            HEADER | {"codec": "mp3"},
+            HEADER | {"image": ["a", 1, "digest"]},
+            HEADER | {"image": [0, -1, "digest"]},
+            HEADER | {"chunks": [[10**12, False, 0]] * 5},
+            HEADER | {"chunks": [[-1, False, 0]] * 5},
+            HEADER | {"chunks": [[0, False, -1]] * 5},
+            HEADER | {"chunks": [[0, False, 0]] * 6},
+            HEADER | {"chunks": []},
+        ],
+    )
+    def test_forged(self, path: Path, images: dict[str, Image], header: object) -> None:
+        """Whole by their names, and still no images of this archive."""
+        data = json.dumps(header).encode() + b"\n"
+        (path / "1-of-2.part").mkdir()
+        (path / "1-of-2.part" / f"{hashlib.sha256(data).hexdigest()}.image").write_bytes(data)
+        assert readable(path, images) == images.keys()
+        (damaged,) = verify(path).damaged
+        assert damaged.file.startswith("1-of-2.part") and damaged.ids == ()
+        assert export_again(path, images) == set()
+        assert verify(path).intact
+
+    def test_verify_finds_damage(self, tmp_path: Path) -> None:
+        path = stopped(tmp_path / "a", samples(2))
+        assert verify(path).ok == 2
+        first = min(path.glob("*.part/*.image"))
+        data = bytearray(first.read_bytes())
+        data[-3] ^= 1
+        first.write_bytes(data)
+        result = verify(path)
+        assert result.ok == 1 and result.damaged[0].file == f"{first.parent.name}/{first.name}"
+
+    def test_gone_while_a_reader_is_open(self, tmp_path: Path) -> None:
+        path = stopped(tmp_path / "a", samples(2))
+        with CertaintyReader(path) as reader:
+            for file in path.glob("*.part/*.image"):
+                file.unlink()
+            for _ in range(2):
+                with pytest.raises(ArchiveError, match=r"\.image: image 'ulm/0001' .*is gone; run `endauda"):
+                    reader.labels("ulm/0001")
+
+    def test_a_file_that_is_called_like_a_part(self, path: Path, images: dict[str, Image]) -> None:
+        (path / "download.part").write_text("mine")
+        assert export_again(path, images) == set()
+        assert (path / "download.part").read_text() == "mine"
+
+
+class TestTroubleThatIsNoDamage:
+    """A whole file that cannot be read now must not be deleted, nor set aside."""
+
+    @pytest.fixture()
+    def without_numba(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        codecs._softmax.cache_clear()
+        monkeypatch.delattr("endauda_cli.archive.softmax")
+        monkeypatch.setitem(sys.modules, "endauda_cli.archive.softmax", None)
+        yield
+        codecs._softmax.cache_clear()
+
+    def test_a_library_is_missing(self, path: Path, without_numba: None) -> None:
+        with CertaintyReader(path) as reader, pytest.raises(ArchiveError, match="may be whole") as caught:
+            reader.certainty("ulm/0002")
+        assert SHARD in str(caught.value) and "delete" not in str(caught.value)
+        with pytest.raises(ArchiveError, match="may be whole"):
+            verify(path)
+
+    def test_a_shard_without_manifest_is_not_set_aside(self, path: Path, without_numba: None) -> None:
+        (path / SHARD).with_suffix(".json").unlink()
+        with pytest.raises(ArchiveError, match=f"{SHARD}: .*may be whole"):
+            CertaintyWriter(path, classes=CLASSES, attributes=ATTRIBUTES)
+        assert (path / SHARD).exists()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of open files")
+    def test_too_many_open_files(self, path: Path, images: dict[str, Image]) -> None:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with CertaintyReader(path) as reader:
+            taken = [os.open(os.devnull, os.O_RDONLY)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, before[1]))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.append(os.dup(taken[0]))
+                with pytest.raises(ArchiveError, match="Too many open files; the file may be whole"):
+                    reader.labels("ulm/0000")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+                for descriptor in taken:
+                    os.close(descriptor)
+            assert same(reader, "ulm/0000", images["ulm/0000"])
+
+    @pytest.mark.skipif(not hasattr(os, "pread"), reason="reads another way")
+    def test_reads_that_give_less_than_asked_for(
+        self, path: Path, images: dict[str, Image], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = os.pread
+        monkeypatch.setattr(os, "pread", lambda file, size, offset: whole(file, min(size, 7), offset))
+        assert_holds(path, images)
+
+    def test_a_shard_whose_manifest_is_just_being_written(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = (path / SHARD).with_suffix(".json")
+        content = name.read_bytes()
+        name.unlink()
+        scan = index.read_manifests
+
+        def writes_meanwhile(archive: Path) -> list[manifest.ShardManifest]:
+            found = scan(archive)
+            name.write_bytes(content)
+            return found
+
+        monkeypatch.setattr(index, "read_manifests", writes_meanwhile)
+        assert verify(path).intact
+
+
+def test_a_shard_of_other_classes(path: Path, tmp_path: Path, images: dict[str, Image]) -> None:
+    """Copied from another teacher's archive: whole, but its planes mean something else."""
+    other = write(tmp_path / "b", {"x": smooth(0, 3, 8, 9)}, classes=("road", "bus", "sky"), tag="b")
+    for file in other.glob("shard-*"):
+        shutil.copy(file, path)
+    with CertaintyReader(path) as reader, pytest.raises(ArchiveError, match=r"'x' .* of other classes"):
+        reader.labels("x")
+    (damaged,) = verify(path).damaged
+    assert damaged.ids == ("x",) and "other classes" in damaged.reason
+    assert readable(path, {**images, "x": smooth(0, 3, 8, 9)}) == images.keys()

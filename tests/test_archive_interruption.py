@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from endauda_cli.archive import CertaintyReader, CertaintyWriter, verify
+from endauda_cli.archive import CertaintyReader, CertaintyWriter, manifest, verify
 from endauda_cli.errors import ArchiveError
 from tests.archive_samples import (
     ATTRIBUTES,
@@ -340,3 +341,32 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     path.chmod(0o555)
     with pytest.raises(ArchiveError, match="cannot write here"):
         CertaintyWriter(path, classes=CLASSES, attributes=ATTRIBUTES)
+
+
+def test_ctrl_c_while_the_sealing_thread_starts(tmp_path: Path, monkeypatch: Any) -> None:
+    """The pool then does not know its thread, which must not work on once the tag is free for others."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("seal"):
+            raise KeyboardInterrupt
+
+    def slow(path: Path, data: bytes, **options: Any) -> None:
+        if path.suffix == ".h5":
+            time.sleep(0.3)
+        manifest.replace_file(path, data, **options)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr("endauda_cli.archive.writer.replace_file", slow)
+    images = samples(2)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CertaintyWriter(tmp_path / "a", classes=CLASSES, attributes=ATTRIBUTES, shard_size=2) as writer,
+    ):
+        for id, image in images.items():
+            writer.write(id, *image)
+    left = sorted(tmp_path.rglob("*"))
+    time.sleep(0.5)
+    assert sorted(tmp_path.rglob("*")) == left
+    assert_holds(tmp_path / "a", images)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from endauda_cli.archive import CODECS, softmax
+from endauda_cli.archive import softmax_loops as loops
 from endauda_cli.archive.softmax import MODEL_BYTES
 from endauda_cli.types import Codec
 
@@ -144,3 +145,11 @@ def test_hostile_models_stay_inside(seed: int) -> None:
     damaged[-1] = 200
     with pytest.raises(ValueError, match="a frequency that is none"):
         softmax.read_model(damaged)
+
+
+def test_refuses_a_model_of_too_many_symbols() -> None:
+    """Half of them frequent and half rare, more than any counting gives: their slots would not fit in memory."""
+    levels = np.ones((loops.CONTEXTS, loops.SYMBOLS), np.uint8)
+    levels[:, 50:] = 36
+    with pytest.raises(ValueError, match="more symbols than a context has room for"):
+        softmax.read_model(bytes(MODEL_BYTES - levels.size) + levels.tobytes())

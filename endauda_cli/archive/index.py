@@ -19,7 +19,7 @@ from endauda_cli.archive.manifest import (
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -39,7 +39,7 @@ class Index:
     lost: Mapping[str, Location]
 
 
-def scan(archive: Path) -> Index:
+def scan(archive: Path, classes: Sequence[str]) -> Index:
     """Joins all manifests and the finished images that wait for a shard.
 
     Shards whose manifest is damaged are left out (``verify`` names them). An image stored twice, which takes
@@ -49,7 +49,7 @@ def scan(archive: Path) -> Index:
     stored = {
         id: Location(path, entry)
         for part in sorted(archive.glob(f"*{PART_SUFFIX}"))
-        for path, images in read_part(part).items()
+        for path, images in read_part(part, classes).items()
         for id, entry in images.items()
     }
     whole, lost = scan_shards(archive)
@@ -79,20 +79,35 @@ def read_manifests(archive: Path) -> list[ShardManifest]:
     return manifests
 
 
-def read_part(part: Path) -> dict[Path, dict[str, ImageEntry]]:
-    """The finished images in a ``.part`` folder by file; leaves out what a power cut left half written."""
+def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageEntry]]:
+    """The finished images in a ``.part`` folder by file; leaves out what is damaged, as by a power cut.
+
+    Raises ArchiveError if one that may be whole cannot be read.
+    """
     files: dict[Path, dict[str, ImageEntry]] = {}
-    # Its writer may remove the folder right now, and then ``Path.glob`` raises.
-    paths: list[Path] = []
-    with contextlib.suppress(FileNotFoundError):
-        paths = sorted(part.glob(f"*{IMAGE_SUFFIX}"))
-    for path in paths:
-        # Its writer may move it into a shard right now.
-        with contextlib.suppress(FileNotFoundError):
-            # The name is the content's SHA-256, so it tells whether the file is whole.
-            if shard.file_sha256(path) == path.stem:
-                files[path] = shard.entries(shard.ImageFile(path).images)
+    for path in part_files(part):
+        try:
+            files[path] = shard.entries(open_part_file(path, classes).images)
+        except FileNotFoundError:
+            continue  # its writer moved it into a shard right now
+        except Exception as exc:
+            if not shard.is_damage(exc):
+                raise shard.unreadable(path, exc) from exc
     return files
+
+
+def part_files(part: Path) -> list[Path]:
+    # Its writer may remove the folder right now, and then ``Path.glob`` raises.
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(part.glob(f"*{IMAGE_SUFFIX}"))
+    return []
+
+
+def open_part_file(path: Path, classes: Sequence[str]) -> shard.ImageFile:
+    """Raises FileNotFoundError if it is gone, ArchiveError and others if it is damaged."""
+    if shard.file_sha256(path) != path.stem:
+        raise ArchiveError("its content is not what its name says")
+    return shard.ImageFile(path, classes)
 
 
 def orphans(archive: Path) -> list[Path]:
@@ -119,7 +134,7 @@ def stored_bytes(archive: Path) -> int:
     return total
 
 
-def manifest_of(path: Path) -> ShardManifest:
+def manifest_of(path: Path, classes: Sequence[str]) -> ShardManifest:
     """Makes the manifest that a finished shard file should have. Raises OSError if it is no HDF5 file."""
-    images = shard.entries(shard.ImageFile(path).images)
+    images = shard.entries(shard.ImageFile(path, classes).images)
     return ShardManifest(path.name, path.stat().st_size, shard.file_sha256(path), images)

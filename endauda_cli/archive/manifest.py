@@ -46,6 +46,10 @@ class ImageEntry:
     width: int
     digest: str
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(side, int) and side > 0 for side in (self.height, self.width)):
+            raise ValueError(f"an image of {self.width!r}x{self.height!r} pixels")
+
 
 @dataclass(frozen=True)
 class ShardManifest:
@@ -91,7 +95,7 @@ def read_info(archive: Path) -> ArchiveInfo:
         )
     content = _read_json(path)
     classes, attributes = content.get("classes"), content.get("attributes")
-    if not isinstance(classes, list) or not isinstance(attributes, dict):
+    if not isinstance(classes, list) or not classes or not isinstance(attributes, dict):
         raise ArchiveError(f"{path}: classes or attributes are missing; export this teacher again")
     return ArchiveInfo(tuple(map(str, classes)), attributes)
 
@@ -126,7 +130,7 @@ def read_manifest(path: Path) -> ShardManifest:
     try:
         images = {id: ImageEntry(*entry) for id, entry in content["images"].items()}
         return ShardManifest(content["file"], content["bytes"], content["sha256"], images)
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ArchiveError(f"{path}: not a shard's manifest ({exc!r}); export its images again") from exc
 
 
@@ -188,7 +192,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as exc:
+    except OSError as exc:
+        raise ArchiveError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (ValueError, RecursionError) as exc:
         raise ArchiveError(f"{path}: cannot be read as JSON ({exc}); the file is damaged") from exc
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArchiveError(f"{path}: not a file of a certainty archive (no format {FORMAT!r} in it)")

@@ -46,7 +46,7 @@ class CertaintyReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._info = read_info(self.path)
-        self._index = index.scan(self.path)
+        self._index = index.scan(self.path, self._info.classes)
         self._ids = tuple(sorted(self._index.stored.keys() | self._index.lost.keys()))
         self._files = _OpenFiles()
 
@@ -117,11 +117,12 @@ class CertaintyReader:
                     f"{self.path}: there is no class {c}; it has {len(self._info.classes)} classes, from 0 on"
                 )
         chunks, unpack = self._read(id, lambda file, image: shard.decode_planes(file, image, classes))
-        planes = np.empty((len(classes), *self.size(id)), np.uint8)
+        location = self._locate(id)
         try:
+            planes = np.empty((len(classes), *self.size(id)), np.uint8)
             _decode_all(unpack, chunks, planes)
         except Exception as exc:  # decoders raise many things on damage
-            raise self._damage(id, str(exc)) from exc
+            raise self._unreadable(id, location, exc) from exc
         return planes
 
     def certainty(self, id: str) -> Bytes:
@@ -143,23 +144,32 @@ class CertaintyReader:
     def _read(self, id: str, action: Callable[[ImageFile, StoredImage], T]) -> T:
         location = self._locate(id)
         try:
-            file = self._files.open(location.file)
+            file = self._files.open(location.file, self.classes)
             return action(file, file.find(id, location.entry))
         except FileNotFoundError as exc:
             # Perhaps its writer has moved it from a part into a shard since this reader looked.
-            self._index = index.scan(self.path)
-            if self._index.stored.get(id, location) != location:
+            now = index.scan(self.path, self.classes)
+            # What is nowhere now stays among the ids, and is told when it is read.
+            lost = {**self._index.lost, **now.lost}
+            self._index = index.Index(
+                {**self._index.stored, **now.stored}, {i: lost[i] for i in lost.keys() - now.stored.keys()}
+            )
+            if now.stored.get(id, location) != location:
                 return self._read(id, action)
-            raise self._damage(id, "the file is gone") from exc
+            raise self._unreadable(id, location, exc) from exc
         except Exception as exc:  # on damage h5py raises OSError, KeyError, RuntimeError and others
-            raise self._damage(id, str(exc)) from exc
+            raise self._unreadable(id, location, exc) from exc
 
-    def _damage(self, id: str, reason: str) -> ArchiveError:
-        file = self._locate(id).file
-        if id in self._index.lost:
-            reason = "the file is gone or has another size than when it was written"
+    def _unreadable(self, id: str, location: index.Location, error: Exception) -> ArchiveError:
+        if not shard.is_damage(error) and location.file.exists():
+            return shard.unreadable(location.file, error)
+        reason, delete = shard.reason(error), "delete this file and "
+        if not location.file.exists():
+            reason, delete = "the file is gone", ""
+        elif id in self._index.lost:
+            reason = "the file has another size than when it was written"
         return ArchiveError(
-            f"{file}: image {id!r} cannot be read: {reason}; delete this file and run "
+            f"{location.file}: image {id!r} cannot be read: {reason}; {delete}run "
             "`endauda export-teacher` again, it replaces what is missing"
         )
 
@@ -234,13 +244,13 @@ class _OpenFiles:
         self._lock = threading.Lock()
         self._files: OrderedDict[Path, ImageFile] = OrderedDict()
 
-    def open(self, path: Path) -> ImageFile:
+    def open(self, path: Path, classes: Sequence[str]) -> ImageFile:
         """The open file. Raises what opening raises."""
         if self._pid != os.getpid():
             self._reset()  # after a fork: the parent's lock may be held
         with self._lock:
             if path not in self._files:
-                self._files[path] = ImageFile(path)
+                self._files[path] = ImageFile(path, classes)
             self._files.move_to_end(path)
             while len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)

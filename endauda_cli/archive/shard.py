@@ -6,6 +6,7 @@ of threads. C classes, H rows, W columns of one image, N images of one size and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -99,11 +100,16 @@ def read_image_file(path: Path) -> CodedImage:
     with path.open("rb") as file:
         try:
             header = json.loads(file.readline(_MAX_HEADER))
-            chunks = [Chunk(file.read(size), raw, crc) for size, raw, crc in header["chunks"]]
+            _expect((header["format"], header["version"]) == (FORMAT, FORMAT_VERSION), "of another format")
+            sizes = [size for size, _, _ in header["chunks"]]
+            rest = os.fstat(file.fileno()).st_size - file.tell()
+            _expect(min(sizes) >= 0 and sum(sizes) == rest, "of another length than its header says")
+            chunks = [Chunk(file.read(size), bool(raw), crc) for size, raw, crc in header["chunks"]]
+            _expect(all(crc32(chunk.data) == chunk.crc for chunk in chunks), "a checksum does not match")
             return CodedImage(
-                header["id"], ImageEntry(*header["image"]), Codec(header["codec"]), tuple(chunks)
+                str(header["id"]), ImageEntry(*header["image"]), Codec(header["codec"]), tuple(chunks)
             )
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArchiveError(f"not the file of an image ({exc!r})") from exc
 
 
@@ -185,13 +191,17 @@ class StoredImage:
 class ImageFile:
     """A file of images, open for reading by any number of threads.
 
+    classes: those of its archive; a file of others, copied from elsewhere, is refused.
+
     Raises FileNotFoundError if it is gone; on damage h5py raises many things.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._lock = threading.Lock()
-        self.images = (_shard_images if path.suffix == ".h5" else _single_image)(path)
+        self.images = _shard_images(path, classes) if path.suffix == ".h5" else _single_image(path)
+        for image in self.images.values():
+            _expect(len(image.sizes) == len(classes) + 2, "it is of other classes than its archive")
 
     def __del__(self) -> None:
         # Not before the last reader has gone, also if another one has put this file aside meanwhile.
@@ -228,6 +238,15 @@ class ImageFile:
         return found
 
     def _read(self, offset: int, size: int) -> bytes:
+        # Before so much memory is asked for.
+        _expect(offset + size <= os.fstat(self._descriptor).st_size, "the file is cut short")
+        data = self._read_some(offset, size)
+        # Systems may give less than was asked for: Linux 2 GiB, network shares what came in one piece.
+        while len(data) < size and (more := self._read_some(offset + len(data), size - len(data))):
+            data += more
+        return data
+
+    def _read_some(self, offset: int, size: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, size, offset)
         with self._lock:
@@ -251,10 +270,11 @@ def _single_image(path: Path) -> dict[str, StoredImage]:
     }
 
 
-def _shard_images(path: Path) -> dict[str, StoredImage]:
+def _shard_images(path: Path, classes: Sequence[str]) -> dict[str, StoredImage]:
     images: dict[str, StoredImage] = {}
     # Without the lock that some network shares refuse: named files never change.
     with h5py.File(path, "r", locking=False) as file:
+        _expect(list(file.attrs["classes"]) == list(classes), "it is of other classes than its archive")
         for group in file.values():
             for id, image in _group_images(group):
                 _expect(id not in images, f"image {id!r} is there twice")
@@ -269,8 +289,9 @@ def _group_images(group: h5py.Group) -> Iterable[tuple[str, StoredImage]]:
     label, certainty = (_located(group[name].id, count) for name in ("label", "certainty"))
     model = _located(group["model"].id, count) if "model" in group else np.zeros((count, 1, 3), np.int64)
     where = np.concatenate([model, label, certainty], axis=1)
+    shapes = [group[name].shape for name in ("crc32", "id", "digest")]  # before they are read
+    _expect(shapes == [(count, classes + 2), (count,), (count,)], "checksums or names are of other images")
     crcs = group["crc32"][:]
-    _expect(crcs.shape == (count, classes + 2), "the checksums are not those of these images")
     for i, (id, digest) in enumerate(zip(group["id"][:], group["digest"][:], strict=True)):
         yield (
             id.decode(),
@@ -287,14 +308,15 @@ def _group_images(group: h5py.Group) -> Iterable[tuple[str, StoredImage]]:
 
 def _located(dataset: Any, count: int) -> NDArray[np.int64]:
     """(N, planes, 3): offset, size and filter mask of each chunk. Raises ArchiveError if one was never written."""
+    # HDF5 reads a chunk that was never written as zeros.
+    _expect(dataset.get_num_chunks() == dataset.shape[0], "a plane was never written")
     where = np.full((dataset.shape[0], 3), -1, np.int64)
 
     def note(chunk: Any) -> None:
         where[chunk.chunk_offset[0]] = chunk.byte_offset, chunk.size, chunk.filter_mask
 
     dataset.chunk_iter(note)
-    # HDF5 reads a chunk that was never written as zeros.
-    _expect(bool((where >= 0).all()), "a plane was never written")
+    _expect(bool((where >= 0).all()), "a chunk is not a plane")
     return where.reshape(count, -1, 3)
 
 
@@ -341,6 +363,30 @@ def file_sha256(path: Path) -> str:
 
 def entries(images: Mapping[str, StoredImage]) -> dict[str, ImageEntry]:
     return {id: image.entry for id, image in images.items()}
+
+
+def reason(error: Exception) -> str:
+    """In a few words, what keeps a file from being read."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether it lies in the file's bytes. If not, the file may be whole, and nobody should delete it.
+
+    h5py's errors of damage have no number; those of rights, of too many open files and the like do.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (None, errno.EIO)
+    return not isinstance(error, MemoryError | ImportError)
+
+
+def unreadable(path: Path, error: Exception) -> ArchiveError:
+    """For a file that may be whole."""
+    return ArchiveError(
+        f"{path}: cannot be read: {reason(error)}; the file may be whole, so mend that and try again"
+    )
 
 
 def _expect(condition: bool, otherwise: str) -> None:

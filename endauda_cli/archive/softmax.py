@@ -129,5 +129,6 @@ def _levels(counts: NDArray[np.int64]) -> Bytes:
 def _model(weights: NDArray[np.int16], levels: Bytes) -> Model:
     symbols = np.zeros(loops.CONTEXTS << loops.SCALE_BITS, np.uint8)
     slots = np.zeros(loops.CONTEXTS * loops.SYMBOLS, np.uint32)
-    loops.tables(levels, _FREQUENCY_OF, symbols, slots)
+    if not loops.tables(levels, _FREQUENCY_OF, symbols, slots):
+        raise ValueError("a model with more symbols than a context has room for")
     return Model(weights.astype(np.int64), symbols, slots)

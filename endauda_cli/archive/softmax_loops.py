@@ -215,7 +215,10 @@ def count(events, counts):
 
 @jit
 def tables(levels, frequency_of, symbols, slots):
-    """Fills a context's slots in proportion to its frequencies: every symbol that occurs gets one at least."""
+    """Fills a context's slots in proportion to its frequencies: every symbol that occurs gets one at least.
+
+    Whether they suffice. Frequencies that were counted always do; forged ones would be written outside.
+    """
     frequencies = np.zeros(SYMBOLS, np.int64)
     for context in range(CONTEXTS):
         total = np.int64(0)
@@ -232,6 +235,8 @@ def tables(levels, frequency_of, symbols, slots):
             if share > frequencies[most]:
                 most = symbol
         frequencies[most] += left
+        if frequencies[most] < 1:
+            return False
         first = np.int64(0)
         for symbol in range(SYMBOLS):
             share = frequencies[symbol]
@@ -240,6 +245,7 @@ def tables(levels, frequency_of, symbols, slots):
                 for slot in range(first, first + share):
                     symbols[(context << SCALE_BITS) + slot] = symbol
                 first += share
+    return True
 
 
 @jit

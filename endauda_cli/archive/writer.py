@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -94,11 +95,12 @@ class CertaintyWriter:
         self._shard_size = shard_size
         self._info = self._open_archive(tuple(classes), attributes or {})
         self._part = _Part(self.path, tag, self._info)
-        self._take_tag(tag)
+        self._closed = False
         try:
+            self._take_tag(tag)
             self._part.recover()
             self._adopt_others()
-            self._done = set(index.scan(self.path).stored)
+            self._done = set(index.scan(self.path, self._info.classes).stored)
         except BaseException:
             self._leave_tag()
             raise
@@ -137,7 +139,12 @@ class CertaintyWriter:
         return shard.code_image(self._codec, id, label, certainty)
 
     def store(self, image: CodedImage) -> None:
-        """Stores a coded image for good. Raises ArchiveError if the id is there, or the disk is full."""
+        """Stores a coded image for good.
+
+        Raises ArchiveError if the id is there, or the disk is full; ValueError if the writer was closed.
+        """
+        if self._closed:
+            raise ValueError(f"{self.path}: this writer was closed; open another one")
         self._check_id(image.id)
         self._part.add(image)
         self._done.add(image.id)
@@ -184,6 +191,7 @@ class CertaintyWriter:
             )
 
     def _leave_tag(self) -> None:
+        self._closed = True
         self._part.stop()
         self._part.lock.release()
         self._part.remove()
@@ -192,7 +200,12 @@ class CertaintyWriter:
         """Finishes the shards of writers that were killed, unless one of that tag is alive."""
         for folder in sorted(self.path.glob(f"*{PART_SUFFIX}")):
             other = _Part(self.path, folder.name.removesuffix(PART_SUFFIX), self._info)
-            if folder == self._part.folder or not other.lock.acquire():
+            if folder == self._part.folder or not folder.is_dir():
+                continue
+            try:
+                if not other.lock.acquire():
+                    continue
+            except OSError:  # another user's: theirs to finish
                 continue
             try:
                 if other.lock.enforced:
@@ -248,6 +261,8 @@ class _Part:
         self._bytes = 0
         self._pool = ThreadPoolExecutor(1, "seal")
         self._sealing: Future[None] | None = None
+        self._at_work = threading.Lock()
+        self._stopped = False
 
     @property
     def waiting(self) -> int:
@@ -285,9 +300,17 @@ class _Part:
     def stop(self) -> None:
         """Until nothing is written any more, whatever came of it: what is no shard is still in the folder."""
         self._pool.shutdown()
+        # A Ctrl-C that came while the thread was started leaves one that the pool knows nothing of.
+        with self._at_work:
+            self._stopped = True
 
     def _make_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
-        data = shard.shard_file(self._info, map(shard.read_image_file, files))
+        with self._at_work:
+            if not self._stopped:
+                self._write_shard(files)
+
+    def _write_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
+        data = shard.shard_file(self._info, map(_read_own, files))
         path = self._archive / shard_name(self._tag, self._next_number())
         replace_file(path, data)
         images = {id: entry for entries in files.values() for id, entry in entries.items()}
@@ -311,9 +334,9 @@ class _Part:
                 path.unlink(missing_ok=True)
         for path in index.orphans(self._archive):
             if shard_tag(path.name) == self._tag:
-                _complete_orphan(path)
+                _complete_orphan(path, self._info.classes)
         shards, _ = index.scan_shards(self._archive)
-        finished = index.read_part(self.folder)
+        finished = index.read_part(self.folder, self._info.classes)
         for path in sorted(self.folder.glob(f"*{IMAGE_SUFFIX}")):
             images = finished.get(path, {})
             if images.keys() <= shards.keys():  # of a power cut, or already in a shard
@@ -335,14 +358,29 @@ class _Part:
         return 1 + max((shard_number(name) for name in names if shard_tag(name) == self._tag), default=-1)
 
 
-def _complete_orphan(path: Path) -> None:
-    """Gives a shard without a manifest one. If anything in it is damaged, sets it aside as ``*.damaged``."""
+def _read_own(path: Path) -> CodedImage:
     try:
-        manifest = index.manifest_of(path)
-        file = shard.ImageFile(path)
+        return shard.read_image_file(path)
+    except (ArchiveError, OSError) as exc:
+        raise ArchiveError(
+            f"{path}: cannot be read any more: {shard.reason(exc)}; run the same command again, it replaces "
+            "what is missing"
+        ) from exc
+
+
+def _complete_orphan(path: Path, classes: Sequence[str]) -> None:
+    """Gives a shard without a manifest one. If anything in it is damaged, sets it aside as ``*.damaged``.
+
+    Raises ArchiveError if it may be whole, but cannot be read.
+    """
+    try:
+        manifest = index.manifest_of(path, classes)
+        file = shard.ImageFile(path, classes)
         for id, entry in manifest.images.items():
             shard.check_image(file, id, entry)
-    except Exception:  # h5py raises many things on damage
+    except Exception as exc:  # h5py raises many things on damage
+        if not shard.is_damage(exc) and not isinstance(exc, FileNotFoundError):
+            raise shard.unreadable(path, exc) from exc
         for file_path in (path, manifest_path(path)):
             with contextlib.suppress(FileNotFoundError):
                 file_path.replace(file_path.with_name(f"{file_path.name}.damaged"))

@@ -67,7 +67,10 @@ def command(
         o.option("--import", help="Folder of outputs that exist: IMAGE.png with IMAGE.npy or IMAGE.npz."),
     ] = None,
     split: Annotated[Split, o.option("--split", help="Images of the target to export.")] = Split.TRAIN,
-    codec: Annotated[Codec, o.option("--codec", help="Lossless compression of the archive.")] = Codec.SOFTMAX,
+    codec: Annotated[
+        Codec,
+        o.option("--codec", help="Lossless compression of the archive; other programs read all but softmax."),
+    ] = Codec.SOFTMAX,
     shard: Annotated[
         str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several machines.")
     ] = "1/1",
