@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -304,12 +305,11 @@ def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt
 
 
 def _read_array(path: Path) -> NDArray[Any]:
-    while True:
-        try:
+    for _ in range(20):
+        # Python 3.11's parser, which reads the header, trips over other threads' parsing (gh-106905).
+        with contextlib.suppress(SystemError):
             return _load_array(path)
-        except SystemError:
-            # Python 3.11's parser, which reads the header, trips over other threads' parsing (gh-106905).
-            continue
+    return _load_array(path)
 
 
 def _load_array(path: Path) -> NDArray[Any]:

@@ -416,7 +416,7 @@ def test_no_archive(city: Path) -> None:
         ),
         (
             ("--policy", "best"),
-            "--policy best: neither one of auto, val, few-shot, certainty, paper nor a file that exists",
+            "--policy best: neither one of auto, few-shot, val, certainty, paper nor a file that exists",
         ),
         (("--device", "gpu"), "--device gpu: not available (Expected one of cpu, cuda"),
         (("--device", "meta"), "--device meta: not available (Cannot copy out of meta tensor); try"),

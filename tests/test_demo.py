@@ -50,7 +50,8 @@ def test_every_row_of_the_table_is_there(shown: tuple[Path, Any]) -> None:
     names = [score["name"] for score in result["scores"]]
     assert names == [
         *(f"teacher {name}" for name in demo.TEACHERS),
-        *("plf labels", "certainty labels", "majority labels", "consensus labels", "student"),
+        *("plf labels", "certainty labels", "majority labels"),
+        *("soft-label labels", "consensus labels", "student"),
     ]  # fmt: skip
     for score in result["scores"]:
         assert 0 <= score["miou"] <= 100 and score["coverage"] == 100
