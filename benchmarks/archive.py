@@ -515,8 +515,6 @@ def export_child(maps: str, teacher: int, out: str, images: int, codec: str) -> 
 
 def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
     """``endauda fuse`` with its defaults, over all images of the archives."""
-    import torch
-
     from endauda_cli.config import FuseConfig
     from endauda_cli.domains import Domain, Task, palette_of
     from endauda_cli.events import silent
@@ -528,7 +526,7 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
     domain = Domain("generated", classes, palette_of(classes), {}, (), (), "labels")
     config = FuseConfig(tuple(paths))
     return partial(
-        fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), torch.device("cpu"), silent
+        fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), "cpu", silent
     )
 
 

@@ -38,7 +38,7 @@ class CertaintyReader:
 
     Sees every image that was finished when it was opened, also of an archive that is still being written.
     Whatever it returns was checked against the checksum from the time of writing. It can be shared by
-    threads, survives a fork and can be pickled.
+    threads, survives a fork while no other thread reads and can be pickled.
 
     Raises ArchiveError if ``path`` is no archive, is damaged, or is of another format version.
     """
