@@ -144,11 +144,11 @@ class CertaintyReader:
     def _read(self, id: str, action: Callable[[ImageFile, StoredImage], T]) -> T:
         location = self._locate(id)
         try:
-            file = self._files.open(location.file, self.classes)
+            file = self._files.open(location.file, self._info.classes)
             return action(file, file.find(id, location.entry))
         except FileNotFoundError as exc:
             # Perhaps its writer has moved it from a part into a shard since this reader looked.
-            now = index.scan(self.path, self.classes)
+            now = index.scan(self.path, self._info.classes)
             # What is nowhere now stays among the ids, and is told when it is read.
             lost = {**self._index.lost, **now.lost}
             self._index = index.Index(
