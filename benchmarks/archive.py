@@ -525,9 +525,7 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
         classes = reader.classes
     domain = Domain("generated", classes, palette_of(classes), {}, (), (), "labels")
     config = FuseConfig(tuple(paths))
-    return partial(
-        fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), "cpu", silent
-    )
+    return partial(fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), "cpu", silent)
 
 
 # Showing
