@@ -357,7 +357,7 @@ def _write_fitted(file: Path, fitted: _Fitted) -> None:
         "union_per_image": fitted.overlaps.union,
         "sureness": fitted.sureness,
     }
-    with suppress(OSError):  # a folder that cannot be written to only costs time
+    with suppress(OSError, DataError):  # a folder that cannot be written to only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
         _write_arrays(file, arrays)
 
@@ -379,8 +379,13 @@ def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content.getvalue())
-    partial.replace(file)
+    try:
+        partial.write_bytes(content.getvalue())
+        partial.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(f"{file}: cannot be written ({error}); free disk space and run again") from error
 
 
 def write_consensus(

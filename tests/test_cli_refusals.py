@@ -649,4 +649,4 @@ def test_full_disk(city: Path, limit: int, words: tuple[str, ...]) -> None:
 def test_teachers_are_all_there(city: Path) -> None:
     """The three archives of this file's workspace are sound, so refusals above are about what was spoilt."""
     assert result_of("fuse")["teachers"] == sorted(TEACHERS)
-    assert json.loads((city / FUSED / "plf/fusion.json").read_text())["images"] == len(TRAIN)
+    assert json.loads((city / FUSED / "consensus/fusion.json").read_text())["images"] == len(TRAIN)

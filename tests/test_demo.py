@@ -106,7 +106,9 @@ def test_plain_commands_go_on_from_there(
     scored = result_of("test", "--predictions", "labels/dusk/plf-val")
     plf = next(score for score in result["scores"] if score["name"] == "plf labels")
     assert scored["miou"] == pytest.approx(plf["miou"])
-    fused = result_of("fuse", "--teachers", *demo.TEACHERS, "--threshold", "0", "--name", "mine")
+    fused = result_of(
+        "fuse", "--teachers", *demo.TEACHERS, "--rule", "plf", "--threshold", "0", "--name", "mine"
+    )
     assert fused["policy"] == "auto" and fused["images"] == IMAGES["train"]
     for path in (out / "labels/dusk/plf").glob("dusk_train_*[0-9].png"):
         assert np.array_equal(read_png(path), read_png(out / "labels/dusk/mine" / path.name))
