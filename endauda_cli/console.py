@@ -190,7 +190,7 @@ class Terminal:
 
     @_render.register
     def _(self, r: FusionResult) -> None:
-        owned = ("best" if r.rule == "consensus" else "owner", "margin", "sure %") if r.policy else ()
+        owned = (r.leader, "margin", "sure %") if r.policy else ()
         table = _table("class", *owned, "share %", "kept %", "overlap %")
         for c in r.classes:
             margin = "" if c.margin is None else f"{c.margin:+.3f}"

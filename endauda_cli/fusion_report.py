@@ -46,8 +46,6 @@ TEACHER_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
 """Of the winner map; told apart also by the colour-blind (Okabe and Ito)."""
-LEADER = {FusionRule.CONSENSUS.value: "best"}
-"""What the first teacher of a class is called; consensus has no owners."""
 SEVERAL: Colour = (150, 150, 150)
 
 
@@ -97,7 +95,7 @@ def _classes(result: FusionResult) -> Table:
     owned = result.policy is not None
     head = [
         "class",
-        *([LEADER.get(result.rule, "owner"), "margin", "sure %"] if owned else []),
+        *([result.leader, "margin", "sure %"] if owned else []),
         "share of labels %",
         "kept %",
         "claimed by several %",

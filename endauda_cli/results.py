@@ -93,6 +93,11 @@ class FusionResult:
     waiting_for: int = 0
     """Images of the set that other processes have yet to do; the figures are then of this one's alone."""
 
+    @property
+    def leader(self) -> str:
+        """What the first teacher of a class is called; consensus has no owners."""
+        return "best" if self.rule == "consensus" else "owner"
+
 
 @dataclass(frozen=True)
 class TrainResult:
