@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 def make_teacher(name: str, size: tuple[int, int]) -> Teacher:
     """A network with random weights, its preprocessing at ``size``, one pass: a pass is what is compared."""
     torch.manual_seed(0)
+    network: torch.nn.Module
     if name == "student":
         network, preprocessing = build_student("deeplabv3plus", "drn", 19), Preprocessing()
         procedure = Procedure()
@@ -108,7 +109,13 @@ def idle_share(run: Callable[[], object], device: torch.device) -> float:
         run()
         wait_for(device)
         seconds = time.perf_counter() - begin
-    return 1 - sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / seconds
+    busy: float = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    return 1 - busy / seconds
+
+
+def size_of(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
 
 
 def main() -> None:
@@ -125,10 +132,11 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    size, image_size = (tuple(map(int, text.split("x"))) for text in (given.size, given.image_size))
+    size, image_size = size_of(given.size), size_of(given.image_size)
     device, task = pick_device(given.device), make_task(GTA5, CITYSCAPES)
     teacher = make_teacher(given.network, size)
-    network = teacher.segmenter.network.to(device, memory_format=torch.channels_last).eval()
+    network = teacher.segmenter.network.eval().to(device)
+    network = network.to(memory_format=torch.channels_last)
     teacher = replace(teacher, segmenter=replace(teacher.segmenter, network=network))
     config = ExportConfig("bench", inference=InferenceConfig(given.batch_size, given.amp, given.workers))
 

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from rich.table import Table
 
 from endauda_cli.archive import CertaintyWriter
 from endauda_cli.domains import CITYSCAPES, CITYSCAPES_CLASSES
-from endauda_cli.fusion import RULES, Planes, Recipe, fuse_image
+from endauda_cli.fusion import Planes, Recipe, fuse_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,7 @@ DENSE: dict[str, Callable[[Tensor, Tensor, Recipe], Tensor]] = {
     "majority": dense_majority,
     "soft-label": dense_soft_label,
 }
+"""What each published rule is compared with; ``consensus`` has no dense form that anybody runs."""
 
 
 # Kernels
@@ -135,18 +137,18 @@ def kernels(labels: Any, planes: Any, repeats: int) -> dict[str, Any]:
     sampled = np.sort(planes[:, :, ::8, ::8].reshape(TEACHERS, CLASSES, -1), axis=1)
     delta = tuple(float(value) for value in sampled.mean((0, 2)))
     rows = {}
-    for rule in RULES:
+    for rule in DENSE:
         recipe = Recipe(CLASSES, OWNERS, WINDOW, threshold=THRESHOLD, delta=delta)
         ask = held(planes)
         (dense, expected), (fast, found) = best_of(
             repeats,
-            lambda rule=rule, recipe=recipe: DENSE[rule](torch.from_numpy(labels), certainty, recipe),
-            lambda rule=rule, recipe=recipe, ask=ask: fuse_image(rule, labels, ask, recipe).label,
+            partial(DENSE[rule], torch.from_numpy(labels), certainty, recipe),
+            partial(fuse_image, rule, labels, ask, recipe),
         )
-        differ = int((expected.numpy() != found).sum())
+        differ = int((expected.numpy() != found.label).sum())
         rows[rule] = {"dense_s": dense, "endauda_s": fast, "times": dense / fast, "pixels_differ": differ}
         if torch.cuda.is_available():
-            rows[rule] |= on_cuda(rule, labels, planes, recipe, found, repeats)
+            rows[rule] |= on_cuda(rule, labels, planes, recipe, found.label, repeats)
     return rows
 
 

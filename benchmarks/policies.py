@@ -38,11 +38,10 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from endauda_cli import consensus, policy
-from endauda_cli.choosing import Evidence, choose_consensus, choose_policy
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.domains import make_task
-from endauda_cli.fusion import plf
+from endauda_cli.fusing.choosing import Evidence, choose_consensus, choose_policy
+from endauda_cli.fusion import Recipe, consensus, fuse_image, policy
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 
@@ -148,9 +147,11 @@ def vote(labels: UInt8, planes: UInt8) -> UInt8:
 
 def by_owner(owners: Sequence[int]) -> Any:
     def fuse(labels: UInt8, planes: UInt8) -> UInt8:
-        unused = cast("Any", None)
-        fused = plf(torch.from_numpy(labels), unused, torch.tensor(owners), threshold=0)
-        return np.asarray(fused.label.numpy())
+        recipe = Recipe(planes.shape[1], tuple(owners), threshold=0)
+        label: UInt8 = fuse_image(
+            "plf", labels, lambda teacher, classes: planes[teacher, classes], recipe
+        ).label
+        return label
 
     return fuse
 

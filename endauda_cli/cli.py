@@ -16,7 +16,7 @@ import typer
 from endauda_cli import __version__
 from endauda_cli.commands import demo, download_weights, export_teacher, fuse, inspect, test, train
 from endauda_cli.errors import ConfigError, EndaudaError
-from endauda_cli.multivalue import COMPLETE_VARIABLE, spread, spread_completion
+from endauda_cli.terminal.multivalue import COMPLETE_VARIABLE, spread, spread_completion
 from endauda_cli.workspace import CONFIG_FILE, find_workspace, read_config
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.consensus import (
+from endauda_cli.fusion.consensus import (
     BINS,
     Consensus,
     Labelled,
@@ -20,7 +20,7 @@ from endauda_cli.consensus import (
     fuse_image,
     overlaps,
 )
-from endauda_cli.policy import Overlaps, owners_by_score, sureness
+from endauda_cli.fusion.policy import Overlaps, owners_by_score, sureness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from endauda_cli import console
-from endauda_cli.console import Terminal
 from endauda_cli.events import Tick
 from endauda_cli.results import ClassFacts, ClassSummary, DemoResult, FusionResult, InspectResult, Score
+from endauda_cli.terminal import console
+from endauda_cli.terminal.console import Terminal
 
 Captured = pytest.CaptureFixture[str]
 ODD = "b[red] :car: [/]"

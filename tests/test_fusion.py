@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.consensus import Consensus, fit
 from endauda_cli.fusion import RULES, Fused, Recipe, compiled, fuse_image, tensors
+from endauda_cli.fusion.consensus import Consensus, fit
 from endauda_cli.types import Border, FusionRule, Unclaimed
 
 if TYPE_CHECKING:

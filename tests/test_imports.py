@@ -17,15 +17,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # bottom: a layer imports from those above it in this table
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
-    "tools": ("compiling", "diskspace", "distributed", "locking", "multivalue", "pipeline"),
+    "tools": ("compiling", "diskspace", "distributed", "locking", "pipeline"),
     "kernels": (
-        "charts",
-        "consensus",
         "fusion",
         "losses",
         "metrics",
         "models",
-        "policy",
         "segmenter",
         "street",
         "transforms",
@@ -35,50 +32,36 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "cache",
         "checkpoint",
         "datasets",
-        "descriptions",
-        "journal",
         "labels",
-        "libraries",
-        "programs",
         "teachers",
         "weights",
         "workspace",
     ),
     "engines": (
         "calibration",
-        "choosing",
         "demo",
         "evaluation",
         "exporting",
         "fusing",
-        "fusion_report",
-        "image_fusion",
         "inference",
         "inspecting",
-        "live",
-        "rank_certainty",
         "report",
         "training",
     ),
-    "terminal": ("completing", "console"),
+    "terminal": ("terminal",),
     "commands": ("commands",),
     "entry": ("cli", "__main__"),
 }
 SIDEWAYS = {
     "compiling": {"pipeline"},
-    "journal": {"workspace"},
-    "consensus": {"policy"},
-    "fusion": {"consensus"},
     "segmenter": {"transforms"},
-    "teachers": {"checkpoint", "descriptions", "libraries", "programs"},
+    "teachers": {"checkpoint"},
     "weights": {"workspace"},
     "calibration": {"inference"},
     "evaluation": {"inference", "report"},
     "exporting": {"inference"},
     "training": {"inference"},
-    "fusing": {"choosing", "fusion_report", "image_fusion", "live", "rank_certainty"},
-    "fusion_report": {"image_fusion", "report"},
-    "live": {"exporting"},
+    "fusing": {"exporting", "report"},
     "inspecting": {"report"},
     "demo": {"evaluation", "exporting", "fusing", "report", "training"},
     "__main__": {"cli"},
@@ -94,7 +77,6 @@ NOT_IN_KERNELS = {"h5py", "hdf5plugin", "pathlib", "PIL"}
 EXCEPTIONS = {
     "transforms": {"PIL"},
     "street": {"PIL"},
-    "charts": {"PIL"},
 }  # Pillow resizes as published, and draws
 
 
@@ -190,15 +172,15 @@ def test_sideways_imports_are_needed() -> None:
 def test_only_the_command_line_knows_the_terminal() -> None:
     for name, imports in IMPORTS.items():
         names = {own(i) for i in imports} | {top(i.name) for i in imports}
-        if names & {"console", "rich"}:
-            assert top(name) in ("cli", "commands", "console"), name
+        if names & {"terminal.console", "rich"}:
+            assert top(name) in ("cli", "commands", "terminal"), name
         if "typer" in names:
-            assert top(name) in ("cli", "commands", "console", "completing", "multivalue"), name
+            assert top(name) in ("cli", "commands", "terminal"), name
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if LAYER_OF[top(name)] == "kernels"])
 def test_kernels_know_no_files(name: str) -> None:
-    forbidden = NOT_IN_KERNELS - EXCEPTIONS.get(name, set())
+    forbidden = NOT_IN_KERNELS - EXCEPTIONS.get(top(name), set())
     found = {top(imported.name) for imported in IMPORTS[name] if not imported.typing_only}
     assert not found & forbidden
 
@@ -212,7 +194,11 @@ def test_words_and_values_need_the_standard_library_alone(name: str) -> None:
 def test_help_and_completion_load_nothing_heavy() -> None:
     """In a fresh interpreter, everything that runs before a command does."""
     layers = ("words", "values", "commands", "entry")
-    light = [n for n in MODULES if LAYER_OF[top(n)] in layers or n in ("workspace", "datasets", "completing")]
+    light = [
+        n
+        for n in MODULES
+        if LAYER_OF[top(n)] in layers or n in ("workspace", "datasets", "terminal.completing")
+    ]
     lines = [f"import {PACKAGE.name}.{name}" for name in light if name != "__main__"]
     lines += ["import sys", f"print(*sorted(set(sys.modules) & set({LIGHT})))"]
     finished = subprocess.run(

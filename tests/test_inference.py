@@ -107,7 +107,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(error: type[RuntimeError]
 
 
 def test_memory_that_a_program_runs_out_of_halves_the_batch_too(tmp_path: Path) -> None:
-    from endauda_cli.programs import Program
+    from endauda_cli.teachers.programs import Program
 
     network = Small(limit=2)
     found = run(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from endauda_cli.cli import app
-from endauda_cli.multivalue import MULTIVALUE, split_commas, spread, spread_completion
+from endauda_cli.terminal.multivalue import MULTIVALUE, split_commas, spread, spread_completion
 
 values = st.text("abcxyz019_.,/", min_size=1, max_size=6)
 flags = st.sampled_from(["--rule", "--threshold", "-q", "--name=x", "--json", "-"])

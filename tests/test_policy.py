@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.choosing import POLICIES, policy_record, read_policy
 from endauda_cli.domains import DOMAINS
 from endauda_cli.errors import PolicyError
-from endauda_cli.metrics import ConfusionMatrix
-from endauda_cli.policy import (
+from endauda_cli.fusing.choosing import POLICIES, policy_record, read_policy
+from endauda_cli.fusion.policy import (
     PAPER,
     Policy,
     auto_scores,
@@ -28,6 +27,7 @@ from endauda_cli.policy import (
     scaled_certainty,
     soft_iou,
 )
+from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.types import PolicyKind
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from endauda_cli.config import InferenceConfig
-from endauda_cli.descriptions import read_description
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.events import silent
 from endauda_cli.exporting import teacher_maps
 from endauda_cli.models import build_student
-from endauda_cli.programs import program_kind
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import Teacher, open_teacher
+from endauda_cli.teachers.descriptions import read_description
+from endauda_cli.teachers.programs import program_kind
 from endauda_cli.transforms import Preprocessing
 from tests.command_lines import make_cityscapes, result_of
 

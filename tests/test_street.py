@@ -10,22 +10,10 @@ import numpy as np
 import pytest
 
 from endauda_cli.domains import CITYSCAPES_CLASSES
-from endauda_cli.street import (
-    FINISHES,
-    MOVES,
-    SHIFT,
-    SOURCE_LOOK,
-    SOURCE_MATERIALS,
-    TARGET_AIR,
-    TARGET_LOOK,
-    TEXTURES,
-    Look,
-    Scene,
-    TextureKind,
-    draw_scene,
-    paint,
-    shifted,
-)
+from endauda_cli.street import SOURCE_LOOK, TARGET_LOOK, Look, Scene, draw_scene, paint, shifted
+from endauda_cli.street.looks import MOVES, SHIFT, SOURCE_MATERIALS, TARGET_AIR, TextureKind
+from endauda_cli.street.painting import TEXTURES
+from endauda_cli.street.sprites import FINISHES
 
 SCENES = 24
 SIZES = [(64, 32), (256, 128), (384, 192), (200, 150)]

@@ -536,7 +536,7 @@ KILLED = """
 import os, random, signal, sys, time
 from endauda_cli.cli import main
 from endauda_cli.weights import transport
-import requests, endauda_cli.console, endauda_cli.weights  # once, not in each child
+import requests, endauda_cli.terminal.console, endauda_cli.weights  # once, not in each child
 transport.random.uniform = lambda low, high: 0.0
 kills, part, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
 moments, done = random.Random(3), 0

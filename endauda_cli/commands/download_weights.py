@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.errors import ConfigError, DownloadError
+from endauda_cli.terminal import completing
 
 
 def command(
@@ -65,7 +65,7 @@ def command(
     - `endauda download-weights gta5/source gta5/ours/drn`
     - `endauda download-weights dacs --from-file ~/Downloads/dacs.zip`
     """
-    from endauda_cli.console import Terminal
+    from endauda_cli.terminal.console import Terminal
     from endauda_cli.weights import FetchOptions, Patience, fetch_weights, list_weights, read_manifest
     from endauda_cli.workspace import find_workspace
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.errors import ConfigError
+from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Codec, Split
 
 if TYPE_CHECKING:

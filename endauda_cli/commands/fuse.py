@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.multivalue import split_commas
+from endauda_cli.terminal import completing
+from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, Border, FusionRule, PolicyKind, Split, Unclaimed
 
 if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
-    from endauda_cli.live import NetworkReader
+    from endauda_cli.fusing.live import NetworkReader
 
 
 def command(
@@ -206,7 +206,7 @@ def _networks(
     import torch
 
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.live import NetworkReader, open_network, refuse_other_archive
+    from endauda_cli.fusing.live import NetworkReader, open_network, refuse_other_archive
     from endauda_cli.teachers import teacher_names
 
     if samples is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
+from endauda_cli.terminal import completing
 
 
 def command(

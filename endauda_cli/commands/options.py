@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from endauda_cli import completing
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError
+from endauda_cli.terminal import completing
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from endauda_cli.console import Terminal
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain, Task
+    from endauda_cli.terminal.console import Terminal
 
 # Every option can come from ENDAUDA_<COMMAND>_<OPTION>; saying so at each would drown the help.
 option = partial(typer.Option, show_envvar=False)
@@ -197,8 +197,8 @@ def open_session(
     Raises:
         EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
     """
-    from endauda_cli.console import Terminal
     from endauda_cli.datasets import load_task
+    from endauda_cli.terminal.console import Terminal
 
     found = find_workspace(workspace)
     task = load_task(source, target, found.root)

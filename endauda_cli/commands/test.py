@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.errors import ConfigError
+from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Split
 from endauda_cli.workspace import check_label_set
 

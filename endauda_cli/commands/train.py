@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from endauda_cli import completing
 from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.multivalue import split_commas
+from endauda_cli.terminal import completing
+from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import Arch, Backbone, Method
 from endauda_cli.workspace import check_label_set
 

@@ -23,7 +23,7 @@ uint8 0..100 (or float32 once renormalised). All ties go to the lowest class. So
 ``consensus``
     What all teachers together believe, every word weighed by what it meant where the others spoke too; fitted
     without labels, or to a few. Nobody owns a class. Its certainty is the belief in the label. See
-    :mod:`endauda_cli.consensus`; this rule is compiled for the CPU alone.
+    :mod:`endauda_cli.fusion.consensus`; this rule is compiled for the CPU alone.
 
 A label is kept where its certainty reaches the threshold, else the pixel becomes 255. A pixel is *unclaimed* if
 no class is claimed there: by its owner (plf), or by any teacher's label (the other rules).
@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from endauda_cli.types import Border, FusionRule, Unclaimed
 
 if TYPE_CHECKING:
-    from endauda_cli.consensus import Consensus
+    from endauda_cli.fusion.consensus import Consensus
 
 Planes = Callable[[int, Sequence[int]], Any]
 """``planes(t, classes)``: teacher t's certainties of these classes, (len(classes), H, W). A rule asks for what it

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.compiling import in_bands, jit
-from endauda_cli.consensus import fuse_image
 from endauda_cli.domains import IGNORE
 from endauda_cli.fusion import Fused, Planes, Recipe
+from endauda_cli.fusion.consensus import fuse_image
 from endauda_cli.types import Border, Unclaimed
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from endauda_cli.charts import bars, matrix, shades
 from endauda_cli.domains import IGNORE
-from endauda_cli.image_fusion import planes_of, run_rule
+from endauda_cli.fusing.charts import bars, matrix, shades
+from endauda_cli.fusing.image import planes_of, run_rule
 from endauda_cli.labels import colourise, read_image, read_train_ids
 from endauda_cli.report import (
     Figure,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.domains import Colour
-    from endauda_cli.image_fusion import Fusion
-    from endauda_cli.journal import Line
+    from endauda_cli.fusing.image import Fusion
+    from endauda_cli.fusing.journal import Line
     from endauda_cli.results import FusionResult
 
     UInt8 = NDArray[np.uint8]

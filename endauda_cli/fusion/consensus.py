@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from endauda_cli.compiling import jit
-from endauda_cli.policy import Overlaps, annotators, combinations, power_for
+from endauda_cli.fusion.policy import Overlaps, annotators, combinations, power_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

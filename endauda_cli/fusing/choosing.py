@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endauda_cli import consensus
-from endauda_cli import policy as rules
-from endauda_cli.consensus import Consensus
 from endauda_cli.errors import DataError, PolicyError
 from endauda_cli.events import Reporter, Tick
+from endauda_cli.fusion import consensus
+from endauda_cli.fusion import policy as rules
+from endauda_cli.fusion.consensus import Consensus
+from endauda_cli.fusion.policy import Overlaps, Policy
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
-from endauda_cli.policy import Overlaps, Policy
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind
 
 if TYPE_CHECKING:

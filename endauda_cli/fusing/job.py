@@ -22,7 +22,9 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
-from endauda_cli.choosing import (
+from endauda_cli.errors import ArchiveError, DataError
+from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.fusing.choosing import (
     Evidence,
     choose_consensus,
     choose_policy,
@@ -30,16 +32,14 @@ from endauda_cli.choosing import (
     policy_record,
     write_consensus,
 )
-from endauda_cli.errors import ArchiveError, DataError
-from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.fusing.image import Fusion, planes_of, run_rule
+from endauda_cli.fusing.journal import Journal, label_files, refuse_other_set
+from endauda_cli.fusing.rank_certainty import DELTA_FILE, delta_for
+from endauda_cli.fusing.report import write_fusion_report
 from endauda_cli.fusion import RULES, Fused, Recipe
 from endauda_cli.fusion.compiled import agreement, overlaps, tally
-from endauda_cli.fusion_report import write_fusion_report
-from endauda_cli.image_fusion import Fusion, planes_of, run_rule
-from endauda_cli.journal import Journal, label_files, refuse_other_set
 from endauda_cli.labels import read_truth, write_label_and_colour
 from endauda_cli.pipeline import ordered_map
-from endauda_cli.rank_certainty import DELTA_FILE, delta_for
 from endauda_cli.results import ClassSummary, FusionResult, FusionScore
 from endauda_cli.types import CONSENSUS_FILE, FusionRule, PolicyKind
 from endauda_cli.workspace import RECORD_FILE, write_text
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.config import FuseConfig
-    from endauda_cli.consensus import Consensus
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
-    from endauda_cli.image_fusion import Readers
-    from endauda_cli.journal import Line
-    from endauda_cli.live import NetworkReader
-    from endauda_cli.policy import Policy
+    from endauda_cli.fusing.image import Readers
+    from endauda_cli.fusing.journal import Line
+    from endauda_cli.fusing.live import NetworkReader
+    from endauda_cli.fusion.consensus import Consensus
+    from endauda_cli.fusion.policy import Policy
 
     UInt8 = NDArray[np.uint8]
 

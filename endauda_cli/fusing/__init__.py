@@ -1,0 +1,12 @@
+"""Engine: archives of several teachers (or the teachers' networks) -> one set of fused labels.
+
+``job`` is the whole of it: ``choosing`` decides whom to trust, ``rank_certainty`` what a certainty is worth, ``image``
+fuses one image, ``journal`` remembers what is finished, ``report`` draws it; ``live``
+runs networks in place of archives.
+"""
+
+from __future__ import annotations
+
+from endauda_cli.fusing.job import POLICY_FILE, fuse
+
+__all__ = ["POLICY_FILE", "fuse"]
