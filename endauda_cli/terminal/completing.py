@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.datasets import load_task
 from endauda_cli.domains import DOMAINS
 from endauda_cli.types import TEACHER_ENTRY_POINTS, PolicyKind, TeacherName
-from endauda_cli.weights.manifest import read_manifest
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace, read_config
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def _weights(ctx: Any, workspace: Workspace) -> Iterable[str]:
 
 
 def _published(ctx: Any, workspace: Workspace) -> Iterable[str]:
+    from endauda_cli.weights.manifest import read_manifest
+
     manifest = ctx.params.get("manifest")
     taken = set(ctx.params.get("names") or ())
     return [
