@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ import typer
 from endauda_cli import __version__
 from endauda_cli.errors import EndaudaError
 from endauda_cli.terminal.parsing import Entry, Group
+from endauda_cli.terminal.shells import InstallCompletion, ShowCompletion, serve_shell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,7 @@ app = typer.Typer(
     cls=Commands,
     help="Turn several adapted segmentation models (teachers) and unlabelled images into one better model (student).",
     no_args_is_help=True,
+    add_completion=False,  # Typer's own scripts; ours are in terminal.shells
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -65,14 +68,18 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    install_completion: InstallCompletion = None,
+    show_completion: ShowCompletion = None,
 ) -> None:
     pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 (interrupt)."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        app(list(sys.argv[1:] if argv is None else argv), prog_name="endauda")
+        if not serve_shell(words, partial(typer.main.get_command, app)):
+            app(words, prog_name="endauda")
     except EndaudaError as error:
         print(f"endauda: {error}", file=sys.stderr)
         return 1

@@ -69,7 +69,11 @@ def command(
     split: Annotated[Split, o.option("--split", help="Images of the target to export.")] = Split.TRAIN,
     codec: Annotated[
         Codec,
-        o.option("--codec", help="Lossless compression of the archive; other programs read all but softmax."),
+        o.option(
+            "--codec",
+            help="Lossless compression of the archive; other programs read all but softmax.",
+            autocompletion=completing.codecs,
+        ),
     ] = Codec.SOFTMAX,
     shard: Annotated[
         str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several machines.")
@@ -83,6 +87,7 @@ def command(
             "--temperature",
             help="Divide the logits: a number; or fit it on labelled images: auto (target's val, else the source), "
             "val, source.",
+            autocompletion=completing.temperatures,
         ),
     ] = "1",
     size: o.SizeOption = None,

@@ -36,6 +36,7 @@ def command(
         o.option(
             "--rule",
             help="How labels are fused. [default: consensus; plf for policies that say who owns which class]",
+            autocompletion=completing.rules,
             show_default=False,
         ),
     ] = None,
@@ -55,6 +56,7 @@ def command(
             "--few-shot",
             metavar="N|A B C",
             help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
+            autocompletion=completing.labelled_images,
             callback=split_commas,
             show_default=False,
         ),
@@ -95,6 +97,7 @@ def command(
         o.option(
             "--name",
             help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
+            autocompletion=completing.label_sets,
             show_default=False,
         ),
     ] = None,

@@ -19,7 +19,12 @@ def command(
         ),
     ],
     image: Annotated[
-        str | None, o.option("--image", help="Draw this image's label and certainty maps as PNG.")
+        str | None,
+        o.option(
+            "--image",
+            help="Draw this image's label and certainty maps as PNG.",
+            autocompletion=completing.images,
+        ),
     ] = None,
     out: Annotated[
         Path | None, o.option("--out", help="Folder for pictures. [default: the current one]")

@@ -53,7 +53,7 @@ TargetDataOption = Annotated[
     Path | None,
     option("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
 ]
-DeviceOption = Annotated[str, common("--device", help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)]
 JsonOption = Annotated[bool, common("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no notes but warnings.")]
 VerboseOption = Annotated[
@@ -64,11 +64,12 @@ AmpOption = Annotated[bool, option("--amp", help="bfloat16 where it helps.")]
 WorkersOption = Annotated[int, option("--workers", help="Threads that read, resize and code.")]
 SizeOption = Annotated[
     str | None, option("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
-                       show_default=False)
+                       autocompletion=completing.sizes, show_default=False)
 ]  # fmt: skip
 ScalesOption = Annotated[
     list[str] | None, option("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
-                             "[default: the network's own]", callback=split_commas, show_default=False)
+                             "[default: the network's own]", callback=split_commas,
+                             autocompletion=completing.scales, show_default=False)
 ]  # fmt: skip
 FlipOption = Annotated[
     bool | None, option("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
@@ -76,7 +77,12 @@ FlipOption = Annotated[
 ]  # fmt: skip
 TileOption = Annotated[
     str | None,
-    option("--tile", metavar="WxH", help="Run larger inputs in overlapping pieces, to save memory."),
+    option(
+        "--tile",
+        metavar="WxH",
+        help="Run larger inputs in overlapping pieces, to save memory.",
+        autocompletion=completing.sizes,
+    ),
 ]
 
 

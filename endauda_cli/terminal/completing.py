@@ -1,99 +1,267 @@
-"""Values for TAB from the user's own workspace. Standard library only; never raises, never prints."""
+"""Values for TAB, most of them from the user's own workspace, with a few words on each.
+
+Standard library only, and of this package only what a value needs; never raises, never prints.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from endauda_cli.datasets import load_task
-from endauda_cli.domains import DOMAINS
-from endauda_cli.types import TEACHER_ENTRY_POINTS, PolicyKind, TeacherName
-from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from endauda_cli.domains import Task
+    from endauda_cli.workspace import Workspace
 
-    Completer = Callable[[Any, str], list[str]]
+    Completer = Callable[[Any, str], list[tuple[str, str]]]
+    Described = tuple[str, str | Callable[[], str]]
+    """A value and a few words on it, or how to get them: only what is shown is worth opening files."""
+
+PATHS = dict.fromkeys(("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init", "report"), "files")
+PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
+PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
+"""Parameters that take a path, beside the values they may have, and of what."""
+
+MANY = 200
+"""So many values are described; more are only listed."""
 
 
-def _completer(values: Callable[[Any, Workspace], Iterable[str]]) -> Completer:
-    def complete(ctx: Any, incomplete: str) -> list[str]:
+def _completer(values: Callable[[Any, Workspace], Iterable[Described]]) -> Completer:
+    def complete(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+        from endauda_cli.workspace import find_workspace
+
         try:
             workspace = find_workspace(ctx.params.get("workspace"))
-            return sorted(v for v in values(ctx, workspace) if v.startswith(incomplete))
+            found = sorted(
+                (v for v in values(ctx, workspace) if v[0].startswith(incomplete)), key=lambda v: v[0]
+            )
         except Exception:  # a traceback in the middle of a typed line helps nobody
             return []
+        shown = len(found) <= MANY and os.environ.get("_ENDAUDA_COMPLETE") != "bash"  # which lists values alone
+        return [(value, _words(text) if shown else "") for value, text in found]
 
     return complete
 
 
+def _words(text: str | Callable[[], str]) -> str:
+    try:
+        return text if isinstance(text, str) else text()
+    except Exception:  # a damaged file is still a value
+        return ""
+
+
+def _table(**values: str) -> Completer:
+    """Values that are the same everywhere; ``_`` in a name stands for ``-``."""
+    pairs = [(name.replace("_", "-"), text) for name, text in values.items()]
+    return lambda ctx, incomplete: [pair for pair in pairs if pair[0].startswith(incomplete)]
+
+
+def _plain(*values: str) -> Completer:
+    return _table(**dict.fromkeys(values, ""))
+
+
 def _task(ctx: Any, workspace: Workspace) -> Task:
     """Source and target of a half-typed line."""
+    from endauda_cli.datasets import load_task
+
     return load_task(ctx.params.get("source"), ctx.params["target"], workspace.root)
 
 
-def _archives(ctx: Any, workspace: Workspace) -> Iterable[str]:
-    return workspace.teachers(_task(ctx, workspace).source.name)
+# ---------------------------------------------------------------------------- archives
 
 
-def _teachers(ctx: Any, workspace: Workspace) -> Iterable[str]:
-    taken = set(ctx.params.get("teachers") or ())
-    return [name for name in _archives(ctx, workspace) if name not in taken]
-
-
-def _label_sets(ctx: Any, workspace: Workspace) -> Iterable[str]:
-    task = _task(ctx, workspace)
-    return workspace.label_sets(task.target, task.source.name)
-
-
-def _runs(ctx: Any, workspace: Workspace) -> Iterable[str]:
-    return workspace.runs(_task(ctx, workspace).source.name)
-
-
-def _weights(ctx: Any, workspace: Workspace) -> Iterable[str]:
+def _archives(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     source = _task(ctx, workspace).source.name
-    runs = [workspace.run(source, name) for name in workspace.runs(source)]
-    files = [path for run in runs for path in run.glob("*.pt")]
-    files += [
-        path for path in workspace.weights(source).rglob("*") if path.suffix in (".pth", ".pt", ".params")
-    ]
-    return [str(path.relative_to(workspace.root)) for path in files]
+    for name in workspace.teachers(source):
+        yield name, partial(_size_of, workspace.archive(source, name))
 
 
-def _published(ctx: Any, workspace: Workspace) -> Iterable[str]:
+def _teachers(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    taken = {value.partition("=")[0] for value in ctx.params.get("teachers") or ()}
+    return (described for described in _archives(ctx, workspace) if described[0] not in taken)
+
+
+def _size_of(archive: Path) -> str:
+    images = len(set(_images_of(archive)))
+    return f"{images} image{'s' * (images != 1)}"
+
+
+def _images_of(archive: Path) -> Iterable[str]:
+    """Names of the images in an archive's finished shards."""
+    from endauda_cli.workspace import read_json
+
+    for path in archive.glob("shard-*.json"):
+        images = (read_json(path) or {}).get("images")
+        yield from images if isinstance(images, dict) else ()
+
+
+def _images(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    """Of the archive that the line names."""
+    named = Path(ctx.params["archive"])
+    folder = workspace.archive(_task(ctx, workspace).source.name, str(named))
+    return ((image, "") for image in _images_of(folder if folder.is_dir() else named))
+
+
+def _labelled_images(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    from endauda_cli.datasets import find_samples
+
+    target, given = _task(ctx, workspace).target, ctx.params.get("target_data")
+    roots = workspace.data_roots(target) if given is None else (Path(given),)
+    taken = set(ctx.params.get("few_shot") or ())
+    return ((s.id, "") for s in find_samples(target, roots, "val") if s.label and s.id not in taken)
+
+
+# ---------------------------------------------------------------------------- labels, runs, weights
+
+
+def _label_sets(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    task = _task(ctx, workspace)
+    for name in workspace.label_sets(task.target, task.source.name):
+        yield name, partial(_history_of, workspace.labels(task.target, name))
+
+
+def _history_of(labels: Path) -> str:
+    from endauda_cli.workspace import RECORD_FILE, read_json
+
+    record = read_json(labels / RECORD_FILE) or {}
+    return f"{record['rule']} of {', '.join(record['teachers'])}"
+
+
+def _runs(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    source = _task(ctx, workspace).source.name
+    return ((name, partial(_step_of, workspace.run(source, name))) for name in workspace.runs(source))
+
+
+def _step_of(run: Path) -> str:
+    """How far a run is; the checkpoints would say so, too, but take torch to open."""
+    with (run / "metrics.jsonl").open("rb") as metrics:
+        metrics.seek(max(0, metrics.seek(0, os.SEEK_END) - 4096))
+        last = metrics.read().splitlines()[-1]
+    steps = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["steps"]
+    return f"step {int(json.loads(last)['step']) + 1:,} of {int(steps):,}"
+
+
+def _weights(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    """Checkpoints of the source's runs and downloads, and what has been downloaded by its name."""
+    source = _task(ctx, workspace).source.name
+    for name in workspace.runs(source):
+        run = workspace.run(source, name)
+        for path in run.glob("*.pt"):
+            yield str(path.relative_to(workspace.root)), partial(_step_of, run)
+    for path in workspace.weights(source).rglob("*"):
+        if path.suffix in (".pth", ".pt", ".params"):
+            yield str(path.relative_to(workspace.root)), "downloaded"
+    yield from _downloaded(workspace)
+
+
+def _downloaded(workspace: Workspace) -> Iterable[Described]:
+    from endauda_cli.errors import ConfigError
+    from endauda_cli.weights.manifest import installed, read_manifest
+
+    manifest = read_manifest()
+    for name, artefact in manifest.artefacts.items():
+        if artefact.use == "labels":
+            continue
+        try:
+            installed(workspace.root, manifest, name)
+        except ConfigError:
+            continue
+        yield name, artefact.what
+
+
+def _published(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     from endauda_cli.weights.manifest import read_manifest
 
     manifest = ctx.params.get("manifest")
     taken = set(ctx.params.get("names") or ())
-    return [
-        name for name in read_manifest(Path(manifest) if manifest else None).artefacts if name not in taken
-    ]
+    artefacts = read_manifest(Path(manifest) if manifest else None).artefacts
+    return ((name, artefact.what) for name, artefact in artefacts.items() if name not in taken)
 
 
-def _data_sets(workspace: Workspace) -> list[str]:
-    """TOML files in the workspace's own folder."""
-    return [path.name for path in workspace.root.glob("*.toml") if path.name != CONFIG_FILE]
+# ---------------------------------------------------------------------------- data sets, networks, devices
 
 
-def _networks(ctx: Any, workspace: Workspace) -> Iterable[str]:
+def _data_sets(ctx: Any, workspace: Workspace, without: str = "") -> Iterable[Described]:
+    """Those known by name, and TOML files in the workspace's own folder."""
+    from endauda_cli.domains import DOMAINS
+    from endauda_cli.workspace import CONFIG_FILE
+
+    for name, domain in DOMAINS.items():
+        if name != without:
+            yield name, f"{len(domain.classes)} classes"
+    for path in workspace.root.glob("*.toml"):
+        if path.name != CONFIG_FILE:
+            yield path.name, "your data set"
+
+
+def _networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     from importlib.metadata import entry_points
 
-    return {*TeacherName, *(entry.name for entry in entry_points(group=TEACHER_ENTRY_POINTS))}
+    from endauda_cli.types import TEACHER_ENTRY_POINTS, TeacherName
+
+    entries = {entry.name: f"of {entry.value.partition(':')[0]}" for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
+    return {**entries, **{name.value: "published" for name in TeacherName}}.items()
+
+
+def _devices(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    """What may be there; to be sure would take torch."""
+    yield "auto", "the fastest there is"
+    yield "cpu", ""
+    if sys.platform == "darwin":
+        yield "mps", "Apple's GPU"
+        return
+    yield "cuda", "the first NVIDIA GPU"
+    for path in Path("/dev").glob("nvidia[0-9]*"):
+        yield f"cuda:{path.name.removeprefix('nvidia')}", ""
 
 
 teachers = _completer(_teachers)
 networks = _completer(_networks)
 archives = _completer(_archives)
+images = _completer(_images)
+labelled_images = _completer(_labelled_images)
 label_sets = _completer(_label_sets)
 runs = _completer(_runs)
 weights = _completer(_weights)
 published = _completer(_published)
-sources = _completer(
-    lambda ctx, workspace: [*(name for name in DOMAINS if name != "cityscapes"), *_data_sets(workspace)]
+sources = _completer(partial(_data_sets, without="cityscapes"))
+targets = _completer(_data_sets)
+devices = _completer(_devices)
+rules = _table(
+    consensus="votes, by how far each teacher is to be trusted",
+    plf="each class from the teacher that owns it",
+    certainty="the highest mean certainty",
+    majority="plain vote",
+    soft_label="certainties by their rank",
 )
-targets = _completer(lambda ctx, workspace: [*DOMAINS, *_data_sets(workspace)])
-policies = _completer(lambda ctx, workspace: PolicyKind)
-commands = _completer(lambda ctx, workspace: ctx.find_root().command.list_commands(ctx))
-augmentations = _completer(lambda ctx, workspace: ("colour", "light", "texture"))
+commands = _completer(lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx)))
+policies = _table(
+    auto="agreement of the teachers; no labels",
+    few_shot="agreement, and a few labelled images",
+    val="all labelled images",
+    certainty="mean certainty",
+    paper="the published lists",
+)
+codecs = _table(
+    softmax="smallest; read by endauda alone",
+    jpegls="JPEG-LS",
+    delta_zstd="differences, then Zstandard",
+    zstd="Zstandard",
+    gzip="read everywhere",
+)
+temperatures = _table(
+    auto="fit on the target's val, else the source", val="fit on the target's val", source="fit on the source"
+)
+augmentations = _table(colour="", light="", texture="")
+shells = _plain("bash", "zsh", "fish", "powershell")
+scales = _plain("0.5", "0.75", "1", "1.25", "1.5", "1.75", "2")
+sizes = _plain("512x256", "1024x512", "2048x1024")
+
+AFTER_EQUALS: dict[str, Completer] = {"teachers": weights}
+"""Parameters whose values may be NAME=VALUE, and what completes VALUE; it is a path as well."""

@@ -19,15 +19,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from endauda_cli.errors import ConfigError, EndaudaError, did_you_mean
-from endauda_cli.terminal.multivalue import open_option, spread
+from endauda_cli.terminal.multivalue import spread
 from endauda_cli.terminal.settings import Option, Setting, resolve, variable
 from endauda_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_WORDS, _SETTINGS = "endauda.words", "endauda.settings"
-"""Keys of a context's ``meta``: the words before the cursor; what was not typed."""
+_SETTINGS = "endauda.settings"
+"""Key of a context's ``meta``: what was not typed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         several = {flag for param in self.params if _several(param) for flag in param.opts}
-        ctx.meta[_WORDS] = list(args)
         if not any(word in ctx.help_option_names for word in args):  # help is given whatever the file says
             self._find_settings(ctx, args)
         try:
@@ -73,14 +72,6 @@ class Command(TyperCommand):
             if option and (origin := self._origin(ctx, option[1].replace("-", "_"))):
                 raise ConfigError(f"{error} (the value is from {origin})") from error
             raise
-
-    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list[Any]:  # type: ignore[override]
-        """Typer asks here when the cursor follows no option: it may still be in the second value of one."""
-        several = {flag: param for param in self.params if _several(param) for flag in param.opts}
-        option = open_option(ctx.meta.get(_WORDS, ()), several)
-        if option is not None and not incomplete.startswith("-"):
-            return several[option].shell_complete(ctx, incomplete)
-        return super().shell_complete(ctx, incomplete)
 
     def options(self) -> list[Option]:
         """What the environment and ``endauda.toml`` may set."""
