@@ -47,7 +47,9 @@ def reference() -> str:
         for name, entry in COMMANDS.items()
     ]
     parts = [HEAD + common + ".", "\n".join(["| command | |", "|---|---|", *contents])]
+    root = group.make_context("endauda", [], resilient_parsing=True)
     for name, command in group.loaded():
+        command.tidy(command.make_context(name, [], parent=root, resilient_parsing=True))
         parts += _command(name, command)
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +89,7 @@ def _argument(param: Any) -> str:
 
 def _flags(param: Any) -> str:
     names = [*param.opts, *param.secondary_opts]
-    value = "" if param.is_flag else f" {(param.metavar or 'VALUE').strip()}"
+    value = "" if param.is_flag else f" {param.metavar}"
     return ", ".join(f"`{name}{value if name == names[-1] else ''}`" for name in names).replace("|", "\\|")
 
 

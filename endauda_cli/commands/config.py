@@ -49,6 +49,8 @@ def show(
     A typed option beats ENDAUDA_COMMAND_OPTION beats ENDAUDA_OPTION beats the command's table in endauda.toml beats
     what stands above the tables there. Unknown names are errors.
 
+    **Examples**
+
     - `endauda config show fuse`
     - `endauda config show --changed`
     - `ENDAUDA_FUSE_THRESHOLD=70 endauda config show fuse`

@@ -203,9 +203,7 @@ def _bash(environment: Mapping[str, str]) -> Place:
     """Where the bash-completion package loads from, and, if it is not there, the start-up file."""
     data = _home(environment, "XDG_DATA_HOME", ".local/share") / "bash-completion"
     script = _home(environment, "BASH_COMPLETION_USER_DIR", str(data)) / "completions/endauda"
-    lines = (
-        f"if [ -z \"${{BASH_COMPLETION_VERSINFO-}}\" ] && [ -r {_quoted(script)} ]; then . {_quoted(script)}; fi"
-    )
+    lines = f'if [ -z "${{BASH_COMPLETION_VERSINFO-}}" ] && [ -r {_quoted(script)} ]; then . {_quoted(script)}; fi'
     return Place(script, (Path.home() / ".bashrc", lines))
 
 
@@ -226,7 +224,9 @@ def _fish(environment: Mapping[str, str]) -> Place:
 def _powershell(environment: Mapping[str, str]) -> Place:
     profile = _powershell_profile()
     script = profile.parent / "endauda.completion.ps1"
-    lines = 'if (Test-Path "$PSScriptRoot/endauda.completion.ps1") { . "$PSScriptRoot/endauda.completion.ps1" }'
+    lines = (
+        'if (Test-Path "$PSScriptRoot/endauda.completion.ps1") { . "$PSScriptRoot/endauda.completion.ps1" }'
+    )
     return Place(script, (profile, lines))
 
 

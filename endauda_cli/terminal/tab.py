@@ -204,7 +204,9 @@ def _values(param: Any, ctx: Any, text: str, prefix: str) -> Answer:
     if equals and param.name in completing.AFTER_EQUALS:
         items, kind = completing.AFTER_EQUALS[param.name](ctx, path), "files"
         return Answer(kind, _printable(items), f"{prefix}{name}=")
-    offered = ((item.value, item.help or "") for item in param.shell_complete(ctx, text) if item.type == "plain")
+    offered = (
+        (item.value, item.help or "") for item in param.shell_complete(ctx, text) if item.type == "plain"
+    )
     return Answer(kind, _printable(item for item in offered if item[0] not in taken), prefix)
 
 
