@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from endauda_cli import __version__
-from endauda_cli.commands import demo, download_weights, export_teacher, fuse, inspect, test, train
+from endauda_cli.commands import demo, doctor, download_weights, export_teacher, fuse, inspect, test, train
 from endauda_cli.errors import ConfigError, EndaudaError
 from endauda_cli.terminal.multivalue import COMPLETE_VARIABLE, spread, spread_completion
 from endauda_cli.workspace import CONFIG_FILE, find_workspace, read_config
@@ -40,6 +40,7 @@ for name, module in (
     ("download-weights", download_weights),
     ("inspect", inspect),
     ("demo", demo),
+    ("doctor", doctor),
 ):
     prefix = f"ENDAUDA_{name.upper().replace('-', '_')}"
     app.command(name, context_settings={"auto_envvar_prefix": prefix})(module.command)
@@ -58,7 +59,12 @@ def root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    ctx.default_map = _defaults(ctx, _workspace_argument(sys.argv))
+    try:
+        ctx.default_map = _defaults(ctx, _workspace_argument(sys.argv))
+    except (EndaudaError, OSError) as error:
+        if ctx.invoked_subcommand != "doctor":  # which tells of it among its findings
+            raise
+        ctx.obj = error
 
 
 def _workspace_argument(argv: Sequence[str]) -> Path | None:
