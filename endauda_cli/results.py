@@ -270,7 +270,7 @@ class Finding:
 
     name: str
     state: Literal["ok", "note", "missing", "broken"]
-    """``note`` works, but is worth knowing; ``missing`` is what a step lacks; ``broken`` is what every command needs."""
+    """``note`` works, but is worth knowing; ``missing`` is what a step lacks, ``broken`` what every command needs."""
     text: str
     mend: str | None = None
     """A command line that mends it, to be copied."""

@@ -73,7 +73,7 @@ def cpu_share() -> float | None:
         words = (_read(folder / "cpu.max") or "").split()
         if not words:
             words = [_read(folder / f"cpu.cfs_{kind}_us") or "" for kind in ("quota", "period")]
-        quota, period = (words + ["", ""])[:2]
+        quota, period = [*words, "", ""][:2]
         if quota.isdigit() and period.isdigit() and int(period):
             shares.append(int(quota) / int(period))
     return min(shares, default=None)
@@ -107,7 +107,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
     """Folders of this process's control group and of those around it, of either version."""
     mount = Path("/sys/fs/cgroup")
     for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
         # Inside a container the path may be that of the world outside; its own group is then the root.
@@ -162,8 +162,12 @@ def _no_cuda(torch: Any, warned: list[str]) -> Finding:
     if driver is None:
         return Finding("cuda", "ok", "no NVIDIA driver on this machine; the CPU is used", facts=facts)
     if built is None:
-        text = f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} is a build for the CPU only"
-        index = f" --index-url {WHEELS}/cu126" if sys.platform == "win32" else ""  # where PyPI has none for CUDA
+        text = (
+            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} is a build for the CPU only"
+        )
+        index = (
+            f" --index-url {WHEELS}/cu126" if sys.platform == "win32" else ""
+        )  # where PyPI has none for CUDA
         return Finding("cuda", "note", text, f"pip install --force-reinstall torch torchvision{index}", facts)
     if hidden is not None and hidden.strip() in HIDING:
         text = f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides every card"
@@ -179,7 +183,9 @@ def _no_cuda(torch: Any, warned: list[str]) -> Finding:
             "at https://pytorch.org/get-started/locally/"
         )
         return Finding("cuda", "note", text, facts=facts)
-    return Finding("cuda", "note", f"there is an NVIDIA driver ({driver}), but: {reason}", "nvidia-smi", facts)
+    return Finding(
+        "cuda", "note", f"there is an NVIDIA driver ({driver}), but: {reason}", "nvidia-smi", facts
+    )
 
 
 def _driver() -> str | None:
@@ -222,5 +228,8 @@ def _computation(device: str) -> Finding:
         off = float((expected - got).abs().max())
         return Finding(name, "broken", f"{chosen} computes wrongly: a convolution is off by {off:g}")
     return Finding(
-        name, "ok", f"{chosen} computes a convolution as it should", facts={"device": str(chosen), "seconds": took}
+        name,
+        "ok",
+        f"{chosen} computes a convolution as it should",
+        facts={"device": str(chosen), "seconds": took},
     )

@@ -35,9 +35,7 @@ def check_disk(folder: Path, work: Workload | None, smaller: float | None, archi
     findings = [_space(folder)]
     kind = file_system(folder)
     if kind is not None and SHARES.fullmatch(kind):
-        text = (
-            f"a network share ({kind}): locks may not hold there, so never let two processes write under one --shard"
-        )
+        text = f"a network share ({kind}): locks may not hold there, so never let two processes write under one --shard"
         findings.append(Finding("network", "note", text, facts={"file_system": kind}))
     if work is not None and smaller is not None:
         findings.append(_room(folder, work, smaller, archives))

@@ -209,7 +209,11 @@ def _not_importable(requirement: Requirement, reason: str, facts: dict[str, Any]
         reason = f"{reason} ({misfit})"
     state = "broken" if requirement.name in NEEDED_BY_ALL else "missing" if not requirement.extra else "note"
     return Finding(
-        requirement.name, state, f"{facts['version'] or ''} cannot be imported: {reason}".strip(), install, facts
+        requirement.name,
+        state,
+        f"{facts['version'] or ''} cannot be imported: {reason}".strip(),
+        install,
+        facts,
     )
 
 

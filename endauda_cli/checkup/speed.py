@@ -79,8 +79,8 @@ def time_of(work: Workload, speeds: dict[str, CodecSpeed]) -> list[Finding]:
     speed, at_once = speeds[codec], cores()
     write, read = (work.raw_bytes / rate / at_once for rate in (speed.write, speed.read))
     text = (
-        f"{work.images} images of {work.width}x{work.height}, {work.classes} classes: a teacher's export takes at "
-        f"least {duration(write)}, reading it to fuse at least {duration(read)} ({codec}, {at_once} cores, coding alone)"
+        f"{work.images} train images of {work.width}x{work.height}, {work.classes} classes: per teacher at least "
+        f"{duration(write)} to export and {duration(read)} to fuse (that is {codec} alone, on {at_once} cores)"
     )
     return [Finding("target", "ok", text, facts={"write_seconds": write, "read_seconds": read})]
 
@@ -127,7 +127,9 @@ def _code(coder: Any, planes: Any) -> CodecSpeed:
     if not np.array_equal(planes, back):
         raise ValueError("what it decodes is not what was coded")
     size = sum(len(chunk.data) for chunk in packed.chunks) + packed.model.nbytes
-    return CodecSpeed(planes.nbytes / (written - began), planes.nbytes / (read - written), planes.nbytes / size)
+    return CodecSpeed(
+        planes.nbytes / (written - began), planes.nbytes / (read - written), planes.nbytes / size
+    )
 
 
 def _finding(codec: str, speed: CodecSpeed) -> Finding:
@@ -143,4 +145,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min"
-

@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from endauda_cli.checkup.program import failure, import_quietly
 from endauda_cli.checkup.speed import Workload
@@ -110,12 +110,14 @@ class _Look:
             if not troubles:
                 yield Finding("target images", "missing", self._expected(), self._demo_if_empty())
             return
-        yield Finding("target images", "ok" if "train" in self.images else "note", _counts(self.images), None,
-                      {split: {"images": len(s), "labelled": _labelled(s)} for split, s in self.images.items()})  # fmt: skip
+        state: Literal["ok", "note"] = "ok" if "train" in self.images else "note"
+        yield Finding("target images", state, _counts(self.images), facts=_figures(self.images))
         if "train" not in self.images:
             yield Finding("target images", "missing", f"none of split train: {self._expected()}")
         if "val" in self.images and not _labelled(self.images["val"]):
-            text = "val images have no labels: 'endauda test' and the policies val and few-shot cannot use them"
+            text = (
+                "val images have no labels: 'endauda test' and the policies val and few-shot cannot use them"
+            )
             yield Finding("target labels", "note", text)
 
     def source_images(self) -> Iterable[Finding]:
@@ -125,9 +127,8 @@ class _Look:
         roots = self.place.roots(self.task.source, "source-data")
         troubles = self._find(self.task.source, roots, images, ("train",))
         yield from _troubles("source images", troubles)
-        facts = {split: {"images": len(s), "labelled": _labelled(s)} for split, s in images.items()}
         if images:
-            yield Finding("source images", "ok", _counts(images), facts=facts)
+            yield Finding("source images", "ok", _counts(images), facts=_figures(images))
         elif not troubles:
             text = f"none of {self.source}; only 'train --method source' and '--temperature source' read them"
             yield Finding("source images", "note", text)
@@ -179,7 +180,11 @@ class _Look:
     def _published(self) -> list[Artefact]:
         """Networks of this source; SYNTHIA's are the same for all of its class tables."""
         family = self.source.partition("-")[0]
-        return [a for a in read_manifest().artefacts.values() if a.source == family and a.use in ("teacher", "init")]
+        return [
+            a
+            for a in read_manifest().artefacts.values()
+            if a.source == family and a.use in ("teacher", "init")
+        ]
 
     def archives(self) -> Iterable[Finding]:
         self.teachers = self.workspace.teachers(self.source)
@@ -199,35 +204,37 @@ class _Look:
         self.report(Tick("looking into archives", len(self.teachers), len(self.teachers)))
 
     def _archive(self, name: str, survey: Callable[[Path], Survey]) -> Finding:
-        title, verify = f"teacher {name}", self.place.line("inspect", name, "--verify")
+        verify = self.place.line("inspect", name, "--verify")
         try:
             found = self.surveys[name] = survey(self.workspace.archive(self.source, name))
         except (ArchiveError, OSError) as error:
-            return Finding(title, "missing", failure(error), self._export_line(name))
+            return Finding("teacher", "missing", failure(error), self._export_line(name), {"name": name})
         counts = {split: (len(found.stored & _ids(s)), len(s)) for split, s in self.images.items()}
         facts: dict[str, Any] = {
-            "images": len(found.stored), "bytes": found.bytes, "raw_bytes": found.raw_bytes, "lost": len(found.lost),
-            "waiting": found.waiting, "damaged_files": list(found.orphans),
+            "name": name, "images": len(found.stored), "bytes": found.bytes, "raw_bytes": found.raw_bytes,
+            "lost": len(found.lost), "waiting": found.waiting, "damaged_files": list(found.orphans),
             **{split: {"done": done, "images": of} for split, (done, of) in counts.items()},
         }  # fmt: skip
-        parts = [f"{done} of {of} {split}" for split, (done, of) in counts.items()] or [str(len(found.stored))]
-        text = f"{', '.join(parts)} images, {size_text(found.bytes)}"
+        parts = [f"{done} of {of} {split}" for split, (done, of) in counts.items()] or [
+            str(len(found.stored))
+        ]
+        text = f"{name}: {', '.join(parts)} images, {size_text(found.bytes)}"
         if found.classes != self.task.classes:
             text += (
                 f"; but {len(found.classes)} classes of another table than --source {self.source} has "
                 f"({len(self.task.classes)})"
             )
-            return Finding(title, "missing", text, self._export_line(name), facts)
+            return Finding("teacher", "missing", text, self._export_line(name), facts)
         if found.lost or found.orphans:
             text += f"; {len(found.lost)} images are in files that are gone or cut short"
             text += f", and {', '.join(found.orphans)} has no manifest" if found.orphans else ""
-            return Finding(title, "note", text, verify, facts)
+            return Finding("teacher", "note", text, verify, facts)
         done, of = counts.get("train", (1, 1))
         if done < of:
             text += "; an export is at work, or was stopped" if found.waiting else ""
             text += ": the same export again adds only what is missing"
-            return Finding(title, "note", text, self._export_line(name), facts)
-        return Finding(title, "ok", text, facts=facts)
+            return Finding("teacher", "note", text, self._export_line(name), facts)
+        return Finding("teacher", "ok", text, facts=facts)
 
     def _export_line(self, teacher: str | None = None) -> str:
         """The export of a teacher whose weights are there, else a line in which words in capitals are the user's."""
@@ -238,7 +245,9 @@ class _Look:
             if files and name is not None and teacher in (None, name):
                 return self.place.line("export-teacher", name, "--weights", _typed(files[0]))
         if teacher is None and teachers:
-            return self.place.line("download-weights", *dict.fromkeys(a.name for a in teachers if "/" not in a.name))
+            return self.place.line(
+                "download-weights", *dict.fromkeys(a.name for a in teachers if "/" not in a.name)
+            )
         return self.place.line("export-teacher", teacher or "NAME", "--weights", "FILE")
 
     # ------------------------------------------------------------------------ labels, students, scores
@@ -246,21 +255,25 @@ class _Look:
     def label_sets(self) -> Iterable[Finding]:
         target, root = self.task.target, self.workspace.root
         names = self.workspace.label_sets(target, self.source)
+        records = {name: read_json(self.workspace.labels(target, name) / RECORD_FILE) or {} for name in names}
+        self.has_labels = any(record.get("split") == "train" for record in records.values())
         yield from _older("labels", names)
         for name in names[-MANY:]:
-            record = read_json(self.workspace.labels(target, name) / RECORD_FILE) or {}
-            self.has_labels |= record.get("split") == "train"
-            yield Finding(f"labels {name}", "ok", _label_set(record), facts=_some(record, "split", "images", "coverage"))
+            facts = {"name": name, **_some(records[name], "split", "images", "coverage", "rule", "teachers")}
+            yield Finding("labels", "ok", f"{name}: {_label_set(records[name])}", facts=facts)
         for folder in _subfolders(root / target.labels_root):
             journals = sorted(folder.glob(JOURNALS))
             if journals and not (folder / RECORD_FILE).exists():
                 done = sum(max(0, _lines(path) - 1) for path in journals)
-                text = f"{done} images fused, not finished: the same line again goes on from there"
-                yield Finding(f"labels {folder.name}", "note", text, self._fuse_line(folder.name))
+                text = f"{folder.name}: {done} images fused, not finished; the same line again goes on from there"
+                facts = {"name": folder.name, "images": done}
+                yield Finding("labels", "note", text, self._fuse_line(folder.name), facts)
         if not self.has_labels:
             text = "no fused labels of train images yet"
             fuse = self._fuse_line() if self.teachers else None
-            yield Finding("labels", "missing", text if fuse else f"{text}; needs a teacher's archive first", fuse)
+            yield Finding(
+                "labels", "missing", text if fuse else f"{text}; needs a teacher's archive first", fuse
+            )
 
     def _fuse_line(self, name: str | None = None) -> str:
         words = ["--teachers", *self.teachers]
@@ -287,14 +300,16 @@ class _Look:
             meta = import_quietly("endauda_cli.checkpoint").read_meta(path)
             step, steps = int(meta["step"]), int(meta["config"]["steps"])
         except EndaudaError as error:
-            return Finding(f"run {name}", "note", failure(error))
+            return Finding("run", "note", failure(error), facts={"name": name})
         except Exception as error:  # a foreign file, or no torch
-            return Finding(f"run {name}", "note", f"{path.name} cannot be read: {failure(error)}")
-        facts = {"step": step, "steps": steps}
+            return Finding(
+                "run", "note", f"{name}/{path.name} cannot be read: {failure(error)}", facts={"name": name}
+            )
+        facts = {"name": name, "step": step, "steps": steps}
         if step < steps:
-            text = f"step {step} of {steps}, not finished: the same train line again goes on from there"
-            return Finding(f"run {name}", "note", text, facts=facts)
-        return Finding(f"run {name}", "ok", f"{steps} steps, finished", facts=facts)
+            text = f"{name}: step {step} of {steps}; the same train line again goes on from there"
+            return Finding("run", "note", text, facts=facts)
+        return Finding("run", "ok", f"{name}: {steps} steps, finished", facts=facts)
 
     def scores(self) -> Iterable[Finding]:
         root = self.workspace.root / "runs" / self.source
@@ -302,7 +317,8 @@ class _Look:
         records = {f"{path.parts[-3]}/{path.parts[-2]}": read_json(path) or {} for path in files}
         yield from _older("score", list(records))
         for name, record in list(records.items())[-MANY:]:
-            yield Finding(f"score {name}", "ok", _score(record), facts=_some(record, "miou", "images", "target", "split"))
+            facts = {"name": name, **_some(record, "miou", "images", "target", "split")}
+            yield Finding("score", "ok", f"{name}: {_score(record)}", facts=facts)
         if records:
             return
         if not _labelled(self.images.get("val", [])):
@@ -324,27 +340,33 @@ def _counts(images: dict[str, list[Sample]]) -> str:
     )
 
 
+def _figures(images: dict[str, list[Sample]]) -> dict[str, Any]:
+    return {split: {"images": len(s), "labelled": _labelled(s)} for split, s in images.items()}
+
+
 def _troubles(name: str, troubles: Iterable[str]) -> Iterable[Finding]:
     return (Finding(name, "missing", trouble) for trouble in troubles)
 
 
 def _older(kind: str, names: Sequence[str]) -> Iterable[Finding]:
     if len(names) > MANY:
-        yield Finding(f"{kind}s", "ok", f"{len(names)}, the newest {MANY} of them:", facts={"names": list(names)})
+        yield Finding(
+            kind, "ok", f"{len(names)} in all, the newest {MANY} of them:", facts={"names": list(names)}
+        )
 
 
 def _label_set(record: dict[str, Any]) -> str:
-    teachers = record.get("teachers")
+    teachers, coverage = record.get("teachers"), record.get("coverage")
     names = f" of {' '.join(map(str, teachers))}" if isinstance(teachers, list) else ""
-    coverage = record.get("coverage")
     kept = f", coverage {100 * coverage:.1f} %" if isinstance(coverage, (int, float)) else ""
-    return f"{record.get('images', '?')} {record.get('split', '?')} images, {record.get('rule', '?')}{names}{kept}"
+    return f"{record.get('images', '?')} {record.get('split', '?')} images{kept}, {record.get('rule', '?')}{names}"
 
 
 def _score(record: dict[str, Any]) -> str:
     miou = record.get("miou")
     value = f"{miou:.2f}" if isinstance(miou, (int, float)) else "n/a"
-    return f"mIoU {value} % on {record.get('images', '?')} images of {record.get('target', '?')} {record.get('split', '')}"
+    where = " ".join(str(record.get(key, "?")) for key in ("target", "split"))
+    return f"mIoU {value} on {record.get('images', '?')} images of {where}"
 
 
 def _some(record: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -365,7 +387,11 @@ def _ids(samples: Iterable[Sample]) -> frozenset[str]:
 def _checkpoints(artefact: Artefact, root: Path) -> list[Path]:
     target = artefact.target(root)
     if artefact.is_folder:
-        return [path for path in sorted(target.rglob("*")) if is_checkpoint(path.name)] if target.is_dir() else []
+        return (
+            [path for path in sorted(target.rglob("*")) if is_checkpoint(path.name)]
+            if target.is_dir()
+            else []
+        )
     return [target] if target.is_file() else []
 
 

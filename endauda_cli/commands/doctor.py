@@ -12,7 +12,9 @@ from endauda_cli.terminal import completing
 
 def command(
     ctx: typer.Context,
-    speed: Annotated[bool, o.option("--speed/--no-speed", help="Measure the codecs, which takes seconds.")] = True,
+    speed: Annotated[
+        bool, o.option("--speed/--no-speed", help="Measure the codecs, which takes seconds.")
+    ] = True,
     source_data: o.SourceDataOption = None,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,

@@ -323,11 +323,11 @@ class Terminal:
 
     @_render.register
     def _(self, r: CheckupResult) -> None:
-        width = max(cell_len(finding.name) for group in r.groups for finding in group.findings)
         for group in r.groups:
+            width = min(NAME_WIDTH, max(cell_len(finding.name) for finding in group.findings))
             self.out.print(Text(group.title, "bold"))
             for finding in group.findings:
-                self._finding(finding, min(width, NAME_WIDTH))
+                self._finding(finding, width)
             self.out.print()
         if r.next is not None:
             self._line("next, to copy:" if r.usable else "mend this first:")
@@ -344,7 +344,9 @@ class Terminal:
             line.rstrip()
             self.out.print((head if number == 0 else Text(" " * head.cell_len)) + line, soft_wrap=True)
         if finding.mend is not None:
-            self.out.print(Text(" " * (STATE_WIDTH + 2) + "-> ", "dim") + Text(finding.mend, "bold"), soft_wrap=True)
+            self.out.print(
+                Text(" " * (STATE_WIDTH + 2) + "-> ", "dim") + Text(finding.mend, "bold"), soft_wrap=True
+            )
 
     def _line(self, text: str) -> None:
         self.out.print(Text(text), soft_wrap=True)
