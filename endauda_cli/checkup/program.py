@@ -13,14 +13,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import endauda_cli
 from endauda_cli.events import Tick
 from endauda_cli.results import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
     from types import ModuleType
 
     from endauda_cli.events import Reporter
@@ -181,14 +181,13 @@ def _version(name: str) -> str | None:
 
 
 def _check(requirement: Requirement) -> Finding:
-    name, needed = requirement.name, requirement.name in NEEDED_BY_ALL
-    version = _version(name)
+    name, version = requirement.name, _version(requirement.name)
     facts = {"version": version, "needs": requirement.versions, "extra": requirement.extra}
     if importlib.util.find_spec(requirement.module) is None:
+        text = "not installed"
         if requirement.extra is not None:
-            text = f"not installed; only needed for what the extra '{requirement.extra}' adds"
-            return Finding(name, "note", text, requirement.install, facts)
-        return Finding(name, "broken" if needed else "missing", "not installed", requirement.install, facts)
+            text += f"; only needed for what the extra '{requirement.extra}' adds"
+        return Finding(name, _without(requirement), text, requirement.install, facts)
     try:
         module = import_quietly(requirement.module)
     except Exception as error:
@@ -201,13 +200,20 @@ def _check(requirement: Requirement) -> Finding:
     return Finding(name, "ok", version, facts=facts)
 
 
+def _without(requirement: Requirement) -> Literal["broken", "missing", "note"]:
+    """How bad it is to be without a package."""
+    if requirement.extra is not None:
+        return "note"
+    return "broken" if requirement.name in NEEDED_BY_ALL else "missing"
+
+
 def _not_importable(requirement: Requirement, reason: str, facts: dict[str, Any]) -> Finding:
     install = f"pip install --force-reinstall '{requirement.line}'"
     if requirement.name in ("torch", "torchvision"):
         install = reinstall_torch()
     if requirement.name == "torchvision" and (misfit := _misfit()):
         reason = f"{reason} ({misfit})"
-    state = "broken" if requirement.name in NEEDED_BY_ALL else "missing" if not requirement.extra else "note"
+    state = _without(requirement)
     return Finding(
         requirement.name,
         state,
@@ -217,12 +223,11 @@ def _not_importable(requirement: Requirement, reason: str, facts: dict[str, Any]
     )
 
 
-def _guarded(name: str, look: Any) -> Finding:
+def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            finding: Finding = look()
-            return finding
+            return look()
     except Exception as error:
         mend = reinstall_torch() if name == "torchvision" else f"pip install --force-reinstall {name}"
         return Finding(name, "broken", f"does not work: {failure(error)}", mend)
@@ -281,13 +286,3 @@ def _check_hdf5() -> Finding:
         "HDF5", "ok", f"{version}, with filters for the codecs {', '.join(map(str, archive.CODECS))}",
         facts={"version": version},
     )  # fmt: skip
-
-
-def have(modules: Iterable[str]) -> bool:
-    """Whether all of them can be imported."""
-    try:
-        for module in modules:
-            import_quietly(module)
-    except Exception:
-        return False
-    return True

@@ -75,6 +75,8 @@ class _Look:
         self.images: dict[str, list[Sample]] = {}
         """Of the target, by split."""
         self.teachers: list[str] = []
+        self.complete: list[str] = []
+        """Teachers whose archives hold all train images."""
         self.surveys: dict[str, Survey] = {}
         self.has_labels = self.has_runs = False
 
@@ -228,12 +230,13 @@ class _Look:
         if found.lost or found.orphans:
             text += f"; {len(found.lost)} images are in files that are gone or cut short"
             text += f", and {', '.join(found.orphans)} has no manifest" if found.orphans else ""
-            return Finding("teacher", "note", text, verify, facts)
+            return Finding("teacher", "missing", text, verify, facts)
         done, of = counts.get("train", (1, 1))
         if done < of:
             text += "; an export is at work, or was stopped" if found.waiting else ""
             text += ": the same export again adds only what is missing"
-            return Finding("teacher", "note", text, self._export_line(name), facts)
+            return Finding("teacher", "missing", text, self._export_line(name), facts)
+        self.complete.append(name)
         return Finding("teacher", "ok", text, facts=facts)
 
     def _export_line(self, teacher: str | None = None) -> str:
@@ -276,7 +279,7 @@ class _Look:
             )
 
     def _fuse_line(self, name: str | None = None) -> str:
-        words = ["--teachers", *self.teachers]
+        words = ["--teachers", *(self.complete or self.teachers)]
         if name is not None:
             words += ["--rule", name] if name in tuple(FusionRule) else ["--name", name]
         return self.place.line("fuse", *words)
