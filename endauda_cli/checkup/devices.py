@@ -21,6 +21,8 @@ from endauda_cli.results import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SYSTEM = Path("/")
+"""Where the system's own files lie."""
 HIDING = ("", "-1", "NoDevFiles")
 """Values of ``CUDA_VISIBLE_DEVICES`` that hide every card."""
 
@@ -66,10 +68,10 @@ def _cpu() -> Finding:
     return Finding("cpu", "ok", text, facts=facts)
 
 
-def cpu_share() -> float | None:
+def cpu_share(system: Path = SYSTEM) -> float | None:
     """How many cores' time the control group grants; ``None`` where there is no limit."""
     shares = []
-    for folder in _control_groups("cpu"):
+    for folder in _control_groups("cpu", system):
         words = (_read(folder / "cpu.max") or "").split()
         if not words:
             words = [_read(folder / f"cpu.cfs_{kind}_us") or "" for kind in ("quota", "period")]
@@ -79,10 +81,10 @@ def cpu_share() -> float | None:
     return min(shares, default=None)
 
 
-def memory() -> tuple[int | None, int | None]:
+def memory(system: Path = SYSTEM) -> tuple[int | None, int | None]:
     """Bytes in all and free, of the machine or of what the control group grants."""
-    total, free = _machine_memory()
-    for folder in _control_groups("memory"):
+    total, free = _machine_memory(system)
+    for folder in _control_groups("memory", system):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
         if limit is not None and (total is None or limit < total):
@@ -91,8 +93,8 @@ def memory() -> tuple[int | None, int | None]:
     return total, free
 
 
-def _machine_memory() -> tuple[int | None, int | None]:
-    rows = dict(line.partition(":")[::2] for line in (_read(Path("/proc/meminfo")) or "").splitlines())
+def _machine_memory(system: Path) -> tuple[int | None, int | None]:
+    rows = dict(line.partition(":")[::2] for line in (_read(system / "proc/meminfo") or "").splitlines())
     kilobytes = [re.search(r"\d+", rows.get(key, "")) for key in ("MemTotal", "MemAvailable")]
     if kilobytes[0] is not None:
         total, free = (None if found is None else 1024 * int(found[0]) for found in kilobytes)
@@ -103,10 +105,10 @@ def _machine_memory() -> tuple[int | None, int | None]:
         return None, None
 
 
-def _control_groups(controller: str) -> Iterator[Path]:
+def _control_groups(controller: str, system: Path) -> Iterator[Path]:
     """Folders of this process's control group and of those around it, of either version."""
-    mount = Path("/sys/fs/cgroup")
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
+    mount = system / "sys/fs/cgroup"
+    for line in (_read(system / "proc/self/cgroup") or "").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue

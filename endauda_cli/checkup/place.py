@@ -109,20 +109,16 @@ def _exists(path: Path) -> bool:
 def _read_config(asked: Asked, workspace: Workspace) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     path = workspace.root / CONFIG_FILE
     try:
-        there, config = path.is_file(), read_config(workspace)
+        there, config, wrong = path.is_file(), read_config(workspace), asked.config_error
     except (EndaudaError, OSError) as error:
-        return {}, [Finding(CONFIG_FILE, "broken", _without(path, str(error)))]
-    if asked.config_error is not None:
-        return config, [Finding(CONFIG_FILE, "broken", _without(path, asked.config_error))]
+        there, config, wrong = True, {}, str(error)
+    if wrong is not None:
+        edit = None if os.name == "nt" else f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
+        return config, [Finding(CONFIG_FILE, "broken", wrong.removeprefix(f"{path}: "), edit)]
     if not there:
         return config, []
     tables = ", ".join(f"[{table}]" for table in config) or "nothing"
     return config, [Finding(CONFIG_FILE, "ok", f"valid; sets defaults of {tables}")]
-
-
-def _without(path: Path, text: str) -> str:
-    """The sentence without the path of the file that the line is about."""
-    return text.removeprefix(f"{path}: ")
 
 
 def _told(config: dict[str, dict[str, Any]], command: str, option: str) -> str | None:

@@ -61,9 +61,10 @@ def check_program(report: Reporter) -> list[Finding]:
     required, origin = _requirements()
     findings = [_versions_of_ours(origin)]
     good: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for done, requirement in enumerate(required):
         report(Tick("looking at packages", done, len(required), requirement.name))
-        finding = _check(requirement)
+        finding = _check(requirement, reasons)
         if finding.state == "ok":
             good[requirement.name] = finding.facts["version"]
         else:
@@ -72,8 +73,12 @@ def check_program(report: Reporter) -> list[Finding]:
     if good:
         text = ", ".join(f"{name} {version}" for name, version in good.items())
         findings.insert(1, Finding("packages", "ok", text, facts=dict(good)))
-    for name, look in (("torchvision", _check_torchvision), ("numba", _check_numba), ("h5py", _check_hdf5)):
-        if name in good:
+    for name, needs, look in (
+        ("torchvision", ("torch", "torchvision"), _check_torchvision),
+        ("numba", ("numpy", "numba"), _check_numba),
+        ("h5py", ("numpy", "h5py", "hdf5plugin", "imagecodecs"), _check_hdf5),
+    ):
+        if good.keys() >= set(needs):
             findings.append(_guarded(name, look))
     return findings
 
@@ -180,7 +185,9 @@ def _version(name: str) -> str | None:
 # ---------------------------------------------------------------------------- what is there
 
 
-def _check(requirement: Requirement) -> Finding:
+def _check(requirement: Requirement, reasons: dict[str, str]) -> Finding:
+    """Looks at a package. ``reasons`` says of errors which package was the first to fail with it: others that import
+    that one fail alike."""
     name, version = requirement.name, _version(requirement.name)
     facts = {"version": version, "needs": requirement.versions, "extra": requirement.extra}
     if importlib.util.find_spec(requirement.module) is None:
@@ -191,6 +198,9 @@ def _check(requirement: Requirement) -> Finding:
     try:
         module = import_quietly(requirement.module)
     except Exception as error:
+        first = reasons.setdefault(failure(error), name)
+        if first != name:
+            return Finding(name, _without(requirement), f"{version or ''} needs {first}".strip(), None, facts)
         return _not_importable(requirement, failure(error), facts)
     version = facts["version"] = version or str(getattr(module, "__version__", "of unknown version"))
     if not _fits(version, requirement.versions):
@@ -267,15 +277,20 @@ def _check_numba() -> Finding:
             "numba", "note", "NUMBA_DISABLE_JIT is set, so nothing is compiled and codecs take a hundred times as long",
             "unset NUMBA_DISABLE_JIT",
         )  # fmt: skip
-    if numba.njit(lambda x: x + 1)(1) != 2:
+    compiled = import_quietly("endauda_cli.compiling").jit(_successor)
+    if compiled(1) != 2:
         raise RuntimeError("what it compiled computes something else")
-    folder = import_quietly("endauda_cli.archive.softmax_loops").trace.stats.cache_path
+    folder = compiled.stats.cache_path
     if folder is None or not os.access(folder, os.W_OK):
         return Finding(
             "numba", "note", "compiles, but has no folder to keep machine code in, so each command compiles anew",
             "export NUMBA_CACHE_DIR=/tmp/numba",
         )  # fmt: skip
     return Finding("numba", "ok", f"compiles, and keeps machine code in {folder}", facts={"cache": folder})
+
+
+def _successor(number: int) -> int:
+    return number + 1
 
 
 def _check_hdf5() -> Finding:

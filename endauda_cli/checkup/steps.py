@@ -288,26 +288,33 @@ class _Look:
         names = self.workspace.runs(self.source)
         self.has_runs = bool(names)
         yield from _older("run", names)
-        for name in names[-MANY:]:
-            yield self._run(name)
+        try:
+            read_meta = import_quietly("endauda_cli.checkpoint").read_meta
+        except Exception as error:
+            if names:
+                yield Finding(
+                    "run", "note", f"{', '.join(names)}; what they hold cannot be read: {failure(error)}"
+                )
+        else:
+            for name in names[-MANY:]:
+                yield self._run(name, read_meta)
         if not names:
             text = "no student yet"
             train = self.place.line("train") if self.has_labels else None
             yield Finding("student", "missing", text if train else f"{text}; needs fused labels first", train)
 
-    def _run(self, name: str) -> Finding:
+    def _run(self, name: str, read_meta: Callable[[Path], dict[str, Any]]) -> Finding:
         folder = self.workspace.run(self.source, name)
         last = folder / "last.pt"
         path = last if last.exists() else folder / "best.pt"
         try:
-            meta = import_quietly("endauda_cli.checkpoint").read_meta(path)
+            meta = read_meta(path)
             step, steps = int(meta["step"]), int(meta["config"]["steps"])
         except EndaudaError as error:
             return Finding("run", "note", failure(error), facts={"name": name})
-        except Exception as error:  # a foreign file, or no torch
-            return Finding(
-                "run", "note", f"{name}/{path.name} cannot be read: {failure(error)}", facts={"name": name}
-            )
+        except (KeyError, TypeError, ValueError):
+            text = f"{name}/{path.name} does not say how far it is; is it another program's?"
+            return Finding("run", "note", text, facts={"name": name})
         facts = {"name": name, "step": step, "steps": steps}
         if step < steps:
             text = f"{name}: step {step} of {steps}; the same train line again goes on from there"

@@ -60,7 +60,7 @@ NOTED = 3
 STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken": "bold red"}
 """Of a checkup's findings. The words are there too, so nothing is said by colour alone."""
 STATE_WIDTH = max(map(len, STATE_STYLES))
-NAME_WIDTH = 24
+NAME_WIDTH = 28
 """Longer names push only their own line to the right."""
 
 # A bar for what is over at once only flickers.
@@ -330,10 +330,12 @@ class Terminal:
                 self._finding(finding, width)
             self.out.print()
         if r.next is not None:
-            self._line("next, to copy:" if r.usable else "mend this first:")
+            self._line("next:" if r.usable else "mend this first:")
             self._line(f"  {r.next}")
+        elif any(finding.state in ("missing", "broken") for group in r.groups for finding in group.findings):
+            self._line("what has to be mended is told above")
         else:
-            self._line("nothing is missing" if r.usable else "what is broken is told above")
+            self._line("nothing is missing")
 
     def _finding(self, finding: Finding, width: int) -> None:
         """Its state, name and text in columns; below, unwrapped for copying, the line that mends it."""
