@@ -602,7 +602,7 @@ def test_interrupt_ends_with_130_and_is_gone_on_with(city: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["export-teacher", "fuse", "train", "test", "download-weights", "inspect", "demo"]
+    "command", ["export-teacher", "fuse", "train", "test", "download-weights", "inspect", "demo", "doctor"]
 )
 def test_every_command_and_option_has_help(command: str) -> None:
     group = typer.main.get_command(app)
@@ -626,7 +626,7 @@ def typer_names(command: Any) -> list[str]:
 def test_the_commands_are_those_tested() -> None:
     group = typer.main.get_command(app)
     assert set(group.commands) == {  # type: ignore[attr-defined]
-        "export-teacher", "fuse", "train", "test", "download-weights", "inspect", "demo",
+        "export-teacher", "fuse", "train", "test", "download-weights", "inspect", "demo", "doctor",
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from endauda_cli.results import Finding
 if TYPE_CHECKING:
     from endauda_cli.checkup.speed import Workload
 
+MOUNTS = Path("/proc/self/mountinfo")
 SHARES = re.compile(
     r"nfs\d?|cifs|smb\w*|afs|9p|ceph|lustre|beegfs\w*|gpfs|glusterfs|fuse\.(sshfs|ceph\w*|gluster\w*|s3fs|rclone)"
 )
@@ -23,7 +24,9 @@ TEACHERS = 4
 """Archives that room is reckoned for where there are fewer: as many as the paper fuses."""
 
 
-def check_disk(folder: Path, work: Workload | None, smaller: float | None, archives: int) -> list[Finding]:
+def check_disk(
+    folder: Path, work: Workload | None, smaller: float | None, archives: int, mounts: Path = MOUNTS
+) -> list[Finding]:
     """Looks at the disk of a folder.
 
     Args:
@@ -31,9 +34,10 @@ def check_disk(folder: Path, work: Workload | None, smaller: float | None, archi
         work: the target's images, if there are any.
         smaller: raw bytes per byte of an archive, if that was measured.
         archives: how many there are.
+        mounts: the system's list of mounted file systems.
     """
-    findings = [_space(folder)]
-    kind = file_system(folder)
+    kind = file_system(folder, mounts)
+    findings = [_space(folder, kind)]
     if kind is not None and SHARES.fullmatch(kind):
         text = f"a network share ({kind}): locks may not hold there, so never let two processes write under one --shard"
         findings.append(Finding("network", "note", text, facts={"file_system": kind}))
@@ -42,15 +46,15 @@ def check_disk(folder: Path, work: Workload | None, smaller: float | None, archi
     return findings
 
 
-def _space(folder: Path) -> Finding:
-    facts: dict[str, Any] = {"file_system": file_system(folder)}
+def _space(folder: Path, kind: str | None) -> Finding:
+    facts: dict[str, Any] = {"file_system": kind}
     try:
         usage = shutil.disk_usage(folder)
     except OSError as error:
         return Finding("space", "note", f"{folder}: its disk cannot be asked ({error.strerror})", facts=facts)
     facts |= {"free": usage.free, "total": usage.total}
     text = f"{size_text(usage.free)} free of {size_text(usage.total)}"
-    text += "" if facts["file_system"] is None else f" ({facts['file_system']})"
+    text += "" if kind is None else f" ({kind})"
     if not os.access(folder, os.W_OK | os.X_OK):
         text = f"{folder} cannot be written to by this user; {text}"
         return Finding("space", "broken", text, f"chmod u+rwx {shlex.quote(str(folder))}", facts)
@@ -75,7 +79,7 @@ def _room(folder: Path, work: Workload, smaller: float, archives: int) -> Findin
     return Finding("archives", "ok", text, facts=facts)
 
 
-def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+def file_system(folder: Path, mounts: Path) -> str | None:
     """The kind of file system that a folder lies on; ``None`` where the system does not say."""
     try:
         lines = mounts.read_text(encoding="utf-8").splitlines()

@@ -50,16 +50,24 @@ class Steps:
 def look_at_steps(place: Place, task: Task, report: Reporter) -> Steps:
     """Looks at everything between images and scores; reads no map, and writes nothing."""
     look = _Look(place, task, report)
-    steps: tuple[Callable[[], Iterable[Finding]], ...] = (
-        look.target_images, look.source_images, look.weights, look.archives, look.label_sets, look.runs, look.scores,
-    )  # fmt: skip
+    steps: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
+        ("target images", look.target_images),
+        ("source images", look.source_images),
+        ("weights", look.weights),
+        ("teacher", look.archives),
+        ("labels", look.label_sets),
+        ("run", look.runs),
+        ("score", look.scores),
+    )
     findings: list[Finding] = list(look.locked_folders())
-    for done, step in enumerate(steps):
+    for done, (name, step) in enumerate(steps):
         report(Tick("looking into the workspace", done, len(steps)))
         try:
             findings += step()
-        except (EndaudaError, OSError) as error:
-            findings.append(Finding(step.__name__.replace("_", " "), "missing", failure(error)))
+        except EndaudaError as error:
+            findings.append(Finding(name, "missing", str(error)))
+        except OSError as error:
+            findings.append(Finding(name, "missing", f"{error.filename}: cannot be read ({error.strerror})"))
     report(Tick("looking into the workspace", len(steps), len(steps)))
     stored = sum(s.bytes for s in look.surveys.values())
     smaller = sum(s.raw_bytes for s in look.surveys.values()) / stored if stored else None
