@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.diskspace import size_text
+from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.results import Finding
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def _space(folder: Path, kind: str | None) -> Finding:
         return Finding("space", "note", f"{folder}: its disk cannot be asked ({error.strerror})", facts=facts)
     facts |= {"free": usage.free, "total": usage.total}
     text = f"{size_text(usage.free)} free of {size_text(usage.total)}"
+    if usage.total == 0:  # some network shares say so
+        text = "its disk does not say how large it is"
     text += "" if kind is None else f" ({kind})"
     if not os.access(folder, os.W_OK | os.X_OK):
         text = f"{folder} cannot be written to by this user; {text}"
@@ -68,12 +70,9 @@ def _room(folder: Path, work: Workload, smaller: float, archives: int) -> Findin
         f"estimated {size_text(each)} per teacher's archive of {work.images} images, {size_text(count * each)} for "
         f"{count} teachers"
     )
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return Finding("archives", "ok", text, facts=facts)
+    free = free_bytes(folder)
     missing = max(0, count - archives) * each
-    if missing > free:
+    if free is not None and missing > free:
         text += f"; but {size_text(free)} are free, so clear some, or use a workspace on a larger disk"
         return Finding("archives", "note", text, facts=facts)
     return Finding("archives", "ok", text, facts=facts)
