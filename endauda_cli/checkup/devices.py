@@ -68,6 +68,12 @@ def _cpu() -> Finding:
     return Finding("cpu", "ok", text, facts=facts)
 
 
+def usable_cores() -> float:
+    """How many cores' time this process gets at most."""
+    share = cpu_share()
+    return cores() if share is None else min(cores(), share)
+
+
 def cpu_share(system: Path = SYSTEM) -> float | None:
     """How many cores' time the control group grants; ``None`` where there is no limit."""
     shares = []

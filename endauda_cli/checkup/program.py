@@ -8,6 +8,9 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
+import shutil
+import sys
 import tomllib
 import warnings
 from dataclasses import dataclass
@@ -112,6 +115,11 @@ def _versions_of_ours(origin: str | None) -> Finding:
     if origin is None:
         text += "; it was not installed by pip, so what versions it needs is not known"
         return Finding(PACKAGE, "note", text, "pip install .", facts)
+    if shutil.which(PACKAGE) is None:
+        run = shlex.quote(f"{shlex.quote(sys.executable)} -m endauda_cli")
+        alias = None if os.name == "nt" else f"alias {PACKAGE}={run}"
+        text += f"; '{PACKAGE}' is not found on PATH, so type 'python -m endauda_cli'"
+        return Finding(PACKAGE, "note", text, alias, facts)
     return Finding(PACKAGE, "ok", text, facts=facts)
 
 

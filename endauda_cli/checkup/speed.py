@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.checkup.devices import usable_cores
 from endauda_cli.checkup.program import failure, import_quietly
 from endauda_cli.config import ExportConfig
 from endauda_cli.events import Tick
-from endauda_cli.pipeline import cores
 from endauda_cli.results import Finding
+from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
     from endauda_cli.events import Reporter
@@ -53,6 +54,7 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
     """Codes and decodes a generated map with each codec, and compares what comes back."""
     try:
         codecs = import_quietly("endauda_cli.archive").CODECS
+        compiles = not import_quietly("numba").config.DISABLE_JIT
         planes = softmax_map()
     except Exception as error:  # why is told among the packages
         return {}, [Finding("codecs", "note", f"cannot be measured: {failure(error)}")]
@@ -60,6 +62,11 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
     findings = []
     for done, (codec, coder) in enumerate(codecs.items()):
         report(Tick("measuring codecs", done, len(codecs), str(codec)))
+        if codec == Codec.SOFTMAX and not compiles:
+            findings.append(
+                Finding(str(codec), "note", "not measured: nothing is compiled, so it would take minutes")
+            )
+            continue
         try:
             _code(coder, planes[:, :64, :128].copy())  # the first call compiles
             speeds[str(codec)] = max((_code(coder, planes) for _ in range(ROUNDS)), key=lambda s: s.write)
@@ -76,11 +83,11 @@ def time_of(work: Workload, speeds: dict[str, CodecSpeed]) -> list[Finding]:
     codec = str(ExportConfig("any").codec)
     if codec not in speeds:
         return []
-    speed, at_once = speeds[codec], cores()
+    speed, at_once = speeds[codec], usable_cores()
     write, read = (work.raw_bytes / rate / at_once for rate in (speed.write, speed.read))
     text = (
         f"{work.images} train images of {work.width}x{work.height}, {work.classes} classes: per teacher at least "
-        f"{duration(write)} to export and {duration(read)} to fuse (that is {codec} alone, on {at_once} cores)"
+        f"{duration(write)} to export and {duration(read)} to fuse (that is {codec} alone, on {at_once:g} cores)"
     )
     return [Finding("target", "ok", text, facts={"write_seconds": write, "read_seconds": read})]
 
