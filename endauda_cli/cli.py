@@ -1,4 +1,4 @@
-"""The ``endauda`` command: registrations, configuration file, and the one place that catches errors.
+"""The ``endauda`` command: its table of commands, and the one place that catches errors.
 
 Nothing imported here, or by a command's module, imports torch or numpy: ``--help``, ``--version`` and TAB
 must answer at once.
@@ -8,22 +8,44 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from endauda_cli import __version__
-from endauda_cli.commands import demo, doctor, download_weights, export_teacher, fuse, inspect, test, train
-from endauda_cli.errors import ConfigError, EndaudaError
-from endauda_cli.terminal.multivalue import COMPLETE_VARIABLE, spread, spread_completion
-from endauda_cli.workspace import CONFIG_FILE, find_workspace, read_config
+from endauda_cli.errors import EndaudaError
+from endauda_cli.terminal.parsing import Entry, Group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PIPELINE, TOOLS = "From teachers to a student", "Around it"
+
+COMMANDS = {
+    name: Entry(summary, panel, f"endauda_cli.commands.{name.replace('-', '_')}")
+    for panel, name, summary in (
+        (PIPELINE, "export-teacher", "Store a teacher's certainties: run its network, or import outputs that exist."),
+        (PIPELINE, "fuse", "Fuse the teachers' archives into one set of labels for the target."),
+        (PIPELINE, "train", "Train a student on fused labels, or a source model on the labelled source."),
+        (PIPELINE, "test", "Score a checkpoint, or label PNGs that exist, on labelled images of the target."),
+        (TOOLS, "demo", "Show the whole story on a generated street world, on the CPU, in minutes."),
+        (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),
+        (TOOLS, "inspect", "Show what a certainty archive holds."),
+        (TOOLS, "doctor", "Check the program, this machine and the workspace, and say what the next step lacks."),
+        (TOOLS, "config", "Show what every option is set to, and where that comes from."),
+    )
+}  # fmt: skip
+
+
+class Commands(Group):
+    """The table as a group of commands."""
+
+    entries = COMMANDS
+
+
 app = typer.Typer(
     name="endauda",
+    cls=Commands,
     help="Turn several adapted segmentation models (teachers) and unlabelled images into one better model (student).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,19 +53,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
     epilog="Start with: endauda demo",
 )
-
-for name, module in (
-    ("export-teacher", export_teacher),
-    ("fuse", fuse),
-    ("train", train),
-    ("test", test),
-    ("download-weights", download_weights),
-    ("inspect", inspect),
-    ("demo", demo),
-    ("doctor", doctor),
-):
-    prefix = f"ENDAUDA_{name.upper().replace('-', '_')}"
-    app.command(name, context_settings={"auto_envvar_prefix": prefix})(module.command)
 
 
 def _version(asked: bool) -> None:
@@ -54,60 +63,17 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    try:
-        ctx.default_map = _defaults(ctx, _workspace_argument(sys.argv))
-    except (EndaudaError, OSError) as error:
-        if ctx.invoked_subcommand != "doctor":  # which tells of it among its findings
-            raise
-        ctx.obj = error
-
-
-def _workspace_argument(argv: Sequence[str]) -> Path | None:
-    """The value of ``--workspace``, which a command parses only after its defaults are needed."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--workspace" and following:
-            return Path(following)
-        if word.startswith("--workspace="):
-            return Path(word.partition("=")[2])
-    return None
-
-
-def _defaults(ctx: typer.Context, given: Path | None) -> dict[str, Any]:
-    """``endauda.toml`` as Typer's map of defaults: command -> parameter -> value."""
-    workspace = find_workspace(given)
-    commands: dict[str, Any] = ctx.command.commands  # type: ignore[attr-defined]
-    defaults: dict[str, Any] = {}
-    for table, values in read_config(workspace).items():
-        where = f"{workspace.root / CONFIG_FILE}: [{table}]"
-        if table not in commands:
-            raise ConfigError(f"{where} is no command; known are {', '.join(commands)}")
-        options = {
-            flag.lstrip("-"): p for p in commands[table].params for flag in p.opts if flag.startswith("--")
-        }
-        for key in values:
-            if key not in options:
-                raise ConfigError(f"{where} has no option {key!r}; known are {', '.join(sorted(options))}")
-        defaults[table] = {
-            # teachers = "dacs,crst" would else be taken letter by letter
-            options[key].name: [value] if options[key].multiple and isinstance(value, str) else value
-            for key, value in values.items()
-        }
-    return defaults
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 (interrupt)."""
-    if COMPLETE_VARIABLE in os.environ:
-        spread_completion()
-    words = spread(sys.argv[1:] if argv is None else argv)
-    before, sys.argv = sys.argv, ["endauda", *words]
     try:
-        app(words, prog_name="endauda")
+        app(list(sys.argv[1:] if argv is None else argv), prog_name="endauda")
     except EndaudaError as error:
         print(f"endauda: {error}", file=sys.stderr)
         return 1
@@ -123,8 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"endauda: {error.filename}: {error.strerror}; choose another path, or mend it", file=sys.stderr
         )
         return 1
-    finally:
-        sys.argv = before
     return 0
 
 

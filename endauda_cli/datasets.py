@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS, IGNORED, Domain, Layout, Task, make_task, palette_of
-from endauda_cli.errors import ConfigError, DataError, NoImagesError
+from endauda_cli.errors import ConfigError, DataError, NoImagesError, did_you_mean, known_are
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -92,10 +91,9 @@ def load_domain(name: str) -> Domain:
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return _domain_from_toml(path)
-    close = difflib.get_close_matches(name, DOMAINS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
     raise ConfigError(
-        f"no data set {name!r}: known are {', '.join(sorted(DOMAINS))}, or the path of a .toml file{hint}"
+        f"no data set {name!r}: known are {', '.join(sorted(DOMAINS))}, or the path of a .toml file"
+        + did_you_mean(name, DOMAINS)
     )
 
 
@@ -208,9 +206,7 @@ def _patterns(path: Path, value: Any, what: str) -> tuple[str, ...]:
 def _refuse_unknown(path: Path, table: dict[str, Any], known: set[str], where: str) -> None:
     for key in table:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-            raise DataError(f"{path}: unknown key {where}{key}; {hint}")
+            raise DataError(f"{path}: unknown key {where}{key}{known_are(key, sorted(known))}")
 
 
 def _strings(path: Path, value: Any, what: str) -> list[str]:

@@ -247,20 +247,20 @@ def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
 
 def _defaults() -> str:
     """Defaults that make the plain command lines work in the demo's workspace."""
-    lines = ["# Defaults of the commands in this folder; run them from here."]
-    for command in ("export-teacher", "fuse", "train", "test", "inspect"):
-        lines += [f"[{command}]", 'source = "noon.toml"', 'target = "dusk.toml"']
-        if command == "train":
-            lines += [
-                f'backbone = "{STUDENT.backbone}"',
-                f"steps = {STUDENT.steps}",
-                f"lr = {STUDENT.learning_rate}",
-                f'size = "{STUDENT.size[0]}x{STUDENT.size[1]}"',
-                f'crop = "{STUDENT.crop[0]}x{STUDENT.crop[1]}"',
-                f"batch-size = {STUDENT.batch_size}",
-                f"class-balance = {str(STUDENT.class_balance).lower()}",
-                f"hard-percentile = {STUDENT.hard_percentile}",
-            ]
+    lines = [
+        "# Defaults of the commands in this folder; run them from here.",
+        'source = "noon.toml"',
+        'target = "dusk.toml"',
+        "[train]",
+        f'backbone = "{STUDENT.backbone}"',
+        f"steps = {STUDENT.steps}",
+        f"lr = {STUDENT.learning_rate}",
+        f'size = "{STUDENT.size[0]}x{STUDENT.size[1]}"',
+        f'crop = "{STUDENT.crop[0]}x{STUDENT.crop[1]}"',
+        f"batch-size = {STUDENT.batch_size}",
+        f"class-balance = {str(STUDENT.class_balance).lower()}",
+        f"hard-percentile = {STUDENT.hard_percentile}",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,11 @@ The command line prints it and exits with 1; usage errors exit with 2, an interr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 
 class EndaudaError(Exception):
     """Base of all errors that the user can mend."""
@@ -50,3 +55,18 @@ class DownloadError(EndaudaError):
 
 class PolicyError(EndaudaError):
     """A policy cannot be read, or names classes or teachers that are not there."""
+
+
+def did_you_mean(words: str | Sequence[str], known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a word, or several: the known ones nearest to them, if there are such."""
+    import difflib  # only what is refused pays for it
+
+    names, refused = list(known), [words] if isinstance(words, str) else words
+    close = [near for word in refused for near in difflib.get_close_matches(word, names, n=1)]
+    return f"; did you mean {' and '.join(close)}?" if close else ""
+
+
+def known_are(word: str, known: Iterable[str]) -> str:
+    """The same, but where none is near it says which are known."""
+    names = list(known)
+    return did_you_mean(word, names) or f"; known are {', '.join(names)}"

@@ -295,3 +295,37 @@ class CheckupResult:
     groups: tuple[FindingGroup, ...]
     next: str | None
     """The command line that mends the first thing that is broken or missing."""
+
+
+@dataclass(frozen=True)
+class ConfigRow:
+    """An option that is not typed.
+
+    Attributes:
+        command: whose.
+        option: without dashes before it.
+        value: what it is then.
+        origin: the variable, or file and table; or ``built-in``.
+        variable: the environment variable that would set it.
+    """
+
+    command: str
+    option: str
+    value: str | int | float | bool | tuple[str, ...] | list[str] | None
+    origin: str
+    variable: str
+
+
+@dataclass(frozen=True)
+class ConfigResult:
+    """What all options are set to.
+
+    Attributes:
+        workspace: where they were looked up.
+        file: its endauda.toml, if there is one.
+        rows: one per option of each command.
+    """
+
+    workspace: Path
+    file: Path | None
+    rows: tuple[ConfigRow, ...]

@@ -14,9 +14,7 @@ implementation already have, with ``certainty/`` and ``runs/`` beside it::
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,23 +141,21 @@ def find_workspace(given: Path | None) -> Workspace:
     return Workspace(here)
 
 
-def read_config(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """The tables of ``endauda.toml``: defaults of options, per command. Empty without the file.
+def read_config(workspace: Workspace) -> dict[str, Any]:
+    """What ``endauda.toml`` holds: a table of options per command, and options of all above them. Empty without it.
 
     Raises:
-        ConfigError: if the file is not TOML or holds something outside a table.
+        ConfigError: if the file is not TOML.
     """
     path = workspace.root / CONFIG_FILE
     if not path.is_file():
         return {}
+    import tomllib  # few workspaces have the file, and every TAB asks
+
     try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
-    for key, value in config.items():
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}: {key} stands outside a table; put it under [fuse], [train], ...")
-    return config
+        raise ConfigError(f"{path}: not valid TOML ({error}); mend that line") from error
 
 
 def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
@@ -183,6 +179,8 @@ def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or ``None`` if it is absent or not one."""
+    import json  # as above
+
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

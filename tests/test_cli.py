@@ -682,46 +682,7 @@ def test_result_into_a_closed_pipe(city: Path) -> None:
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("name")
 
 
-# ---------------------------------------------------------------------------- defaults
-
-
-def test_precedence_of_flag_environment_and_file(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = ("fuse", "--teachers", "dacs", "--rule", "certainty")
-    assert result_of(*line)["threshold"] == 90
-    (city / "endauda.toml").write_text('[fuse]\nthreshold = 60\nname = "mine"\nrule = "majority"\n')
-    result = result_of(*line)
-    assert (result["threshold"], result["rule"], result["labels"]) == (
-        60,
-        "certainty",
-        str(city / FUSED / "mine"),
-    )
-    monkeypatch.setenv("ENDAUDA_FUSE_THRESHOLD", "70")
-    assert result_of(*line)["threshold"] == 70
-    assert result_of(*line, "--threshold", "80")["threshold"] == 80
-
-
-def test_file_is_found_from_below_and_by_option(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (city / "endauda.toml").write_text("[fuse]\nthreshold = 60\nteachers = ['dacs']\n")
-    (city / "deep/er").mkdir(parents=True)
-    monkeypatch.chdir(city / "deep/er")
-    assert result_of("fuse")["threshold"] == 60
-    monkeypatch.chdir("/")
-    for words in (("--workspace", city), (f"--workspace={city}",)):
-        assert result_of("fuse", *words)["threshold"] == 60
-    monkeypatch.setenv("ENDAUDA_WORKSPACE", str(city))
-    assert result_of("fuse")["threshold"] == 60
-
-
-@pytest.mark.parametrize("value", ['"dacs,crst"', '["dacs", "crst"]', '["dacs,crst"]'])
-def test_several_values_in_the_file(city: Path, value: str) -> None:
-    (city / "endauda.toml").write_text(f"[fuse]\nteachers = {value}\n")
-    assert result_of("fuse")["teachers"] == ["dacs", "crst"]
-
-
-@pytest.mark.parametrize("value", ["dacs crst", "dacs,crst"])
-def test_several_values_in_the_environment(city: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("ENDAUDA_FUSE_TEACHERS", value)
-    assert result_of("fuse")["teachers"] == ["dacs", "crst"]
+# ---------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(
@@ -733,21 +694,6 @@ def test_several_values_in_the_environment(city: Path, monkeypatch: pytest.Monke
 )  # fmt: skip
 def test_several_values_as_people_type_them(city: Path, words: tuple[str, ...]) -> None:
     assert result_of("fuse", *words)["teachers"] == ["dacs", "crst"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[fuse]\ntreshold = 70\n", "[fuse] has no option 'treshold'; known are"),
-        ("[fues]\nthreshold = 70\n", "[fues] is no command; known are export-teacher, fuse,"),
-        ("threshold = 70\n", "threshold stands outside a table; put it under [fuse]"),
-        ("[fuse\n", "not valid TOML"),
-    ],
-)
-def test_mistakes_in_the_file(city: Path, text: str, message: str) -> None:
-    (city / "endauda.toml").write_text(text)
-    found = refused("fuse")
-    assert found.startswith(str(city / "endauda.toml")) and message in found
 
 
 def test_data_set_of_the_workspace_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_output_without_its_partner(
             ("--weights", "a", "--import", "b"),
             "name either the checkpoint to run with --weights, a --program",
         ),
-        (("--weights", "a", "--scales", "1;2"), "--scales 1;2: expected numbers with commas between"),
+        (("--weights", "a", "--scales", "1;2"), "--scales 1;2: expected numbers, such as 0.75 1 1.25"),
         (("--weights", "a", "--tile", "9x9"), "--tile 9x9: at least 32x32"),
         (("--weights", "a", "--network", "x"), "--network x: known are dacs, crst"),
         (("--weights", "a", "--description", "x"), "x: cannot be read (No such file or directory)"),

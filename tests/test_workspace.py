@@ -149,16 +149,10 @@ def test_config(tmp_path: Path) -> None:
     assert read_config(workspace) == {"fuse": {"teachers": ["dacs"], "threshold": 70}, "train": {}}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[fuse", "not valid TOML"), ("threshold = 70", "threshold stands outside a table; put it under")],
-)
-def test_config_that_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    put(tmp_path / CONFIG_FILE, text)
-    with pytest.raises(ConfigError, match=rf"endauda\.toml: {message}"):
-        read_config(Workspace(tmp_path))
-    (tmp_path / CONFIG_FILE).write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+@pytest.mark.parametrize("content", [b"[fuse", b"\xff"])
+def test_config_that_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"endauda\.toml: not valid TOML"):
         read_config(Workspace(tmp_path))
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from endauda_cli.datasets import load_task
 from endauda_cli.errors import ConfigError, EndaudaError
@@ -36,8 +36,10 @@ class Asked:
     workspace: Path | None = None
     options: dict[str, str | None] = field(default_factory=dict)
     """``source``, ``target``, ``source-data``, ``target-data``."""
-    config_error: str | None = None
-    """What the command line found wrong with ``endauda.toml``."""
+    told: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What each command takes for its options from the environment and ``endauda.toml``."""
+    wrong: str | None = None
+    """What is wrong with these."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,6 @@ class Place:
 
     workspace: Workspace
     asked: Asked
-    config: dict[str, dict[str, Any]]
     used: dict[str, str]
     """The options of ``Asked`` as they hold, less those that nobody gave."""
     task: Task | None
@@ -55,14 +56,19 @@ class Place:
     def roots(self, domain: Domain, option: str) -> tuple[Path, ...]:
         """Folders that may hold a domain's images."""
         given = self.used.get(option)
-        return self.workspace.data_roots(domain) if given is None else (Path(given),)
+        return self.workspace.data_roots(domain) if given is None else (self.folder(given),)
+
+    def folder(self, given: str) -> Path:
+        """A folder as typed, else relative to the workspace."""
+        inside = self.workspace.root / given
+        return inside if not Path(given).exists() and inside.exists() else Path(given)
 
     def line(self, command: str, *words: str) -> str:
         """A command line to copy that means this workspace, source and target from the current folder."""
         parts = ["endauda", command, *words]
         for option in OPTIONS.get(command, ()):
             value = self.used.get(option)
-            if value is not None and value != _told(self.config, command, option):
+            if value is not None and value != _told(self.asked, command, option):
                 parts += [f"--{option}", value]
         if self.asked.workspace is not None:
             parts += ["--workspace", str(self.asked.workspace)]
@@ -79,14 +85,14 @@ def find_place(asked: Asked) -> tuple[Place | None, list[Finding]]:
         folder = asked.workspace or Path(os.environ.get("ENDAUDA_WORKSPACE", "."))
         mend = None if _exists(folder) else f"mkdir -p {shlex.quote(str(folder))}"
         return None, [Finding("workspace", "broken", str(error), mend)]
-    config, about_config = _read_config(asked, workspace)
-    used, disagreements = _options(asked, config)
+    used, disagreements = _options(asked)
     task, about_task = _load_task(workspace, used)
-    findings = [where, *about_config, *disagreements, *about_task]
+    place = Place(workspace, asked, used, task)
+    findings = [where, *_check_config(asked, workspace), *disagreements, *about_task]
     for option in ("source-data", "target-data"):
-        if option in used and not Path(used[option]).is_dir():
+        if option in used and not place.folder(used[option]).is_dir():
             findings.append(Finding(f"--{option}", "missing", f"{used[option]}: no such folder"))
-    return Place(workspace, asked, config, used, task), findings
+    return place, findings
 
 
 def _why(given: Path | None, workspace: Workspace) -> str:
@@ -106,29 +112,25 @@ def _exists(path: Path) -> bool:
         return True
 
 
-def _read_config(asked: Asked, workspace: Workspace) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
-    path = workspace.root / CONFIG_FILE
-    try:
-        there, config, wrong = path.is_file(), read_config(workspace), asked.config_error
-    except (EndaudaError, OSError) as error:
-        there, config, wrong = True, {}, str(error)
+def _check_config(asked: Asked, workspace: Workspace) -> list[Finding]:
+    path, wrong = workspace.root / CONFIG_FILE, asked.wrong
+    if wrong is not None and str(path) not in wrong:
+        return [Finding("environment", "missing", wrong.removeprefix("environment: "))]
     if wrong is not None:
         edit = None if os.name == "nt" else f"${{EDITOR:-vi}} {shlex.quote(str(path))}"
-        return config, [Finding(CONFIG_FILE, "broken", wrong.removeprefix(f"{path}: "), edit)]
-    if not there:
-        return config, []
-    tables = ", ".join(f"[{table}]" for table in config) or "nothing"
-    return config, [Finding(CONFIG_FILE, "ok", f"valid; sets defaults of {tables}")]
+        return [Finding(CONFIG_FILE, "broken", wrong.removeprefix(f"{path}: "), edit)]
+    if not path.is_file():
+        return []
+    keys = (f"[{key}]" if isinstance(value, dict) else key for key, value in read_config(workspace).items())
+    return [Finding(CONFIG_FILE, "ok", f"valid; sets {', '.join(keys) or 'nothing'}")]
 
 
-def _told(config: dict[str, dict[str, Any]], command: str, option: str) -> str | None:
-    """What a command takes if nothing is typed: from its environment variable, ``endauda.toml``, or built in."""
-    variable = f"ENDAUDA_{command}_{option}".upper().replace("-", "_")
-    value = os.environ.get(variable) or config.get(command, {}).get(option)
-    return value if isinstance(value, str) else DEFAULTS.get(option)
+def _told(asked: Asked, command: str, option: str) -> str | None:
+    """What a command takes if nothing is typed."""
+    return asked.told.get(command, {}).get(option, DEFAULTS.get(option))
 
 
-def _options(asked: Asked, config: dict[str, dict[str, Any]]) -> tuple[dict[str, str], list[Finding]]:
+def _options(asked: Asked) -> tuple[dict[str, str], list[Finding]]:
     """The options that hold: typed ones, else what the commands take, of whom the first one that says
     something counts."""
     used: dict[str, str] = {}
@@ -137,7 +139,7 @@ def _options(asked: Asked, config: dict[str, dict[str, Any]]) -> tuple[dict[str,
         if (typed := asked.options.get(option)) is not None:
             used[option] = typed
             continue
-        told = {command: _told(config, command, option) for command in STEPS if option in OPTIONS[command]}
+        told = {command: _told(asked, command, option) for command in STEPS if option in OPTIONS[command]}
         default = DEFAULTS.get(option)
         value = next((v for v in told.values() if v not in (None, default)), default)
         if value is not None:

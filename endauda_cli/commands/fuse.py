@@ -50,13 +50,15 @@ def command(
         ),
     ] = "auto",
     few_shot: Annotated[
-        str,
+        list[str] | None,
         o.option(
             "--few-shot",
-            metavar="N|A,B,C",
-            help="Labelled val images for --policy few-shot: how many, spread evenly, or their names.",
+            metavar="N|A B C",
+            help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
+            callback=split_commas,
+            show_default=False,
         ),
-    ] = "5",
+    ] = None,
     threshold: Annotated[
         float, o.option("--threshold", help="Keep labels of at least this certainty, in percent.")
     ] = 90,
@@ -161,8 +163,8 @@ def command(
         o.refuse_unknown_teachers(session, stored)
     with o.place(session, shard, bool(checkpoints)) as place, session.terminal as terminal:
         config = FuseConfig(
-            names, rule, policy, few_shot, threshold, o.parse_window(window), renormalise, border, unclaimed,
-            None if delta is None else str(session.path(delta)), place.shard, score, workers,
+            names, rule, policy, ",".join(few_shot or ("5",)), threshold, o.parse_window(window), renormalise, border,
+            unclaimed, None if delta is None else str(session.path(delta)), place.shard, score, workers,
         )  # fmt: skip
         samples = session.target_samples_if_any(split, "fusing all images of the archives instead")
         options = (arch, backbone, o.parse_size(size, "--size"), amp, workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError
+from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
 from endauda_cli.terminal import completing
+from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -67,8 +67,8 @@ SizeOption = Annotated[
                        show_default=False)
 ]  # fmt: skip
 ScalesOption = Annotated[
-    str | None, option("--scales", metavar="S,S", help="Sizes to run and average, such as 0.75,1,1.25. "
-                       "[default: the network's own]", show_default=False)
+    list[str] | None, option("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
+                             "[default: the network's own]", callback=split_commas, show_default=False)
 ]  # fmt: skip
 FlipOption = Annotated[
     bool | None, option("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
@@ -221,9 +221,10 @@ def inside_workspace(workspace: Workspace, given: Path) -> Path:
 def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str) -> tuple[Path, ...]:
     if given is None:
         return workspace.data_roots(domain)
-    if not given.is_dir():
+    folder = inside_workspace(workspace, given)
+    if not folder.is_dir():
         raise ConfigError(f"{option} {given}: no such folder")
-    return (given,)
+    return (folder,)
 
 
 @dataclass(frozen=True)
@@ -285,20 +286,18 @@ def parse_tile(text: str | None) -> tuple[int, int] | None:
     return None if size is None else (size[1], size[0])
 
 
-def parse_scales(text: str | None) -> tuple[float, ...] | None:
-    """``"0.75,1"`` as (0.75, 1.0).
+def parse_scales(words: list[str] | None) -> tuple[float, ...] | None:
+    """``["0.75", "1"]`` as (0.75, 1.0).
 
     Raises:
         ConfigError: if it is of another form.
     """
-    if text is None:
+    if not words:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(float(word) for word in words)
     except ValueError as error:
-        raise ConfigError(
-            f"--scales {text}: expected numbers with commas between, such as 0.75,1,1.25"
-        ) from error
+        raise ConfigError(f"--scales {' '.join(words)}: expected numbers, such as 0.75 1 1.25") from error
 
 
 def parse_temperature(text: str) -> float:
@@ -348,7 +347,7 @@ def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:
     """Refuse names of which the workspace has no archive.
 
     Raises:
-        WorkspaceError: for the first of them; says which there are.
+        WorkspaceError: names them, and which there are.
     """
     source = session.task.source.name
     known = session.workspace.teachers(source)
@@ -357,10 +356,9 @@ def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:
         raise WorkspaceError(
             f"{folder}: no archives there; make one with 'endauda export-teacher NAME' first"
         )
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise WorkspaceError(
-                f"no archive of a teacher {name!r} in {folder}: there are {', '.join(known)}{hint}"
-            )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise WorkspaceError(
+            f"no archive of a teacher {' or '.join(map(repr, unknown))} in {folder}: "
+            f"there are {', '.join(known)}{did_you_mean(unknown, known)}"
+        )

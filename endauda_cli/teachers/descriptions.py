@@ -27,12 +27,11 @@ it is written down beside the file:
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.errors import ConfigError
+from endauda_cli.errors import ConfigError, known_are
 from endauda_cli.segmenter import ClassMap, Procedure
 from endauda_cli.transforms import FILTERS, Preprocessing
 
@@ -195,9 +194,7 @@ def _check(path: Path, name: str, table: Mapping[str, Any]) -> None:
     where = f"{path}: [{name}] " if name else f"{path}: "
     for key, value in table.items():
         if key not in _KEYS[name]:
-            close = difflib.get_close_matches(key, _KEYS[name], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS[name])}"
-            raise ConfigError(f"{where}{key} has no meaning; {hint}")
+            raise ConfigError(f"{where}{key} has no meaning{known_are(key, _KEYS[name])}")
         if not isinstance(value, _KEYS[name][key]) or (
             isinstance(value, bool) and _KEYS[name][key] is not bool
         ):

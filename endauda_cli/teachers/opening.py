@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from endauda_cli.checkpoint import load_student, sha256
-from endauda_cli.errors import CheckpointError, ConfigError
+from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import read_content, state_dict_in
 from endauda_cli.segmenter import Procedure, Segmenter
@@ -77,7 +77,8 @@ def open_teacher(
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
     said = _description(path, description, program or is_program(path))
     if network is not None and network not in TEACHERS and network not in plugins:
-        raise ConfigError(f"--network {network}: known are {', '.join(teacher_names())}")
+        known = teacher_names()
+        raise ConfigError(f"--network {network}: known are {', '.join(known)}{did_you_mean(network, known)}")
     if network is not None and network not in TEACHERS:
         teacher = _from_plugin(plugins[network], path, classes)
     elif program or is_program(path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.datasets import load_task
 from endauda_cli.domains import DOMAINS
 from endauda_cli.types import TEACHER_ENTRY_POINTS, PolicyKind, TeacherName
-from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace, read_config
+from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,12 +30,8 @@ def _completer(values: Callable[[Any, Workspace], Iterable[str]]) -> Completer:
 
 
 def _task(ctx: Any, workspace: Workspace) -> Task:
-    """Source and target of a half-typed line; what it does not say, ``endauda.toml`` may."""
-    given = dict(ctx.params)
-    for name, value in read_config(workspace).get(ctx.info_name, {}).items():
-        if name in ("source", "target") and ctx.get_parameter_source(name).name.startswith("DEFAULT"):
-            given[name] = value
-    return load_task(given.get("source"), given["target"], workspace.root)
+    """Source and target of a half-typed line."""
+    return load_task(ctx.params.get("source"), ctx.params["target"], workspace.root)
 
 
 def _archives(ctx: Any, workspace: Workspace) -> Iterable[str]:
@@ -99,4 +95,5 @@ sources = _completer(
 )
 targets = _completer(lambda ctx, workspace: [*DOMAINS, *_data_sets(workspace)])
 policies = _completer(lambda ctx, workspace: PolicyKind)
+commands = _completer(lambda ctx, workspace: ctx.find_root().command.list_commands(ctx))
 augmentations = _completer(lambda ctx, workspace: ("colour", "light", "texture"))

@@ -31,6 +31,7 @@ from endauda_cli.diskspace import size_text
 from endauda_cli.events import Note, Tick
 from endauda_cli.results import (
     CheckupResult,
+    ConfigResult,
     DemoResult,
     DownloadResult,
     EvalResult,
@@ -350,6 +351,19 @@ class Terminal:
                 Text(" " * (STATE_WIDTH + 2) + "-> ", "dim") + Text(finding.mend, "bold"), soft_wrap=True
             )
 
+    @_render.register
+    def _(self, r: ConfigResult) -> None:
+        self._line(f"workspace {r.workspace}, {r.file.name if r.file else 'without an endauda.toml'}")
+        for command in dict.fromkeys(row.command for row in r.rows):
+            table = _table(command, "value", "from", left=3)
+            for row in (row for row in r.rows if row.command == command):
+                changed = row.origin != "built-in"
+                table.add_row(row.option, _setting(row.value), row.origin, style="bold" if changed else None)
+            self.out.print()
+            self.out.print(table)
+        if not r.rows:
+            self._line("every option is as built in")
+
     def _line(self, text: str) -> None:
         self.out.print(Text(text), soft_wrap=True)
 
@@ -376,6 +390,14 @@ def _table(*columns: str, left: int = 1) -> Table:
         justify: Literal["left", "right"] = "left" if i < left else "right"
         table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
     return table
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _figure(value: float | None) -> str:

@@ -5,7 +5,6 @@ The format is described in ``docs/weights.md``. ``null`` is "not known", and sai
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from dataclasses import MISSING, dataclass, fields
@@ -15,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from endauda_cli.errors import ConfigError
+from endauda_cli.errors import ConfigError, did_you_mean, known_are
 from endauda_cli.types import Arch, Backbone
 from endauda_cli.weights.lockfile import PATH as LOCK_PATH
 
@@ -103,11 +102,9 @@ class Manifest:
         for name in names or ("*",):
             found = {known: a for known, a in self.artefacts.items() if fnmatchcase(known, name)}
             if not found:
-                close = difflib.get_close_matches(name, self.artefacts, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise ConfigError(
-                    f"no published weights {name!r}: known are {', '.join(self.artefacts)}{hint}"
-                )
+                known = ", ".join(self.artefacts)
+                hint = did_you_mean(name, self.artefacts)
+                raise ConfigError(f"no published weights {name!r}: known are {known}{hint}")
             chosen |= found
         return list(chosen.values())
 
@@ -210,9 +207,7 @@ class _Entry:
         known = {field.name: field for field in fields(Artefact)}
         for key in self.entry:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-                raise ConfigError(f"{self.where}: no field is called {key!r}{hint}")
+                raise ConfigError(f"{self.where}: no field is called {key!r}{known_are(key, known)}")
         for name, field in known.items():
             if field.default is MISSING and name not in self.entry:
                 raise ConfigError(f"{self.where}: the field {name!r} is missing")

@@ -1,0 +1,190 @@
+"""How a command line becomes a call: what ``endauda`` adds to Typer's commands.
+
+A ``Group`` imports a command's module when that command is run, not to list it. A ``Command`` takes several values
+after one option, finds what was not typed in the environment and in ``endauda.toml``, and says of a refused word
+what is nearest to it, or where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from endauda_cli.errors import ConfigError, EndaudaError, did_you_mean
+from endauda_cli.terminal.multivalue import open_option, spread
+from endauda_cli.terminal.settings import Option, Setting, resolve, variable
+from endauda_cli.workspace import find_workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_WORDS, _SETTINGS = "endauda.words", "endauda.settings"
+"""Keys of a context's ``meta``: the words before the cursor; what was not typed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command as the help of the whole program lists it.
+
+    Attributes:
+        summary: the first line of its own help.
+        panel: the heading it stands under.
+        module: where its function ``command`` is, or, for a group of commands, its ``app``.
+    """
+
+    summary: str
+    panel: str
+    module: str
+
+
+class Command(TyperCommand):
+    """A command of ``endauda``."""
+
+    allow_extra_args = True  # for a better word about them than "unexpected"
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        several = {flag for param in self.params if _several(param) for flag in param.opts}
+        ctx.meta[_WORDS] = list(args)
+        if not any(word in ctx.help_option_names for word in args):  # help is given whatever the file says
+            self._find_settings(ctx, args)
+        try:
+            super().parse_args(ctx, spread(args, several))
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ") + self._hint(ctx, error)
+            raise
+        if ctx.args and not ctx.resilient_parsing:
+            words = " ".join(ctx.args)
+            ctx.fail(f"Unexpected {words!r}; {self._place_of(ctx, ctx.args)}")
+        return ctx.args
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            option = re.match(r"--([a-z-]+) ", str(error))
+            if option and (origin := self._origin(ctx, option[1].replace("-", "_"))):
+                raise ConfigError(f"{error} (the value is from {origin})") from error
+            raise
+
+    def shell_complete(self, ctx: typer.Context, incomplete: str) -> list[Any]:  # type: ignore[override]
+        """Typer asks here when the cursor follows no option: it may still be in the second value of one."""
+        several = {flag: param for param in self.params if _several(param) for flag in param.opts}
+        option = open_option(ctx.meta.get(_WORDS, ()), several)
+        if option is not None and not incomplete.startswith("-"):
+            return several[option].shell_complete(ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
+
+    def options(self) -> list[Option]:
+        """What the environment and ``endauda.toml`` may set."""
+        options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        return [Option(_key(one), one.name, one.is_flag, one.multiple) for one in options]
+
+    def _find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
+        root: Any = ctx.find_root()
+        name = ctx.command_path[len(root.command_path) :].strip()
+        try:
+            workspace = find_workspace(_workspace_named(args, name))
+            settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
+        except (EndaudaError, OSError):
+            if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
+                raise
+            return
+        ctx.meta[_SETTINGS] = settings
+        ctx.default_map = {name: setting.value for name, setting in settings.items()}
+
+    def _origin(self, ctx: typer.Context, parameter: str) -> str | None:
+        """Where a value came from, if nobody typed it."""
+        settings: Mapping[str, Setting] = ctx.meta.get(_SETTINGS, {})
+        source = ctx.get_parameter_source(parameter)
+        if source is None or source.name != "DEFAULT_MAP" or parameter not in settings:
+            return None
+        return settings[parameter].origin
+
+    def _hint(self, ctx: typer.Context, error: typer.BadParameter) -> str:
+        if error.param is None:
+            return ""
+        if origin := self._origin(ctx, error.param.name):
+            return f" (the value is from {origin})"
+        refused = re.search(r"'([^']*)' is not one of", error.message)
+        if refused is None:
+            return ""
+        choices = [item.value for item in error.param.shell_complete(ctx, "")]
+        return did_you_mean(refused[1], choices).replace("; d", " D")
+
+    def _place_of(self, ctx: typer.Context, words: Sequence[str]) -> str:
+        """Where words that stand alone may belong: the option that completes to the first of them."""
+        options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        for param in (option for option in options if not option.is_flag):
+            with suppress(Exception):  # completion never stands in the way of an error message
+                if any(item.value == words[0] for item in param.shell_complete(ctx, words[0])):
+                    return f"did you mean {param.opts[0]} {' '.join(words if param.multiple else words[:1])}?"
+        return f"{self.name} takes no more words"
+
+
+class Group(TyperGroup):
+    """The commands of ``endauda``, listed without importing them."""
+
+    entries: Mapping[str, Entry] = {}
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, entry in self.entries.items():
+            self.add_command(TyperCommand(name=name, help=entry.summary, rich_help_panel=entry.panel))
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        if args[0] in self.entries:
+            self.load(args[0])
+        return super().resolve_command(ctx, args)
+
+    def load(self, name: str) -> TyperCommand:
+        """The command itself, imported."""
+        command: Any = self.commands[name]
+        if type(command) is TyperCommand:
+            module = import_module(self.entries[name].module)
+            command = typer.main.get_command(getattr(module, "app", None) or _alone(name, module.command))
+            command.name = name
+            self.add_command(command)
+        return command  # type: ignore[no-any-return]
+
+    def loaded(self) -> Iterator[tuple[str, Command]]:
+        """All commands by their full names, those of groups as ``config show``."""
+        for name in self.entries:
+            command: Any = self.load(name)
+            if isinstance(command, TyperGroup):
+                yield from ((f"{name} {sub}", one) for sub, one in command.commands.items())  # type: ignore[misc]
+            else:
+                yield name, command
+
+
+def _alone(name: str, function: Any) -> typer.Typer:
+    """A program of one command."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command(name, cls=Command)(function)
+    return app
+
+
+def _several(param: Any) -> bool:
+    return bool(param.param_type_name == "option" and param.multiple)
+
+
+def _key(param: Any) -> str:
+    """``few-shot`` of an option that is typed ``--few-shot``."""
+    return str(next(flag for flag in param.opts if flag.startswith("--"))[2:])
+
+
+def _workspace_named(words: Sequence[str], command: str) -> Path | None:
+    """The value of ``--workspace``, which is needed before the words are parsed: the other defaults lie there."""
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--workspace" and (equals or position + 1 < len(words)):
+            return Path(value if equals else words[position + 1])
+    named = os.environ.get(variable("workspace", command))
+    return Path(named) if named else None

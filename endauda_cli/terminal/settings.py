@@ -1,0 +1,145 @@
+"""Where an option's value comes from when it is not typed: the environment, ``endauda.toml``, the program.
+
+A flag beats ``ENDAUDA_<COMMAND>_<OPTION>`` beats ``ENDAUDA_<OPTION>`` beats the command's table in ``endauda.toml``
+beats what stands above the tables there beats the built-in value. The second and fourth hold for every command that
+has the option, so only options that mean the same everywhere can be given there: ``COMMON``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.errors import ConfigError, did_you_mean, known_are
+from endauda_cli.workspace import CONFIG_FILE, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from endauda_cli.workspace import Workspace
+
+COMMON = (
+    "source", "target", "source-data", "target-data", "device", "workers", "amp", "json", "quiet", "verbose",
+)  # fmt: skip
+"""Options that may also be set for all commands at once. The workspace is where the file is, so not in the file."""
+
+PREFIX = "ENDAUDA_"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What matters here of an option of a command.
+
+    Attributes:
+        key: its name without dashes before it, as in ``endauda.toml``.
+        parameter: of the command's function.
+        switch: it is on or off.
+        several: it takes several values.
+    """
+
+    key: str
+    parameter: str
+    switch: bool = False
+    several: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value that was not typed.
+
+    Attributes:
+        value: as Typer is to read it.
+        origin: where it is from: the variable, or file and table.
+    """
+
+    value: Any
+    origin: str
+
+
+def resolve(
+    command: str,
+    options: Iterable[Option],
+    commands: Collection[str],
+    workspace: Workspace,
+    environment: Mapping[str, str],
+) -> dict[str, Setting]:
+    """Settings of a command by the name of the parameter; those that nobody made are left out.
+
+    Args:
+        command: its name.
+        options: all it has.
+        commands: names of all commands.
+        workspace: whose ``endauda.toml`` is read.
+        environment: variables.
+
+    Raises:
+        ConfigError: if a table, a key or a variable is unknown, or a value of the wrong kind.
+    """
+    known = {option.key: option for option in options if option.key != "workspace"}
+    by_key = _from_file(command, known, commands, workspace) | _from_environment(command, known, environment)
+    return {known[key].parameter: setting for key, setting in by_key.items()}
+
+
+def variable(key: str, command: str | None = None) -> str:
+    """The environment variable of an option, of one command or of all: ``ENDAUDA_FUSE_FEW_SHOT``."""
+    words = key if command is None else f"{command}_{key}"
+    return PREFIX + words.replace("-", "_").replace(" ", "_").upper()
+
+
+def _from_file(
+    command: str, known: Mapping[str, Option], commands: Collection[str], workspace: Workspace
+) -> dict[str, Setting]:
+    path = workspace.root / CONFIG_FILE
+    config = read_config(workspace)
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if key not in commands:
+                raise ConfigError(f"{path}: [{key}] is no command{known_are(key, commands)}")
+        elif key not in COMMON:
+            wrong = "stands outside a table, as only options of all commands do"
+            raise ConfigError(f"{path}: {key} {wrong}{known_are(key, COMMON)}")
+        elif key in known:
+            found[key] = Setting(_of_toml(known[key], value, f"{path}: {key}"), str(path))
+    for key, value in config.get(command, {}).items():
+        where = f"{path}: [{command}]"
+        if key not in known:
+            raise ConfigError(f"{where} has no option {key!r}{known_are(key, sorted(known))}")
+        found[key] = Setting(_of_toml(known[key], value, f"{where} {key}"), f"{path} [{command}]")
+    return found
+
+
+def _from_environment(
+    command: str, known: Mapping[str, Option], environment: Mapping[str, str]
+) -> dict[str, Setting]:
+    found = {}
+    for key in (key for key in COMMON if key in known):
+        if value := environment.get(variable(key)):
+            found[key] = Setting(_of_text(known[key], value), variable(key))
+    names = {variable(key, command): key for key in known} | {variable("workspace", command): "workspace"}
+    for name in (name for name in environment if name.startswith(variable("", command))):
+        if name not in names:
+            raise ConfigError(f"environment: {name} is no option of {command}{did_you_mean(name, names)}")
+        if environment[name] and (key := names[name]) in known:
+            found[key] = Setting(_of_text(known[key], environment[name]), name)
+    return found
+
+
+def _of_text(option: Option, text: str) -> str | list[str]:
+    return text.replace(",", " ").split() if option.several else text
+
+
+def _of_toml(option: Option, value: Any, where: str) -> Any:
+    """A TOML value as Typer is to read it: on or off as such, all else as typed, for ``int`` would take 1.5 as 1."""
+    if option.switch:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} is {value!r}; expected true or false")
+        return value
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(v, bool) or not isinstance(v, str | int | float) for v in values):
+        raise ConfigError(f"{where} is {value!r}; expected what one would type, a string or a number")
+    if option.several:
+        return [part for v in values for part in str(v).split(",")]
+    if isinstance(value, list):
+        raise ConfigError(f"{where} is {value!r}; it takes one value")
+    return str(value)
