@@ -247,7 +247,7 @@ def without_superpowers() -> list[str]:
 
 def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     root = make_workspace(tmp_path / "workspace")
-    line = [*without_superpowers(), sys.executable, "-m", "endauda_cli", "doctor", "--no-speed"]
+    line = [*without_superpowers(), sys.executable, "-m", "endauda_cli", "doctor", "--no-speed", "--quiet"]
     line += ["--workspace", str(root)]
     (root / "certainty/gta5").chmod(0)
     root.chmod(0o500)
