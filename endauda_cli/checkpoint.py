@@ -84,6 +84,19 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """What one of our own checkpoints says of itself; its weights are not read, so it takes milliseconds.
+
+    Raises:
+        CheckpointError: if the file is absent, damaged, or not ours.
+    """
+    content = _read(path, mmap=True)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: damaged, cut short or not a checkpoint of an endauda run")
+    return meta
+
+
 def sha256(path: Path) -> str:
     """Of a file of weights, whatever is in it, in hex.
 
@@ -139,11 +152,11 @@ def load_student(
     return LoadedStudent(model.eval(), Preprocessing(size=(width, height)), str(arch), str(backbone), meta)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, mmap: bool = False) -> Any:
     """The content of a file of weights, or ``None`` if it is of a kind that ``load_checkpoint`` will judge."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception:
         return None

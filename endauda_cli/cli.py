@@ -34,6 +34,7 @@ COMMANDS = {
         (TOOLS, "demo", "Show the whole story on a generated street world: archives, labels, student, scores."),
         (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),
         (TOOLS, "inspect", "Show what a certainty archive holds."),
+        (TOOLS, "doctor", "Check the program, this machine and the workspace, and say what the next step lacks."),
         (TOOLS, "config", "Show what every option is set to, and where that comes from."),
     )
 }

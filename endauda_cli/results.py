@@ -5,8 +5,8 @@ Standard library only, so that the console needs no engine to render them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -262,6 +262,39 @@ class DemoResult:
     scores: tuple[Score, ...]
     report: Path
     seconds: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that ``doctor`` looked at."""
+
+    name: str
+    state: Literal["ok", "note", "missing", "broken"]
+    """``note`` works, but is worth knowing; ``missing`` is what a step lacks, ``broken`` what every command needs."""
+    text: str
+    mend: str | None = None
+    """A command line that mends it, to be copied."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The same in figures, for scripts: versions, bytes, bytes per second, counts."""
+
+
+@dataclass(frozen=True)
+class FindingGroup:
+    """What was found of one subject."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class CheckupResult:
+    """What works on this machine and in this workspace, and what the next step lacks."""
+
+    usable: bool
+    """False if something is broken that every command needs."""
+    groups: tuple[FindingGroup, ...]
+    next: str | None
+    """The command line that mends the first thing that is broken or missing."""
 
 
 @dataclass(frozen=True)

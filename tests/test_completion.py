@@ -66,7 +66,17 @@ def fish(line: str, cwd: Path) -> list[str]:
     return [entry.partition("\t")[0] for entry in answer]
 
 
-COMMANDS = {"config", "demo", "download-weights", "export-teacher", "fuse", "inspect", "test", "train"}
+COMMANDS = {
+    "config",
+    "demo",
+    "doctor",
+    "download-weights",
+    "export-teacher",
+    "fuse",
+    "inspect",
+    "test",
+    "train",
+}
 STUDENT = {"runs/gta5/student/last.pt", "weights/weights/gta5/source/model.pth"}
 OFFERS = {
     "endauda ": COMMANDS,

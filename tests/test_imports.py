@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "engines": (
         "calibration",
+        "checkup",
         "demo",
         "evaluation",
         "exporting",

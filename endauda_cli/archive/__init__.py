@@ -34,6 +34,7 @@ from endauda_cli.archive.joined import join_classes
 from endauda_cli.archive.manifest import FORMAT_VERSION
 from endauda_cli.archive.reader import CertaintyReader
 from endauda_cli.archive.shard import CodedImage
+from endauda_cli.archive.surveying import Survey, survey
 from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
 from endauda_cli.archive.writer import CertaintyWriter
 
@@ -44,6 +45,8 @@ __all__ = [
     "join_classes",
     "verify",
     "stored_bytes",
+    "survey",
+    "Survey",
     "VerifyResult",
     "DamagedShard",
     "CODECS",

@@ -12,6 +12,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,11 +30,13 @@ from rich.text import Text
 from endauda_cli.diskspace import size_text
 from endauda_cli.events import Note, Tick
 from endauda_cli.results import (
+    CheckupResult,
     ConfigResult,
     DemoResult,
     DownloadResult,
     EvalResult,
     ExportResult,
+    Finding,
     FusionResult,
     InspectResult,
     TrainResult,
@@ -54,6 +57,12 @@ PLAIN_EVERY_S = 30.0
 
 NOTED = 3
 """So many published artefacts are described beside the table."""
+
+STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken": "bold red"}
+"""Of a checkup's findings. The words are there too, so nothing is said by colour alone."""
+STATE_WIDTH = max(map(len, STATE_STYLES))
+NAME_WIDTH = 28
+"""Longer names push only their own line to the right."""
 
 # A bar for what is over at once only flickers.
 PATIENCE_S = 0.5
@@ -312,6 +321,35 @@ class Terminal:
             )
         self.out.print(table)
         self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+
+    @_render.register
+    def _(self, r: CheckupResult) -> None:
+        for group in r.groups:
+            width = min(NAME_WIDTH, max(cell_len(finding.name) for finding in group.findings))
+            self.out.print(Text(group.title, "bold"))
+            for finding in group.findings:
+                self._finding(finding, width)
+            self.out.print()
+        if r.next is not None:
+            self._line("next:" if r.usable else "mend this first:")
+            self._line(f"  {r.next}")
+        elif any(finding.state in ("missing", "broken") for group in r.groups for finding in group.findings):
+            self._line("what has to be mended is told above")
+        else:
+            self._line("nothing is missing")
+
+    def _finding(self, finding: Finding, width: int) -> None:
+        """Its state, name and text in columns; below, unwrapped for copying, the line that mends it."""
+        head = Text(finding.state.ljust(STATE_WIDTH + 2), STATE_STYLES[finding.state])
+        head.append(set_cell_size(finding.name, max(width, cell_len(finding.name))) + "  ", "default")
+        lines = Text(finding.text).wrap(self.out, max(24, self.out.width - head.cell_len), overflow="fold")
+        for number, line in enumerate(lines):
+            line.rstrip()
+            self.out.print((head if number == 0 else Text(" " * head.cell_len)) + line, soft_wrap=True)
+        if finding.mend is not None:
+            self.out.print(
+                Text(" " * (STATE_WIDTH + 2) + "-> ", "dim") + Text(finding.mend, "bold"), soft_wrap=True
+            )
 
     @_render.register
     def _(self, r: ConfigResult) -> None:

@@ -105,8 +105,8 @@ class Command(TyperCommand):
         try:
             workspace = find_workspace(_workspace_named(args, name))
             settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
-        except EndaudaError:
-            if not ctx.resilient_parsing:  # TAB goes on without them
+        except (EndaudaError, OSError):
+            if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
                 raise
             return
         ctx.meta[_SETTINGS] = settings
