@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
@@ -15,6 +15,9 @@ import pytest
 from endauda_cli.archive import CertaintyReader, CertaintyWriter
 from endauda_cli.types import Codec
 from tests.pages import ROOT, blocks, prose
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGE = ROOT / "docs/archives-elsewhere.md"
 CLASSES = ("road", "car", "person")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import typer
@@ -12,6 +12,9 @@ import typer
 from endauda_cli.cli import app
 from endauda_cli.terminal.multivalue import spread
 from tests.pages import PAGES, ROOT, blocks, inline
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _TORCHRUN = re.compile(r"^torchrun .* -m endauda_cli ")
