@@ -25,7 +25,7 @@ FILE = Path(__file__).with_name("commands.md")
 
 HEAD = """# Commands
 
-Made from the program by `python docs/generate.py`; `endauda COMMAND --help` says the same.
+Made from the program by `python docs/generate.py`; each command's `--help` says the same.
 
 An option that takes several values takes them as people type them: `--teachers a b c`, `--teachers a,b,c`,
 `--teachers=a b`, or the option again for each. The values end at the next option or at `--`.

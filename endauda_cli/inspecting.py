@@ -116,7 +116,13 @@ def _codecs(reader: CertaintyReader, ids: Sequence[str]) -> set[str]:
 
 
 def _text(value: Any) -> str:
-    return "x".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
+    """An attribute in a line: a size as 1024x512, other lists with commas, a map of names by what it changes."""
+    if isinstance(value, dict):
+        changed = {key: other for key, other in value.items() if key != other}
+        return ", ".join(f"{key} -> {other or 'none'}" for key, other in changed.items()) or "by name"
+    if isinstance(value, (list, tuple)):
+        return ("x" if all(isinstance(v, int) for v in value) else ", ").join(str(v) for v in value)
+    return str(value)
 
 
 def _spread(ids: Sequence[str]) -> Sequence[str]:

@@ -118,13 +118,15 @@ def write_report(path: Path, report: Report) -> None:
             write_png(path.with_name(f"{path.stem}-{figure.name}.png"), figure.picture)
 
 
-def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
+def contact_sheet(gallery: Gallery, gap: int = 4) -> UInt8:
     """The gallery as one (H, W, 3) uint8 picture with the columns' names on top."""
     height = max(p.shape[0] for row in gallery.rows for p in row.pictures)
     width = max(p.shape[1] for row in gallery.rows for p in row.pictures)
+    font = _heading(gallery.columns, width)
+    head = round(font.size) + 4
     size = (len(gallery.columns) * (width + gap) + gap, len(gallery.rows) * (height + gap) + head + gap)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(sheet)
     for x, column in enumerate(gallery.columns):
         draw.text((gap + x * (width + gap), 1), column, fill="black", font=font)
     for y, row in enumerate(gallery.rows):
@@ -132,6 +134,14 @@ def contact_sheet(gallery: Gallery, gap: int = 4, head: int = 16) -> UInt8:
             place = (gap + x * (width + gap), head + gap + y * (height + gap))
             sheet.paste(Image.fromarray(np.ascontiguousarray(picture)), place)
     return np.asarray(sheet)
+
+
+def _heading(columns: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
+    """Letters that can still be read where a wide sheet is shown small, but no larger than the names fit."""
+    longest = max(ImageFont.load_default(100).getlength(column) for column in columns) / 100
+    font = ImageFont.load_default(max(12, min(width // 12, int(width / max(longest, 1)))))
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
 
 
 def thumbnail(picture: NDArray[Any], width: int = 320, flat: bool = False) -> NDArray[Any]:

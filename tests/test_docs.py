@@ -1,50 +1,96 @@
-"""What is written about the program is what the program says."""
+"""README and docs: every command line in them parses, every link and picture is there."""
 
 from __future__ import annotations
 
-import inspect
-import runpy
-from pathlib import Path
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
-from endauda_cli.cli import COMMANDS, app
-from endauda_cli.terminal.parsing import Group
-from tests.command_lines import succeed
+from endauda_cli.cli import app
+from tests.pages import PAGES, ROOT, blocks, inline
 
-DOCS = Path(__file__).parents[1] / "docs"
+if TYPE_CHECKING:
+    from pathlib import Path
 
-
-def whole_program() -> Group:
-    group = typer.main.get_command(app)
-    assert isinstance(group, Group)
-    return group
-
-
-GROUP = whole_program()
-LOADED = dict(GROUP.loaded())
+_LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_TORCHRUN = re.compile(r"^torchrun .* -m endauda_cli ")
+_START = re.compile(r"^(?:timeout .*? |[A-Z_]+=\S+ )?endauda ")
 
 
-def test_reference_is_what_the_program_says() -> None:
-    made: str = runpy.run_path(str(DOCS / "generate.py"))["reference"]()
-    assert (DOCS / "commands.md").read_text(encoding="utf-8") == made, "run: python docs/generate.py"
+def lines_of(page: Path) -> list[str]:
+    """The command lines of ours on a page: in its blocks, and between backticks in its text."""
+    written = [line for block in blocks(page) if block.language == "bash" for line in block.lines]
+    parts = [part.strip() for line in written + inline(page) for part in re.split(r"&&|\|\|", line)]
+    ours = [_START.sub("endauda ", _TORCHRUN.sub("endauda ", part)) for part in parts]
+    # Generated references write usage as [OPTIONS]; "..." stands for what a reader has.
+    return [line for line in ours if line.startswith("endauda ") and "[" not in line]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_listed_as_it_introduces_itself(name: str) -> None:
-    """The table of all commands holds the first line of each command's own help."""
-    assert inspect.cleandoc(GROUP.load(name).help or "").splitlines()[0] == COMMANDS[name].summary
+LINES = [(page, line) for page in PAGES for line in lines_of(page)]
 
 
-@pytest.mark.parametrize("name", LOADED)
-def test_every_command_explains_itself(name: str) -> None:
-    command = LOADED[name]
-    assert "**Examples**" in (command.help or "") and f"- `endauda {name}" in (command.help or "")
-    for param in command.params:
-        text = getattr(param, "help", "") or ""
-        assert text.rstrip("]").endswith(".") or "[default: " in text, f"{name} {param.name}: {text!r}"
-    help_page = succeed(*name.split(), "--help").out
-    assert "Examples" in help_page and f"Usage: endauda {name}" in help_page
-    assert "\\[" not in help_page, "an escape that Typer shows"
-    assert {"--json", "--quiet", "--verbose"} <= {flag for param in command.params for flag in param.opts}
+def parse(line: str) -> None:
+    """Hand a command line to its command's parser, without running it. Raises what the parser raises."""
+    words = shlex.split(line, comments=True)[1:]
+    root = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        assert words[0] in {flag for option in root.params for flag in option.opts}, line
+        return
+    context: Any = root.make_context("endauda", [], resilient_parsing=True)
+    name, command, arguments = context.command.resolve_command(context, words)
+    assert command is not None, f"{line}: no command {words[0]}"
+    while arguments and isinstance(command, TyperGroup):
+        context = command.make_context(name, [], parent=context, resilient_parsing=True)
+        name, command, arguments = command.resolve_command(context, arguments)
+    if arguments and arguments != ["..."]:
+        command.make_context(name, arguments, parent=context)
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}-{line}" for page, line in LINES])
+def test_command_lines_parse(page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parse(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["endauda fues", "endauda fuse --teacher dacs", "endauda fuse --rule median", "endauda inspect"]
+)
+def test_wrong_lines_would_be_noticed(line: str) -> None:
+    with pytest.raises(Exception, match=r"."):
+        parse(line if line.count(" ") > 1 else f"{line} --bogus")
+
+
+def test_there_are_lines_on_the_main_pages() -> None:
+    found = {page.name for page, _ in LINES}
+    assert {"README.md", "tutorial.md", "archives-elsewhere.md", "teachers.md"} <= found and len(LINES) > 60
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for match in _LINK.finditer(page.read_text(encoding="utf-8")):
+        path, _, place = match["target"].partition("#")
+        if "://" in path or not (path or place):
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), match[0]
+        if place:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert place in map(anchor, headings), match[0]
+
+
+def test_pictures_load_at_once() -> None:
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert picture.stat().st_size < 150_000, picture
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200

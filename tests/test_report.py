@@ -91,7 +91,7 @@ def test_several_galleries_are_several_pictures(tmp_path: Path) -> None:
 
 def test_contact_sheet_has_every_picture_at_its_place() -> None:
     rows = [PictureRow(f"{y}", [flat(10 * y + x) for x in range(3)]) for y in range(2)]
-    sheet = contact_sheet(Gallery("", ["a", "b", "c"], rows), gap=4, head=16)
+    sheet = contact_sheet(Gallery("", ["a", "b", "c"], rows), gap=4)
     assert sheet.shape == (16 + 4 + 2 * 24, 4 + 3 * 34, 3)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row.pictures):
