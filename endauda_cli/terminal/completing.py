@@ -37,7 +37,8 @@ def _completer(values: Callable[[Any, Workspace], Iterable[Described]]) -> Compl
         from endauda_cli.workspace import find_workspace
 
         try:
-            workspace = find_workspace(ctx.params.get("workspace"))
+            given = ctx.params.get("workspace")
+            workspace = find_workspace(Path(given) if given else None)
             found = sorted(
                 (v for v in values(ctx, workspace) if v[0].startswith(incomplete)), key=lambda v: v[0]
             )

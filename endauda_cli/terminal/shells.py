@@ -6,12 +6,9 @@ The scripts themselves are in ``data/completions``; how they ask is in ``termina
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +58,8 @@ class Shell:
 
     def script(self) -> str:
         """What the shell must read."""
+        from importlib.resources import files
+
         return files("endauda_cli").joinpath("data/completions", self.file).read_text(encoding="utf-8")
 
 
@@ -180,6 +179,8 @@ def _with_block(path: Path, lines: str) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write whole or not at all; a link stays a link, and permissions stay."""
+    import shutil
+
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -232,6 +233,9 @@ def _powershell(environment: Mapping[str, str]) -> Place:
 
 def _powershell_profile() -> Path:
     """As PowerShell itself says; where there is none, where it would look."""
+    import shutil
+    import subprocess
+
     for program in filter(None, map(shutil.which, ("pwsh", "powershell"))):
         try:
             asked = subprocess.run(
