@@ -26,17 +26,31 @@ REST_S = 0.4
 """A screen that has not moved for so long is taken for finished."""
 ROWS, COLUMNS = 50, 120
 
-_OWN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+_OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+class _Screen(pyte.Screen):
+    """Answers what programs ask a terminal: where is the cursor, and the like."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__(COLUMNS, ROWS)
+        self._file = file
+
+    def write_process_input(self, data: str) -> None:
+        os.write(self._file, data.encode())
 
 
 class Terminal:
     """A program that believes to be typed at by a person."""
 
     def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-        self._screen = pyte.Screen(COLUMNS, ROWS)
-        self._screen.write_process_input = self.type  # "where is the cursor?" and the like
-        self._stream = pyte.ByteStream(self._screen)
         self._file, theirs = pty.openpty()
+        self._screen = _Screen(self._file)
+        self._stream = pyte.ByteStream(self._screen)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _OWN_TERMINAL, *command], cwd=cwd, env=dict(environment),

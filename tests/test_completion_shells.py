@@ -15,7 +15,7 @@ from tests.command_lines import TEACHERS, TRAIN, make_archive, shell
 from tests.terminals import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 PACKAGE_OF_BASH = Path("/usr/share/bash-completion/bash_completion")
@@ -178,7 +178,10 @@ def test_what_cannot_be_completed_stays(person: Person) -> None:
 def test_a_program_that_fails_is_silent(person: Person) -> None:
     """Uninstalled, or broken: the shell goes on with file names."""
     (person.home / "bin/endauda").write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
-    assert person.sees("endauda test --weights my\tX", "folder/X") == rf"{PROMPT} endauda test --weights my\ folder/X"
+    assert (
+        person.sees("endauda test --weights my\tX", "folder/X")
+        == rf"{PROMPT} endauda test --weights my\ folder/X"
+    )
 
 
 INSTALLED: dict[str, tuple[Callable[[Path, Path], Person], ...]] = {
@@ -194,7 +197,9 @@ INSTALLED: dict[str, tuple[Callable[[Path, Path], Person], ...]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "variant"), [(n, v) for n, all in INSTALLED.items() for v in range(len(all))])
+@pytest.mark.parametrize(
+    ("name", "variant"), [(n, v) for n, all in INSTALLED.items() for v in range(len(all))]
+)
 def test_installed_by_the_program(name: str, variant: int, tmp_path: Path, used: Path) -> None:
     """``--install-completion`` as a user calls it, then a new shell."""
     person = INSTALLED[name][variant](tmp_path, used)

@@ -53,7 +53,9 @@ TargetDataOption = Annotated[
     Path | None,
     option("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
 ]
-DeviceOption = Annotated[str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)]
+DeviceOption = Annotated[
+    str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
+]
 JsonOption = Annotated[bool, common("--json", help="Print the result as JSON.")]
 QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no notes but warnings.")]
 VerboseOption = Annotated[

@@ -57,8 +57,15 @@ def command(
     lr: Annotated[
         float, o.option("--lr", help="Learning rate of the backbone; the rest gets ten times that.")
     ] = 1e-4,
-    size: Annotated[str, o.option("--size", metavar="WxH", help="Images are resized to this.", autocompletion=completing.sizes)] = "1024x512",
-    crop: Annotated[str, o.option("--crop", metavar="WxH", help="Random crop.", autocompletion=completing.sizes)] = "512x256",
+    size: Annotated[
+        str,
+        o.option(
+            "--size", metavar="WxH", help="Images are resized to this.", autocompletion=completing.sizes
+        ),
+    ] = "1024x512",
+    crop: Annotated[
+        str, o.option("--crop", metavar="WxH", help="Random crop.", autocompletion=completing.sizes)
+    ] = "512x256",
     mirror: Annotated[bool, o.option("--mirror", help="Flip half of the crops.")] = False,
     augment: Annotated[
         list[str] | None,

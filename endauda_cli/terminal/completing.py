@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     Described = tuple[str, str | Callable[[], str]]
     """A value and a few words on it, or how to get them: only what is shown is worth opening files."""
 
-PATHS = dict.fromkeys(("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files")
-PATHS |= dict.fromkeys(("target", "weights", "init", "report"), "files")
+PATHS = dict.fromkeys(
+    ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
+)
+PATHS |= dict.fromkeys(("target", "weights", "init"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
@@ -44,7 +46,9 @@ def _completer(values: Callable[[Any, Workspace], Iterable[Described]]) -> Compl
             )
         except Exception:  # a traceback in the middle of a typed line helps nobody
             return []
-        shown = len(found) <= MANY and os.environ.get("_ENDAUDA_COMPLETE") != "bash"  # which lists values alone
+        shown = (
+            len(found) <= MANY and os.environ.get("_ENDAUDA_COMPLETE") != "bash"
+        )  # which lists values alone
         return [(value, _words(text) if shown else "") for value, text in found]
 
     return complete
@@ -206,7 +210,10 @@ def _networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
 
     from endauda_cli.types import TEACHER_ENTRY_POINTS, TeacherName
 
-    entries = {entry.name: f"of {entry.value.partition(':')[0]}" for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
+    entries = {
+        entry.name: f"of {entry.value.partition(':')[0]}"
+        for entry in entry_points(group=TEACHER_ENTRY_POINTS)
+    }
     return {**entries, **{name.value: "published" for name in TeacherName}}.items()
 
 
@@ -241,7 +248,9 @@ rules = _table(
     majority="plain vote",
     soft_label="certainties by their rank",
 )
-commands = _completer(lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx)))
+commands = _completer(
+    lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx))
+)
 policies = _table(
     auto="agreement of the teachers; no labels",
     few_shot="agreement, and a few labelled images",

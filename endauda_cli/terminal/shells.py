@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from endauda_cli.errors import ConfigError, did_you_mean
 from endauda_cli.terminal import completing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _SHELL = {"metavar": "[SHELL]", "autocompletion": completing.shells, "show_default": False}
 InstallCompletion = Annotated[
@@ -63,11 +65,11 @@ class Shell:
         return files("endauda_cli").joinpath("data/completions", self.file).read_text(encoding="utf-8")
 
 
-def serve_shell(words: Sequence[str], load: Callable[[], Any]) -> bool:
+def serve_shell(words: list[str], load: Callable[[], Any]) -> bool:
     """Do what a shell asks for on TAB, or what ``--install-completion`` and ``--show-completion`` ask for.
 
     Args:
-        words: of the command line.
+        words: of the command line; of ``--install-completion --help``, ``--help`` is left.
         load: gives the program's group of commands.
 
     Returns:
@@ -86,6 +88,7 @@ def serve_shell(words: Sequence[str], load: Callable[[], Any]) -> bool:
         return False
     names = [name, *words[1:]] if equals else list(words[1:])
     if set(names) & {"--help", "-h"}:
+        words[:] = ["--help"]
         return False
     if len(names) > 1:
         raise ConfigError(f"{option} takes one shell, but {len(names)} were named: {' '.join(names)}")
@@ -204,9 +207,7 @@ def _bash(environment: Mapping[str, str]) -> Place:
     """Where the bash-completion package loads from, and, if it is not there, the start-up file."""
     data = _home(environment, "XDG_DATA_HOME", ".local/share") / "bash-completion"
     script = _home(environment, "BASH_COMPLETION_USER_DIR", str(data)) / "completions/endauda"
-    lines = (
-        f"if [ -z \"${{BASH_COMPLETION_VERSINFO-}}\" ] && [ -r {_quoted(script)} ]; then . {_quoted(script)}; fi"
-    )
+    lines = f'if [ -z "${{BASH_COMPLETION_VERSINFO-}}" ] && [ -r {_quoted(script)} ]; then . {_quoted(script)}; fi'
     return Place(script, (Path.home() / ".bashrc", lines))
 
 
@@ -227,7 +228,9 @@ def _fish(environment: Mapping[str, str]) -> Place:
 def _powershell(environment: Mapping[str, str]) -> Place:
     profile = _powershell_profile()
     script = profile.parent / "endauda.completion.ps1"
-    lines = 'if (Test-Path "$PSScriptRoot/endauda.completion.ps1") { . "$PSScriptRoot/endauda.completion.ps1" }'
+    lines = (
+        'if (Test-Path "$PSScriptRoot/endauda.completion.ps1") { . "$PSScriptRoot/endauda.completion.ps1" }'
+    )
     return Place(script, (profile, lines))
 
 

@@ -144,7 +144,7 @@ def _at_cursor(ctx: Any, args: list[str], current: str) -> Answer:
             return _values(param, ctx, current, "")
     if isinstance(ctx.command, TyperGroup):
         return _commands(ctx, current)
-    return Answer() if current else _options(params, line, "")
+    return Answer() if current or line.ended else _options(params, line, "")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _values_of(ctx: Any, params: Sequence[Any], args: Sequence[str], line: Line)
     """What each parameter would be, as text; a single value that is not typed comes from where it would come."""
     if isinstance(ctx.command, Command):
         ctx.command.find_settings(ctx, args)
-    found = {}
+    found: dict[str, Any] = {}
     for param in params:
         words = line.given.get(param.name, [])
         if param.multiple or param.nargs == -1:
@@ -242,7 +242,9 @@ def _values(param: Any, ctx: Any, text: str, prefix: str) -> Answer:
     if equals and param.name in completing.AFTER_EQUALS:
         items, kind = completing.AFTER_EQUALS[param.name](ctx, path), "files"
         return Answer(kind, _printable(items), f"{prefix}{name}=")
-    offered = ((item.value, item.help or "") for item in param.shell_complete(ctx, text) if item.type == "plain")
+    offered = (
+        (item.value, item.help or "") for item in param.shell_complete(ctx, text) if item.type == "plain"
+    )
     return Answer(kind, _printable(item for item in offered if item[0] not in taken), prefix)
 
 
