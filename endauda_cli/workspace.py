@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +151,8 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     path = workspace.root / CONFIG_FILE
     if not path.is_file():
         return {}
+    import tomllib  # --help and TAB mostly do without
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
