@@ -326,6 +326,14 @@ def test_workspace_that_is_named(used: Path, tmp_path: Path) -> None:
     assert bash("endauda fuse --workspace /nowhere --teachers ", tmp_path) == []
 
 
+def test_workspace_as_the_shell_will_expand_it(used: Path, tmp_path: Path) -> None:
+    for named in (f"~/{used.name}", f"$HOME/{used.name}", f'"$HOME/{used.name}"'):
+        line = f"endauda fuse --workspace {named} --teachers "
+        assert ask("bash", line, tmp_path, HOME=str(used.parent))[1:] == sorted(TEACHERS)
+    line = f"endauda fuse --workspace '$HOME/{used.name}' --teachers "
+    assert ask("bash", line, tmp_path, HOME=str(used.parent))[1:] == []
+
+
 def test_broken_workspaces_are_silent(used: Path, tmp_path: Path) -> None:
     """A syntax error in endauda.toml, a file where a folder is expected, a torn record."""
     (tmp_path / "endauda.toml").write_text("[fuse\n")

@@ -51,6 +51,21 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Line:
+    """The finished words of a command. Typer's own parser would check them, which takes longer than all the rest.
+
+    Attributes:
+        given: the words of each parameter that was given.
+        unfinished: the option whose value the next word may be.
+        ended: whether ``--`` was among them.
+    """
+
+    given: dict[str, list[str]]
+    unfinished: Any
+    ended: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """What fits at the cursor.
 
@@ -110,7 +125,7 @@ def split_line(line: str, escape: str = "\\") -> list[Word]:
 
 def complete(root: Any, words: Sequence[Word]) -> Answer:
     """What fits at the last of the words."""
-    args = [word.text for word in words[:-1]]
+    args = [_expanded(word) for word in words[:-1]]
     while args and re.match(r"[A-Za-z_]\w*=", args[0]):  # VARIABLE=value endauda ...
         del args[0]
     del args[:1]
@@ -124,6 +139,12 @@ def complete(root: Any, words: Sequence[Word]) -> Answer:
             return Answer()
         ctx = typer.Context(command, info_name=name, parent=ctx, resilient_parsing=True)
     return _at_cursor(ctx, args, words[-1].text)
+
+
+def _expanded(word: Word) -> str:
+    """As the shell will hand it over: with the home folder and variables that are exported, and nothing run."""
+    text = os.path.expanduser(word.text) if word.raw.startswith("~") else word.text
+    return os.path.expandvars(text) if "$" in word.raw and not set("'\\`") & set(word.raw) else text
 
 
 def _at_cursor(ctx: Any, args: list[str], current: str) -> Answer:
@@ -145,21 +166,6 @@ def _at_cursor(ctx: Any, args: list[str], current: str) -> Answer:
     if isinstance(ctx.command, TyperGroup):
         return _commands(ctx, current)
     return Answer() if current or line.ended else _options(params, line, "")
-
-
-@dataclass(frozen=True)
-class Line:
-    """The finished words of a command. Typer's own parser would check them, which takes longer than all the rest.
-
-    Attributes:
-        given: the words of each parameter that was given.
-        unfinished: the option whose value the next word may be.
-        ended: whether ``--`` was among them.
-    """
-
-    given: dict[str, list[str]]
-    unfinished: Any
-    ended: bool
 
 
 def _read(params: Sequence[Any], valued: Mapping[str, Any], args: Sequence[str]) -> Line:
