@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PIPELINE, TOOLS = "From teachers to a student", "Around it"
 
+# fmt: off
 COMMANDS = {
     name: Entry(summary, panel, f"endauda_cli.commands.{name.replace('-', '_')}")
     for panel, name, summary in (
@@ -30,12 +31,13 @@ COMMANDS = {
         (PIPELINE, "fuse", "Fuse the teachers' archives into one set of labels for the target."),
         (PIPELINE, "train", "Train a student on fused labels, or a source model on the labelled source."),
         (PIPELINE, "test", "Score a checkpoint, or label PNGs that exist, on labelled images of the target."),
-        (TOOLS, "demo", "Show the whole story on a generated street world, on the CPU, in minutes."),
+        (TOOLS, "demo", "Show the whole story on a generated street world: archives, labels, student, scores."),
         (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),
         (TOOLS, "inspect", "Show what a certainty archive holds."),
         (TOOLS, "config", "Show what every option is set to, and where that comes from."),
     )
-}  # fmt: skip
+}
+# fmt: on
 
 
 class Commands(Group):

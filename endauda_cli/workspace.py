@@ -14,7 +14,6 @@ implementation already have, with ``certainty/`` and ``runs/`` beside it::
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -151,7 +150,7 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     path = workspace.root / CONFIG_FILE
     if not path.is_file():
         return {}
-    import tomllib  # --help and TAB mostly do without
+    import tomllib  # few workspaces have the file, and every TAB asks
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -180,6 +179,8 @@ def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or ``None`` if it is absent or not one."""
+    import json  # as above
+
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

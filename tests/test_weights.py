@@ -81,7 +81,7 @@ GOOD = entry(urls=["https://example.org/a"], size=3, sha256="0123abcd", miou=50,
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"nmae": "x"}, "(one): no field is called 'nmae'; did you mean 'name'?"),
+        ({"nmae": "x"}, "(one): no field is called 'nmae'; did you mean name?"),
         ({"size": "3 MB"}, "(one): 'size' is \"3 MB\", but a whole number of bytes or null was expected"),
         ({"size": 1.5}, "'size' is 1.5, but a whole number of bytes or null was expected"),
         ({"size": True}, "'size' is true, but a whole number"),

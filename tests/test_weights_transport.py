@@ -639,7 +639,7 @@ def test_interrupt(tmp_path: Path, web: Web) -> None:
     import signal
 
     desk = Desk(tmp_path, web)
-    web.next[FILE] = [Manner(block=BLOCK // 4, pause_s=0.1)]
+    web.next[FILE] = [Manner(block=BLOCK // 4, pause_s=0.5)]
     line = [sys.executable, "-m", "endauda_cli", *map(str, desk.words())]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 30

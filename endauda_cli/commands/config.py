@@ -49,6 +49,8 @@ def show(
     A typed option beats ENDAUDA_COMMAND_OPTION beats ENDAUDA_OPTION beats the command's table in endauda.toml beats
     what stands above the tables there. Unknown names are errors.
 
+    **Examples**
+
     - `endauda config show fuse`
     - `endauda config show --changed`
     - `ENDAUDA_FUSE_THRESHOLD=70 endauda config show fuse`
@@ -83,12 +85,12 @@ def _rows(name: str, command: Command, commands: list[str], workspace: Workspace
         if option.key in ("workspace", "help"):
             continue
         setting = settings.get(option.parameter)
-        value = setting.value if setting else _built_in(params[option.parameter])
+        value = setting.value if setting else built_in(params[option.parameter])
         origin = setting.origin if setting else "built-in"
         yield ConfigRow(name, option.key, value, origin, variable(option.key, name))
 
 
-def _built_in(param: Any) -> Any:
+def built_in(param: Any) -> Any:
     """The default, or what the help says that it is."""
     if param.default is None:
         told = re.search(r"\[default: (.*)\]$", param.help or "")

@@ -16,9 +16,14 @@ def command(
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Show the whole story on a generated street world: teachers, archives, fused labels, student, scores.
+    """Show the whole story on a generated street world: archives, labels, student, scores.
 
     Takes minutes on a CPU and downloads nothing. Leaves a workspace with the usual tree and report.html.
+
+    **Examples**
+
+    - `endauda demo`
+    - `endauda demo --out streets --seed 1`
     """
     from endauda_cli.config import check_seed
     from endauda_cli.demo import run_demo

@@ -55,11 +55,13 @@ def command(
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Fetch published weights and pseudo labels, and prove that they are what they should be.
+    """Fetch published weights and pseudo labels, and verify them.
 
     A download that was stopped goes on where it was. Each file is compared with its digest (or with what was first
     seen, in weights/weights.lock.json), and each checkpoint is opened without running code and laid against its
     network before it gets its name. Proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+
+    **Examples**
 
     - `endauda download-weights`
     - `endauda download-weights gta5/source gta5/ours/drn`

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FITTED = ("auto", "val", "source")
 """Words that ``--temperature`` takes beside a number."""
 
+origin = o.panel("The teacher")
+archive = o.panel("The archive")
+
 
 def command(
     name: Annotated[
@@ -28,7 +31,7 @@ def command(
     ],
     weights: Annotated[
         Path | None,
-        o.option(
+        origin(
             "--weights",
             help="Checkpoint to run, or a folder of transformers or segmentation-models-pytorch.",
             autocompletion=completing.weights,
@@ -36,11 +39,11 @@ def command(
     ] = None,
     program: Annotated[
         Path | None,
-        o.option("--program", help="Network as torch.export .pt2, TorchScript or ONNX; it is run as it is."),
+        origin("--program", help="Network as torch.export .pt2, TorchScript or ONNX; it is run as it is."),
     ] = None,
     network: Annotated[
         str | None,
-        o.option(
+        origin(
             "--network",
             help="Of the checkpoint: dacs, crst, mrkld, lrent, cbst, mrnet, cbst-mxnet, or an installed package's. "
             "[default: NAME, if it is one of these; else as the file tells]",
@@ -50,40 +53,40 @@ def command(
     ] = None,
     description: Annotated[
         Path | None,
-        o.option(
+        origin(
             "--description", help="TOML: preprocessing, class names, output. [default: beside the program]"
         ),
     ] = None,
     backbone: Annotated[
         Backbone | None,
-        o.option("--backbone", help="Of the checkpoint, if it does not say. [default: drn]"),
+        origin("--backbone", help="Of the checkpoint, if it does not say. [default: drn]"),
     ] = None,
     arch: Annotated[
         Arch | None,
-        o.option("--arch", help="Of the checkpoint, if it does not say. [default: deeplabv3plus]"),
+        origin("--arch", help="Of the checkpoint, if it does not say. [default: deeplabv3plus]"),
     ] = None,
     imported: Annotated[
         Path | None,
-        o.option("--import", help="Folder of outputs that exist: IMAGE.png with IMAGE.npy or IMAGE.npz."),
+        origin("--import", help="Folder of outputs that exist: IMAGE.png with IMAGE.npy or IMAGE.npz."),
     ] = None,
-    split: Annotated[Split, o.option("--split", help="Images of the target to export.")] = Split.TRAIN,
+    split: Annotated[Split, archive("--split", help="Images of the target to export.")] = Split.TRAIN,
     codec: Annotated[
         Codec,
-        o.option(
+        archive(
             "--codec",
             help="Lossless compression of the archive; other programs read all but softmax.",
             autocompletion=completing.codecs,
         ),
     ] = Codec.SOFTMAX,
     shard: Annotated[
-        str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several machines.")
+        str, archive("--shard", metavar="I/N", help="Do the I-th of N parts, for several machines.")
     ] = "1/1",
     scales: o.ScalesOption = None,
     flip: o.FlipOption = None,
     tile: o.TileOption = None,
     temperature: Annotated[
         str,
-        o.option(
+        o.passes(
             "--temperature",
             help="Divide the logits: a number; or fit it on labelled images: auto (target's val, else the source), "
             "val, source.",
@@ -93,21 +96,23 @@ def command(
     size: o.SizeOption = None,
     batch_size: o.BatchOption = 1,
     amp: o.AmpOption = False,
-    workers: o.WorkersOption = 2,
     source_data: o.SourceDataOption = None,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,
     source: o.SourceOption = None,
     target: o.TargetOption = "cityscapes",
+    workers: o.WorkersOption = 2,
     device: o.DeviceOption = "auto",
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Store a teacher's certainties: run its network over the target, or import outputs that exist.
+    """Store a teacher's certainties: run its network, or import outputs that exist.
 
     The archive goes to certainty/SOURCE/NAME. A run that was stopped goes on where it was. The names dacs, crst,
     cbst and mrnet stand for the published networks with their own preprocessing and test-time procedure.
+
+    **Examples**
 
     - `endauda export-teacher dacs --weights checkpoint-iter250000.pth`
     - `endauda export-teacher mine --weights mine.pth --backbone resnet`

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
     from endauda_cli.fusing.live import NetworkReader
 
+deciding = o.panel("How labels are decided")
+output = o.panel("What is made")
+details = o.panel("Fine points of the rules")
+networks = o.panel("Networks among the teachers")
+
 
 def command(
     teachers: Annotated[
         list[str] | None,
-        o.option(
+        deciding(
             "--teachers",
             "-t",
             metavar="A B C",
@@ -33,7 +38,7 @@ def command(
     ] = None,
     rule: Annotated[
         FusionRule | None,
-        o.option(
+        deciding(
             "--rule",
             help="How labels are fused. [default: consensus; plf for policies that say who owns which class]",
             autocompletion=completing.rules,
@@ -42,17 +47,18 @@ def command(
     ] = None,
     policy: Annotated[
         str,
-        o.option(
+        deciding(
             "--policy",
-            metavar="auto|few-shot|val|certainty|paper|FILE",
+            metavar="POLICY",
             autocompletion=completing.policies,
-            help="What teachers are trusted by (consensus, plf): their agreement, that and a few labelled target "
-            "images, all labelled ones; plf alone: mean certainty, the published lists; or a file.",
+            help="What teachers are trusted by: auto (their agreement), few-shot (that, and a few labelled target "
+            "images), val (all labelled ones); for plf alone certainty (their mean), paper (the published lists), or a "
+            "policy file.",
         ),
     ] = "auto",
     few_shot: Annotated[
         list[str] | None,
-        o.option(
+        deciding(
             "--few-shot",
             metavar="N|A B C",
             help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
@@ -62,12 +68,14 @@ def command(
         ),
     ] = None,
     threshold: Annotated[
-        float, o.option("--threshold", help="Keep labels of at least this certainty, in percent.")
+        float, deciding("--threshold", help="Keep labels of at least this certainty, in percent.")
     ] = 90,
-    window: Annotated[str, o.option("--window", help="Side of plf's window, odd; or HEIGHTxWIDTH.")] = "5",
+    window: Annotated[
+        str, details("--window", metavar="N|HxW", help="Side of plf's window, odd; or height and width.")
+    ] = "5",
     border: Annotated[
         Border,
-        o.option(
+        details(
             "--border",
             help="What plf's window is divided by at the image's border: its whole size, as published, or its "
             "pixels inside.",
@@ -75,13 +83,13 @@ def command(
     ] = Border.REFERENCE,
     unclaimed: Annotated[
         Unclaimed,
-        o.option(
+        details(
             "--unclaimed", help="Pixels that no class is claimed for: the rule's vote, or left unlabelled."
         ),
     ] = Unclaimed.VOTE,
     delta: Annotated[
         Path | None,
-        o.option(
+        details(
             "--delta",
             help="Typical certainty of each rank (soft-label), ascending: .npy or JSON. "
             "[default: estimated from the teachers]",
@@ -89,12 +97,12 @@ def command(
         ),
     ] = None,
     renormalise: Annotated[
-        bool, o.option("--renormalise", help="Scale each pixel's certainties to a sum of 100 first.")
+        bool, details("--renormalise", help="Scale each pixel's certainties to a sum of 100 first.")
     ] = False,
-    split: Annotated[Split, o.option("--split", help="Images of the target to fuse.")] = Split.TRAIN,
+    split: Annotated[Split, output("--split", help="Images of the target to fuse.")] = Split.TRAIN,
     name: Annotated[
         str | None,
-        o.option(
+        output(
             "--name",
             help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
             autocompletion=completing.label_sets,
@@ -103,7 +111,7 @@ def command(
     ] = None,
     score: Annotated[
         bool | None,
-        o.option(
+        output(
             "--score/--no-score",
             help="Score teachers and rules in the report, where the target has labels; nothing is chosen by it. "
             "[default: not for train]",
@@ -111,23 +119,23 @@ def command(
         ),
     ] = None,
     shard: Annotated[
-        str, o.option("--shard", metavar="I/N", help="Do the I-th of N parts, for several processes.")
+        str, output("--shard", metavar="I/N", help="Do the I-th of N parts, for several processes.")
     ] = "1/1",
     backbone: Annotated[
         Backbone | None,
-        o.option("--backbone", help="Of checkpoints that do not say. [default: drn]"),
+        networks("--backbone", help="Of checkpoints that do not say. [default: drn]"),
     ] = None,
     arch: Annotated[
         Arch | None,
-        o.option("--arch", help="Of checkpoints that do not say. [default: deeplabv3plus]"),
+        networks("--arch", help="Of checkpoints that do not say. [default: deeplabv3plus]"),
     ] = None,
     size: o.SizeOption = None,
     amp: o.AmpOption = False,
-    workers: o.WorkersOption = 2,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,
     source: o.SourceOption = None,
     target: o.TargetOption = "cityscapes",
+    workers: o.WorkersOption = 2,
     device: o.DeviceOption = "auto",
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -138,6 +146,8 @@ def command(
     Writes label PNGs (train ids, 255 = none), colour previews, the policy and a report. A rerun does only
     what is missing or has changed. Archives are fused on the CPU unless --device says otherwise: reading them
     is what takes the time.
+
+    **Examples**
 
     - `endauda fuse --teachers dacs crst cbst`
     - `endauda fuse --teachers dacs crst --rule certainty --threshold 70 --name mean70`

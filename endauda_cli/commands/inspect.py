@@ -47,6 +47,8 @@ def command(
 ) -> None:
     """Show what a certainty archive holds.
 
+    **Examples**
+
     - `endauda inspect dacs --verify`
     - `endauda inspect dacs --image aachen_000000_000019_leftImg8bit`
     - `endauda inspect dacs --export outputs/dacs`

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,30 +28,37 @@ if TYPE_CHECKING:
 
 # Every option can come from ENDAUDA_<COMMAND>_<OPTION>; saying so at each would drown the help.
 option = partial(typer.Option, show_envvar=False)
-common = partial(option, rich_help_panel="Common")
+
+
+def panel(title: str) -> partial[Any]:
+    """Options under a heading of their own in ``--help``."""
+    return partial(option, rich_help_panel=title)
+
+
+data, passes, common = panel("Data"), panel("How the network is run"), panel("Common")
 
 WorkspaceOption = Annotated[
-    Path | None, common("--workspace", help="Folder with the data, archives, labels and runs. [default: nearest "
+    Path | None, data("--workspace", help="Folder with the data, archives, labels and runs. [default: nearest "
                         "folder upwards with an endauda.toml, else the current one]", show_default=False)
 ]  # fmt: skip
 SourceOption = Annotated[
-    str | None, common("--source", help="Labelled domain that the teachers come from: gta5, synthia, synthia-19, "
+    str | None, data("--source", help="Labelled domain that the teachers come from: gta5, synthia, synthia-19, "
                        "synthia-13, or a .toml file. [default: gta5; with a .toml target, the target's own classes]",
                        autocompletion=completing.sources, show_default=False)
 ]  # fmt: skip
 TargetOption = Annotated[
     str,
-    common(
+    data(
         "--target", help="Unlabelled domain: cityscapes, or a .toml file.", autocompletion=completing.targets
     ),
 ]
 SourceDataOption = Annotated[
     Path | None,
-    option("--source-data", help="Folder of the source's images and labels, if not in the workspace."),
+    data("--source-data", help="Folder of the source's images and labels, if not in the workspace."),
 ]
 TargetDataOption = Annotated[
     Path | None,
-    option("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
+    data("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
 ]
 DeviceOption = Annotated[
     str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
@@ -61,25 +68,25 @@ QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no note
 VerboseOption = Annotated[
     bool, common("--verbose", "-v", help="Show every bar, also of what is over at once.")
 ]
-BatchOption = Annotated[int, option("--batch-size", help="Images per forward pass.")]
-AmpOption = Annotated[bool, option("--amp", help="bfloat16 where it helps.")]
-WorkersOption = Annotated[int, option("--workers", help="Threads that read, resize and code.")]
+BatchOption = Annotated[int, passes("--batch-size", help="Images per forward pass.")]
+AmpOption = Annotated[bool, passes("--amp", help="bfloat16 where it helps.")]
+WorkersOption = Annotated[int, common("--workers", help="Threads that read, resize and code.")]
 SizeOption = Annotated[
-    str | None, option("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
+    str | None, passes("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
                        autocompletion=completing.sizes, show_default=False)
 ]  # fmt: skip
 ScalesOption = Annotated[
-    list[str] | None, option("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
+    list[str] | None, passes("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
                              "[default: the network's own]", callback=split_commas,
                              autocompletion=completing.scales, show_default=False)
 ]  # fmt: skip
 FlipOption = Annotated[
-    bool | None, option("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
+    bool | None, passes("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
                         show_default=False)
 ]  # fmt: skip
 TileOption = Annotated[
     str | None,
-    option(
+    passes(
         "--tile",
         metavar="WxH",
         help="Run larger inputs in overlapping pieces, to save memory.",

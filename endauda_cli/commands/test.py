@@ -11,11 +11,13 @@ from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Split
 from endauda_cli.workspace import check_label_set
 
+scored = o.panel("What is scored")
+
 
 def command(
     weights: Annotated[
         Path | None,
-        o.option(
+        scored(
             "--weights",
             help="Checkpoint to score: a file, or a name of download-weights. [default: best.pt, else last.pt, "
             "of the newest run]",
@@ -25,19 +27,19 @@ def command(
     ] = None,
     backbone: Annotated[
         Backbone | None,
-        o.option("--backbone", help="Of the checkpoint, if it does not say. [default: drn]"),
+        scored("--backbone", help="Of the checkpoint, if it does not say. [default: drn]"),
     ] = None,
     arch: Annotated[
         Arch | None,
-        o.option("--arch", help="Of the checkpoint, if it does not say. [default: deeplabv3plus]"),
+        scored("--arch", help="Of the checkpoint, if it does not say. [default: deeplabv3plus]"),
     ] = None,
     predictions: Annotated[
         Path | None,
-        o.option("--predictions", help="Score label PNGs that exist instead: IMAGE.png, 255 = none."),
+        scored("--predictions", help="Score label PNGs that exist instead: IMAGE.png, 255 = none."),
     ] = None,
-    split: Annotated[Split, o.option("--split", help="Labelled images of the target.")] = Split.VAL,
+    split: Annotated[Split, scored("--split", help="Labelled images of the target.")] = Split.VAL,
     save_images: Annotated[
-        bool, o.option("--save-images/--no-save-images", help="Write predictions and colour pictures.")
+        bool, scored("--save-images/--no-save-images", help="Write predictions and colour pictures.")
     ] = True,
     scales: o.ScalesOption = None,
     flip: o.FlipOption = None,
@@ -45,11 +47,11 @@ def command(
     size: o.SizeOption = None,
     batch_size: o.BatchOption = 1,
     amp: o.AmpOption = False,
-    workers: o.WorkersOption = 2,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,
     source: o.SourceOption = None,
     target: o.TargetOption = "cityscapes",
+    workers: o.WorkersOption = 2,
     device: o.DeviceOption = "auto",
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -59,6 +61,8 @@ def command(
 
     Prints the IoU per class and the mean over the classes that occur; writes eval.json, predictions and a
     report beside the checkpoint.
+
+    **Examples**
 
     - `endauda test`
     - `endauda test --predictions outputs/labels --source synthia`

@@ -16,16 +16,22 @@ from endauda_cli.workspace import check_label_set
 if TYPE_CHECKING:
     from endauda_cli.training import Example
 
+learning = o.panel("What is learnt")
+network = o.panel("Network")
+schedule = o.panel("Schedule")
+pictures = o.panel("Images")
+weighing = o.panel("Loss")
+
 
 def command(
-    backbone: Annotated[Backbone, o.option("--backbone", help="Feature extractor.")] = Backbone.DRN,
-    arch: Annotated[Arch, o.option("--arch", help="Network around it.")] = Arch.DEEPLABV3PLUS,
+    backbone: Annotated[Backbone, network("--backbone", help="Feature extractor.")] = Backbone.DRN,
+    arch: Annotated[Arch, network("--arch", help="Network around it.")] = Arch.DEEPLABV3PLUS,
     method: Annotated[
-        Method, o.option("--method", help="distill learns fused labels, source learns the labelled source.")
+        Method, learning("--method", help="distill learns fused labels, source learns the labelled source.")
     ] = Method.DISTILL,
     labels: Annotated[
         str | None,
-        o.option(
+        learning(
             "--labels",
             help="Label set, or a folder of label PNGs. [default: the newest label set]",
             autocompletion=completing.label_sets,
@@ -34,7 +40,7 @@ def command(
     ] = None,
     init: Annotated[
         Path | None,
-        o.option(
+        network(
             "--init",
             help="Checkpoint to start from, a source model or a backbone: a file, or a name of download-weights.",
             autocompletion=completing.weights,
@@ -42,7 +48,7 @@ def command(
     ] = None,
     name: Annotated[
         str | None,
-        o.option(
+        learning(
             "--name",
             help="Name of the run. [default: from network and labels]",
             autocompletion=completing.runs,
@@ -50,26 +56,26 @@ def command(
         ),
     ] = None,
     resume: Annotated[
-        bool, o.option("--resume", help="Go on with the run; an error if there is none.")
+        bool, learning("--resume", help="Go on with the run; an error if there is none.")
     ] = False,
-    steps: Annotated[int, o.option("--steps", help="Optimiser steps.")] = 100_001,
-    batch_size: Annotated[int, o.option("--batch-size", help="Images per step, over all devices.")] = 10,
+    steps: Annotated[int, schedule("--steps", help="Optimiser steps.")] = 100_001,
+    batch_size: Annotated[int, schedule("--batch-size", help="Images per step, over all devices.")] = 10,
     lr: Annotated[
-        float, o.option("--lr", help="Learning rate of the backbone; the rest gets ten times that.")
+        float, schedule("--lr", help="Learning rate of the backbone; the rest gets ten times that.")
     ] = 1e-4,
     size: Annotated[
         str,
-        o.option(
+        pictures(
             "--size", metavar="WxH", help="Images are resized to this.", autocompletion=completing.sizes
         ),
     ] = "1024x512",
     crop: Annotated[
-        str, o.option("--crop", metavar="WxH", help="Random crop.", autocompletion=completing.sizes)
+        str, pictures("--crop", metavar="WxH", help="Random crop.", autocompletion=completing.sizes)
     ] = "512x256",
-    mirror: Annotated[bool, o.option("--mirror", help="Flip half of the crops.")] = False,
+    mirror: Annotated[bool, pictures("--mirror", help="Flip half of the crops.")] = False,
     augment: Annotated[
         list[str] | None,
-        o.option(
+        pictures(
             "--augment",
             metavar="A B",
             help="Photometric changes: colour, light, texture. [default: none]",
@@ -78,43 +84,49 @@ def command(
             show_default=False,
         ),
     ] = None,
-    class_balance: Annotated[bool, o.option(help="Weigh classes that are rare in the batch.")] = True,
-    often_balance: Annotated[bool, o.option(help="Weigh classes that batches often lack.")] = True,
+    class_balance: Annotated[
+        bool, weighing("--class-balance/--no-class-balance", help="Weigh classes that are rare in the batch.")
+    ] = True,
+    often_balance: Annotated[
+        bool, weighing("--often-balance/--no-often-balance", help="Weigh classes that batches often lack.")
+    ] = True,
     hard_percentile: Annotated[
         float,
-        o.option("--hard-percentile", help="Learn from pixels with a loss above this percentile; 0 = all."),
+        weighing("--hard-percentile", help="Learn from pixels with a loss above this percentile; 0 = all."),
     ] = 80,
-    seed: Annotated[int, o.option("--seed", help="Of order, crops, dropout and initial weights.")] = 0,
-    save_every: Annotated[int, o.option("--save-every", help="Steps between checkpoints.")] = 1000,
+    seed: Annotated[int, schedule("--seed", help="Of order, crops, dropout and initial weights.")] = 0,
+    save_every: Annotated[int, schedule("--save-every", help="Steps between checkpoints.")] = 1000,
     validate_every: Annotated[
         int,
-        o.option(
+        schedule(
             "--validate-every",
             help="Steps between tests on labelled target images, by which best.pt is "
             "chosen; 0 = never look at them.",
         ),
     ] = 0,
-    warm_up: Annotated[int, o.option("--warm-up", help="Steps of linear warm-up.")] = 0,
+    warm_up: Annotated[int, schedule("--warm-up", help="Steps of linear warm-up.")] = 0,
     cache: Annotated[
         Path | None,
-        o.option("--cache", help="Folder for decoded images. [default: WORKSPACE/cache]", show_default=False),
+        pictures("--cache", help="Folder for decoded images. [default: WORKSPACE/cache]", show_default=False),
     ] = None,
     amp: o.AmpOption = False,
-    workers: o.WorkersOption = 2,
     source_data: o.SourceDataOption = None,
     target_data: o.TargetDataOption = None,
     workspace: o.WorkspaceOption = None,
     source: o.SourceOption = None,
     target: o.TargetOption = "cityscapes",
+    workers: o.WorkersOption = 2,
     device: o.DeviceOption = "auto",
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Train a student on fused labels (or a first teacher on the labelled source).
+    """Train a student on fused labels, or a source model on the labelled source.
 
     Checkpoints, metrics.jsonl and TensorBoard events go to runs/SOURCE/NAME. The same line again goes on
     where the run was stopped.
+
+    **Examples**
 
     - `endauda train --backbone drn`
     - `endauda train --labels plf --init gta5/source --validate-every 1000`

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _SETTINGS = "endauda.settings"
 """Key of a context's ``meta``: what was not typed."""
 
+_VALUES = {"int": "N", "float": "X", "path": "PATH"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -72,6 +74,25 @@ class Command(TyperCommand):
             if option and (origin := self._origin(ctx, option[1].replace("-", "_"))):
                 raise ConfigError(f"{error} (the value is from {origin})") from error
             raise
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        self.tidy(ctx)
+        super().format_help(ctx, formatter)
+
+    def tidy(self, ctx: Any) -> None:
+        """Name the options' values as manuals do, and put choices where there is room for them."""
+        options: list[Any] = [param for param in self.get_params(ctx) if param.param_type_name == "option"]
+        for option in options:
+            kind = option.display_type(ctx).strip("<>")
+            if option.is_flag:
+                option.metavar = " "  # else Typer shows a value, and there is none
+            elif option.metavar is None and "|" in kind:
+                option.metavar = _key(option).rpartition("-")[2].upper()
+                option.help = _with_choices(option.help or "", kind.split("|"))
+            elif option.metavar is None:
+                option.metavar = _VALUES.get(kind, "TEXT")
+            if "--help" in option.opts:
+                option.rich_help_panel = options[-2].rich_help_panel
 
     def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
         """Set the context's defaults to what the environment and ``endauda.toml`` say."""
@@ -161,6 +182,14 @@ def _alone(name: str, function: Any) -> typer.Typer:
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     app.command(name, cls=Command)(function)
     return app
+
+
+def _with_choices(text: str, choices: Sequence[str]) -> str:
+    """``Images to fuse.`` as ``Images to fuse (train, val, test).``, unless the text says them all."""
+    if all(choice in text for choice in choices):
+        return text
+    sentence, default, rest = text.partition(" [default:")
+    return f"{sentence.removesuffix('.')} ({', '.join(choices)}).{default}{rest}"
 
 
 def _several(param: Any) -> bool:
