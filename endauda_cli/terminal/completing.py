@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init", "report"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
@@ -39,7 +39,8 @@ def _completer(values: Callable[[Any, Workspace], Iterable[Described]]) -> Compl
         from endauda_cli.workspace import find_workspace
 
         try:
-            workspace = find_workspace(ctx.params.get("workspace"))
+            given = ctx.params.get("workspace")
+            workspace = find_workspace(Path(given) if given else None)
             found = sorted(
                 (v for v in values(ctx, workspace) if v[0].startswith(incomplete)), key=lambda v: v[0]
             )

@@ -55,7 +55,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         several = {flag for param in self.params if _several(param) for flag in param.opts}
         if not any(word in ctx.help_option_names for word in args):  # help is given whatever the file says
-            self._find_settings(ctx, args)
+            self.find_settings(ctx, args)
         try:
             super().parse_args(ctx, spread(args, several))
         except typer.BadParameter as error:
@@ -94,12 +94,8 @@ class Command(TyperCommand):
             if "--help" in option.opts:
                 option.rich_help_panel = options[-2].rich_help_panel
 
-    def options(self) -> list[Option]:
-        """What the environment and ``endauda.toml`` may set."""
-        options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
-        return [Option(_key(one), one.name, one.is_flag, one.multiple) for one in options]
-
-    def _find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
+    def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
+        """Set the context's defaults to what the environment and ``endauda.toml`` say."""
         root: Any = ctx.find_root()
         name = ctx.command_path[len(root.command_path) :].strip()
         try:
@@ -111,6 +107,11 @@ class Command(TyperCommand):
             return
         ctx.meta[_SETTINGS] = settings
         ctx.default_map = {name: setting.value for name, setting in settings.items()}
+
+    def options(self) -> list[Option]:
+        """What the environment and ``endauda.toml`` may set."""
+        options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
+        return [Option(_key(one), one.name, one.is_flag, one.multiple) for one in options]
 
     def _origin(self, ctx: typer.Context, parameter: str) -> str | None:
         """Where a value came from, if nobody typed it."""

@@ -6,19 +6,18 @@ The scripts themselves are in ``data/completions``; how they ask is in ``termina
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from endauda_cli.errors import ConfigError, did_you_mean
 from endauda_cli.terminal import completing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 _SHELL = {"metavar": "[SHELL]", "autocompletion": completing.shells, "show_default": False}
 InstallCompletion = Annotated[
@@ -61,14 +60,16 @@ class Shell:
 
     def script(self) -> str:
         """What the shell must read."""
+        from importlib.resources import files
+
         return files("endauda_cli").joinpath("data/completions", self.file).read_text(encoding="utf-8")
 
 
-def serve_shell(words: Sequence[str], load: Callable[[], Any]) -> bool:
+def serve_shell(words: list[str], load: Callable[[], Any]) -> bool:
     """Do what a shell asks for on TAB, or what ``--install-completion`` and ``--show-completion`` ask for.
 
     Args:
-        words: of the command line.
+        words: of the command line; of ``--install-completion --help``, ``--help`` is left.
         load: gives the program's group of commands.
 
     Returns:
@@ -87,6 +88,7 @@ def serve_shell(words: Sequence[str], load: Callable[[], Any]) -> bool:
         return False
     names = [name, *words[1:]] if equals else list(words[1:])
     if set(names) & {"--help", "-h"}:
+        words[:] = ["--help"]
         return False
     if len(names) > 1:
         raise ConfigError(f"{option} takes one shell, but {len(names)} were named: {' '.join(names)}")
@@ -180,6 +182,8 @@ def _with_block(path: Path, lines: str) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write whole or not at all; a link stays a link, and permissions stay."""
+    import shutil
+
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -232,6 +236,9 @@ def _powershell(environment: Mapping[str, str]) -> Place:
 
 def _powershell_profile() -> Path:
     """As PowerShell itself says; where there is none, where it would look."""
+    import shutil
+    import subprocess
+
     for program in filter(None, map(shutil.which, ("pwsh", "powershell"))):
         try:
             asked = subprocess.run(

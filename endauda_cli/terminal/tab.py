@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
+import typer
 from typer.core import TyperGroup
 
 from endauda_cli.terminal import completing
-from endauda_cli.terminal.multivalue import open_option
+from endauda_cli.terminal.multivalue import is_option, open_option, spread
+from endauda_cli.terminal.parsing import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +48,21 @@ class Word:
     text: str
     ends: tuple[int, ...] = ()
     quote: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The finished words of a command. Typer's own parser would check them, which takes longer than all the rest.
+
+    Attributes:
+        given: the words of each parameter that was given.
+        unfinished: the option whose value the next word may be.
+        ended: whether ``--`` was among them.
+    """
+
+    given: dict[str, list[str]]
+    unfinished: Any
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -108,35 +125,96 @@ def split_line(line: str, escape: str = "\\") -> list[Word]:
 
 def complete(root: Any, words: Sequence[Word]) -> Answer:
     """What fits at the last of the words."""
-    args = [word.text for word in words[:-1]]
+    args = [_expanded(word) for word in words[:-1]]
     while args and re.match(r"[A-Za-z_]\w*=", args[0]):  # VARIABLE=value endauda ...
         del args[0]
-    current = words[-1].text
-    parent = root.make_context("endauda", [], resilient_parsing=True)
     del args[:1]
-    while isinstance(parent.command, TyperGroup):
-        named = next((i for i, word in enumerate(args) if not word.startswith("-")), None)
+    ctx = typer.Context(root, info_name="endauda", resilient_parsing=True)
+    while isinstance(ctx.command, TyperGroup):
+        named = next((i for i, word in enumerate(args) if not is_option(word)), None)
         if named is None:
-            return _in_group(parent, args, current)
-        name, command, args = parent.command.resolve_command(parent, args[named:])
+            break
+        name, command, args = ctx.command.resolve_command(ctx, args[named:])
         if command is None:
             return Answer()
-        if not isinstance(command, TyperGroup):
-            return _in_command(parent, name, command, args, current)
-        parent = command.make_context(name, [], parent=parent, resilient_parsing=True)
-    return Answer()
+        ctx = typer.Context(command, info_name=name, parent=ctx, resilient_parsing=True)
+    return _at_cursor(ctx, args, words[-1].text)
 
 
-def _in_group(ctx: Any, args: list[str], current: str) -> Answer:
-    valued = _valued(ctx)
-    if args and args[-1] in valued and not current.startswith("-"):
-        return _values(valued[args[-1]], ctx, current, "")
-    name, equals, text = current.partition("=")
-    if equals and name in valued:
-        return _values(valued[name], ctx, text, f"{name}=")
-    if current.startswith("-"):
-        return _options(ctx, current)
-    commands = [(name, ctx.command.get_command(ctx, name)) for name in ctx.command.list_commands(ctx)]
+def _expanded(word: Word) -> str:
+    """As the shell will hand it over: with the home folder and variables that are exported, and nothing run."""
+    text = os.path.expanduser(word.text) if word.raw.startswith("~") else word.text
+    return os.path.expandvars(text) if "$" in word.raw and not set("'\\`") & set(word.raw) else text
+
+
+def _at_cursor(ctx: Any, args: list[str], current: str) -> Answer:
+    params = ctx.command.get_params(ctx)
+    valued = {flag: param for param in params if _takes_value(param) for flag in param.opts}
+    line = _read(params, valued, args)
+    ctx.params = _values_of(ctx, params, args, line)
+    option, equals, text = current.partition("=")
+    if not line.ended:
+        if equals and option in valued:
+            return _values(valued[option], ctx, text, f"{option}=")
+        if current.startswith("-"):
+            return _options(params, line, current)
+        if line.unfinished is not None:
+            return _values(line.unfinished, ctx, current, "")
+    for param in params:
+        if param.param_type_name == "argument" and (param.nargs == -1 or param.name not in line.given):
+            return _values(param, ctx, current, "")
+    if isinstance(ctx.command, TyperGroup):
+        return _commands(ctx, current)
+    return Answer() if current or line.ended else _options(params, line, "")
+
+
+def _read(params: Sequence[Any], valued: Mapping[str, Any], args: Sequence[str]) -> Line:
+    several = [flag for flag, param in valued.items() if param.multiple]
+    flags = {flag: param for param in params for flag in (*param.opts, *param.secondary_opts)}
+    arguments = [param for param in params if param.param_type_name == "argument"]
+    given: dict[str, list[str]] = {}
+    again = open_option(args, several)
+    unfinished = valued[again] if again is not None else None
+    words = iter(spread(args, several))
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word == "--":
+            return Line(given, None, True)
+        if name in valued and not equals:
+            following = next(words, None)
+            if following is None:
+                unfinished = valued[name]
+                break
+            value = following
+        if is_option(word):
+            if param := flags.get(name):
+                given.setdefault(param.name, []).extend(value.split(",") if param.multiple else [value])
+        elif arguments:
+            given.setdefault(arguments[0].name, []).append(word)
+            del arguments[: arguments[0].nargs != -1]
+    return Line(given, unfinished, False)
+
+
+def _values_of(ctx: Any, params: Sequence[Any], args: Sequence[str], line: Line) -> dict[str, Any]:
+    """What each parameter would be, as text; a single value that is not typed comes from where it would come."""
+    if isinstance(ctx.command, Command):
+        ctx.command.find_settings(ctx, args)
+    found: dict[str, Any] = {}
+    for param in params:
+        words = line.given.get(param.name, [])
+        if param.multiple or param.nargs == -1:
+            found[param.name] = words
+        else:
+            found[param.name] = words[-1] if words else (ctx.default_map or {}).get(param.name, param.default)
+    return found
+
+
+def _takes_value(param: Any) -> bool:
+    return param.param_type_name == "option" and not param.is_flag
+
+
+def _commands(ctx: Any, current: str) -> Answer:
+    commands = ((name, ctx.command.get_command(ctx, name)) for name in ctx.command.list_commands(ctx))
     return Answer(
         items=tuple(
             (name, command.get_short_help_str(limit=200))
@@ -146,51 +224,17 @@ def _in_group(ctx: Any, args: list[str], current: str) -> Answer:
     )
 
 
-def _in_command(parent: Any, name: str, command: Any, args: list[str], current: str) -> Answer:
-    valued = _valued(parent, command)
-    dangling = bool(args) and args[-1] in valued and "--" not in args
-    given = args[:-1] if dangling else args
-    ctx = command.make_context(name, list(given), parent=parent, resilient_parsing=True)
-    if "--" not in args:
-        option, equals, text = current.partition("=")
-        if equals and option in valued:
-            return _values(valued[option], ctx, text, f"{option}=")
-        if current.startswith("-"):
-            return _options(ctx, current)
-        if dangling:
-            return _values(valued[args[-1]], ctx, current, "")
-        several = [flag for flag, param in valued.items() if param.multiple]
-        if (option_of_several := open_option(args, several)) is not None:
-            return _values(valued[option_of_several], ctx, current, "")
-    for param in command.params:
-        if param.param_type_name == "argument" and (param.nargs == -1 or not _given(ctx, param)):
-            return _values(param, ctx, current, "")
-    return Answer() if current else _options(ctx, "")
-
-
-def _valued(ctx: Any, command: Any = None) -> dict[str, Any]:
-    """Options that take a value, by all their names."""
-    params = (command or ctx.command).params
-    options = (param for param in params if param.param_type_name == "option" and not param.is_flag)
-    return {flag: param for param in options for flag in param.opts}
-
-
-def _options(ctx: Any, current: str) -> Answer:
+def _options(params: Sequence[Any], line: Line, current: str) -> Answer:
     """Options that may still be given."""
     items = [
         (flag, _first_sentence(param.help or ""))
-        for param in ctx.command.get_params(ctx)
+        for param in params
         if param.param_type_name == "option" and not param.hidden
-        if param.multiple or not _given(ctx, param)
+        if param.multiple or param.name not in line.given
         for flag in (*param.opts, *param.secondary_opts)
         if flag.startswith(current)
     ]
     return Answer(items=tuple(items))
-
-
-def _given(ctx: Any, param: Any) -> bool:
-    source = ctx.get_parameter_source(param.name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _values(param: Any, ctx: Any, text: str, prefix: str) -> Answer:

@@ -10,13 +10,32 @@
 ``fetching``    all of that in order, for the artefacts that were named
 =============== =====================================================================================
 
-Importing it costs nothing: completion reads the manifest on TAB. The HTTP library and torch are loaded where
-something is fetched or opened.
+Importing it costs nothing, for completion reads the manifest on TAB: all else is imported when it is asked for, and
+the HTTP library and torch where something is fetched or opened.
 """
 
-from endauda_cli.weights.fetching import FetchOptions, fetch_weights, list_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from endauda_cli.weights.manifest import Artefact, Manifest, Network, installed, read_manifest
-from endauda_cli.weights.transport import Patience
+
+if TYPE_CHECKING:
+    from endauda_cli.weights.fetching import FetchOptions, fetch_weights, list_weights
+    from endauda_cli.weights.transport import Patience
+
+_LATER = {
+    "FetchOptions": "fetching",
+    "fetch_weights": "fetching",
+    "list_weights": "fetching",
+    "Patience": "transport",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
 
 __all__ = [
     # what there is
