@@ -42,9 +42,9 @@ def reference() -> str:
     group = typer.main.get_command(app)
     assert isinstance(group, Group)
     common = ", ".join(f"`{key}` (`{variable(key)}`)" for key in COMMON)
+    anchors = {name.partition(" ")[0]: name.replace(" ", "-") for name, _ in group.loaded()}
     contents = [
-        f"| [`{name}`](#endauda-{name.replace(' ', '-')}) | {entry.summary} |"
-        for name, entry in COMMANDS.items()
+        f"| [`{name}`](#endauda-{anchors[name]}) | {entry.summary} |" for name, entry in COMMANDS.items()
     ]
     parts = [HEAD + common + ".", "\n".join(["| command | |", "|---|---|", *contents])]
     root = group.make_context("endauda", [], resilient_parsing=True)
