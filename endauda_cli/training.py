@@ -123,7 +123,7 @@ def train(
     images, labels = _load_examples(config, domain, examples, cache, report)
     _tell_histogram(labels, domain, report)
     writer = _Metrics(out, state.step) if rank() == 0 else None
-    model = _distribute(state, device)
+    model = _distribute(state, config.arch, device)
     first, started, loss = state.step, time.monotonic(), math.nan
     with (
         ThreadPoolExecutor(config.workers) as pool,
@@ -403,7 +403,7 @@ def _meta(config: TrainConfig, task: Task, data: dict[str, str], state: TrainSta
     return plain
 
 
-def _distribute(state: TrainState, device: torch.device) -> nn.Module:
+def _distribute(state: TrainState, arch: str, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return state.student
     state.loss.reduce_counts = sum_over_ranks
@@ -411,7 +411,7 @@ def _distribute(state: TrainState, device: torch.device) -> nn.Module:
     if device.type == "cuda":  # the CPU has no synchronised batch norm
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     # DeepLabv2 has parameters that the output does not depend on.
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=arch == Arch.DEEPLABV2)
 
 
 # ---- data ------------------------------------------------------------------------------------------------

@@ -102,6 +102,11 @@ def choose_consensus(spec: str, evidence: Evidence, report: Reporter) -> tuple[P
     return _by_agreement(spec, fitted, [sample.id for sample in shown]), fitted.model
 
 
+def policy_of_all_rules(spec: str) -> str:
+    """What the other rules go by when they are scored beside one that goes by ``spec``: the same, if they can."""
+    return spec if spec in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL) else PolicyKind.AUTO
+
+
 @dataclass(frozen=True)
 class _Fitted:
     """What was learnt from the archives, see ``consensus``."""

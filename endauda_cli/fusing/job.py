@@ -29,6 +29,7 @@ from endauda_cli.fusing.choosing import (
     choose_consensus,
     choose_policy,
     common_size,
+    policy_of_all_rules,
     policy_record,
     write_consensus,
 )
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 POLICY_FILE = "policy.json"
+SCARCE = 0.1
+"""A class of whose labels less than this share is kept is warned of."""
 STATISTICS_FOLDER = ".agreement"
 """Beside the archives: what was learnt from them, by what went in; may be deleted."""
 JOURNAL_VERSION = 2
@@ -157,6 +160,7 @@ def fuse(
             others()
         whole = journal.collect(inputs) if others is None or number == 1 else None
         result = _summarise(fusion, policy, out, whole or lines, made)
+        _warn_of_what_is_lost(result, report)
         if whole is None:
             known = {image for image, _ in journal.lines}
             return replace(result, waiting_for=sum(image not in known for image in ids))
@@ -192,10 +196,11 @@ def _recipe(
     num_classes = len(task.classes)
     owners: tuple[int, ...] = (0,) * num_classes
     delta: tuple[float, ...] = ()
+    shared = policy_of_all_rules(config.policy)
     if config.rule == FusionRule.CONSENSUS:
         policy, model = choose_consensus(config.policy, evidence, report)
     elif scored:
-        _, model = choose_consensus(PolicyKind.AUTO, evidence, report)
+        _, model = choose_consensus(shared, evidence, report)
     if config.rule == FusionRule.PLF:
         policy = choose_policy(config.policy, evidence, report)
         owners = policy.owners
@@ -203,7 +208,7 @@ def _recipe(
             report(Note("policy certainty compares teachers by certainty, which misleads where they are "
                         "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
     elif scored:
-        owners = choose_policy(PolicyKind.AUTO, evidence, report).owners
+        owners = choose_policy(shared, evidence, report).owners
     if scored or config.rule == FusionRule.SOFT_LABEL:
         delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, out, report)
     else:
@@ -212,6 +217,21 @@ def _recipe(
         num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta, model
     )
     return policy, recipe
+
+
+def _warn_of_what_is_lost(result: FusionResult, report: Reporter) -> None:
+    """A student cannot learn a class whose labels the threshold took away."""
+    if not result.threshold:
+        return
+    lost = [c.name for c in result.classes if c.kept is not None and c.kept < SCARCE]
+    if lost:
+        report(
+            Note(
+                f"--threshold {result.threshold:g} takes more than {1 - SCARCE:.0%} of the labels of {', '.join(lost)}, "
+                "which a student then hardly sees; --threshold 0 keeps all",
+                "warning",
+            )
+        )
 
 
 def _write_policy(

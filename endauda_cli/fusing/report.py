@@ -9,6 +9,7 @@ import numpy as np
 
 from endauda_cli.domains import IGNORE
 from endauda_cli.fusing.charts import bars, matrix, shades
+from endauda_cli.fusing.choosing import policy_of_all_rules
 from endauda_cli.fusing.image import planes_of, run_rule
 from endauda_cli.labels import colourise, read_image, read_train_ids
 from endauda_cli.report import (
@@ -24,7 +25,7 @@ from endauda_cli.report import (
     thumbnail,
     write_report,
 )
-from endauda_cli.types import FusionRule
+from endauda_cli.types import FusionRule, PolicyKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,6 +148,14 @@ def _agreement_figure(result: FusionResult) -> Figure:
     return Figure("Agreement of the teachers", "agreement", picture, shown=False)
 
 
+def _policies(result: FusionResult) -> str:
+    """By which policies the rules that are scored side by side go."""
+    shared = policy_of_all_rules(result.policy or PolicyKind.AUTO)
+    if result.policy in (None, shared):
+        return f", and goes by policy {shared} if it needs one"
+    return f"; {result.rule} goes by policy {result.policy}, another that needs one by {shared}"
+
+
 def _scores(result: FusionResult) -> Table:
     """IoU per class of teachers and rules side by side, the best of each line marked."""
 
@@ -172,7 +181,7 @@ def _scores(result: FusionResult) -> Table:
     text = [
         "IoU in percent on the labels that the target has for these images. They only score: nothing above was "
         f"chosen by them{', but the policy was: it is ' + str(result.policy) if result.used_labels else ''}. "
-        "Every rule has the same teachers, policy, window and threshold."
+        f"Every rule has the same teachers, window and threshold{_policies(result)}."
     ]
     return Table("Teachers and rules, scored", ["class", *(score.name for score in scores)], rows, text)
 
