@@ -36,7 +36,7 @@ from endauda_cli.models import build_student, load_checkpoint, parameter_groups,
 from endauda_cli.pipeline import ordered_map
 from endauda_cli.results import TrainResult
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
-from endauda_cli.types import Method
+from endauda_cli.types import Arch, Method
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:
