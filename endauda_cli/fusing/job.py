@@ -228,7 +228,7 @@ def _warn_of_what_is_lost(result: FusionResult, report: Reporter) -> None:
         report(
             Note(
                 f"--threshold {result.threshold:g} takes more than {1 - SCARCE:.0%} of the labels of {', '.join(lost)}, "
-                "which a student then hardly sees; --threshold 0 keeps all",
+                "which a student hardly sees; --threshold 0 keeps all",
                 "warning",
             )
         )
