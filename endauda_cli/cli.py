@@ -1,4 +1,4 @@
-"""The ``endauda`` command: registrations, configuration file, and the one place that catches errors.
+"""The ``endauda`` command: registrations and configuration file; how it ends is ``terminal.ending``'s.
 
 Nothing imported here, or by a command's module, imports torch or numpy: ``--help``, ``--version`` and TAB
 must answer at once.
@@ -15,8 +15,10 @@ import typer
 
 from endauda_cli import __version__
 from endauda_cli.commands import demo, download_weights, export_teacher, fuse, inspect, test, train
-from endauda_cli.errors import ConfigError, EndaudaError
+from endauda_cli.errors import ConfigError
+from endauda_cli.terminal import ending
 from endauda_cli.terminal.multivalue import COMPLETE_VARIABLE, spread, spread_completion
+from endauda_cli.terminal.starting import leave
 from endauda_cli.workspace import CONFIG_FILE, find_workspace, read_config
 
 if TYPE_CHECKING:
@@ -98,30 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 (interrupt)."""
     if COMPLETE_VARIABLE in os.environ:
         spread_completion()
-    words = spread(sys.argv[1:] if argv is None else argv)
-    before, sys.argv = sys.argv, ["endauda", *words]
+    given = list(sys.argv[1:] if argv is None else argv)
+    words = spread(given)
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
     try:
-        app(words, prog_name="endauda")
-    except EndaudaError as error:
-        print(f"endauda: {error}", file=sys.stderr)
-        return 1
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
-    except BrokenPipeError:  # ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.filename is None:  # not about a file: a bug of ours, to be seen whole
-            raise
-        print(
-            f"endauda: {error.filename}: {error.strerror}; choose another path, or mend it", file=sys.stderr
-        )
-        return 1
+        return ending.run(lambda: app(words, prog_name="endauda", standalone_mode=False), given)
     finally:
         sys.argv = before
-    return 0
 
 
 def entry() -> None:
-    """The installed script."""
-    sys.exit(main())
+    """Run the command line of this process and end it."""
+    leave(main())

@@ -234,10 +234,11 @@ def _write_all(
 
     raw = 0
     with ThreadPoolExecutor(workers) as pool:
+        report(Tick("exporting", 0, total, kept=0))
         for done, (size, coded) in enumerate(ordered_map(pool, code, outputs, workers + 2), 1):
             writer.store(coded)
             raw += size
-            report(Tick("exporting", done, total, coded.id))
+            report(Tick("exporting", done, total, coded.id, kept=done))
     return raw
 
 

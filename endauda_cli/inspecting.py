@@ -129,6 +129,7 @@ def _classes(
     """Shares and mean certainties over those of the images that are not damaged."""
     num_classes = len(reader.classes)
     pixels, total, seen = np.zeros(num_classes), np.zeros(num_classes), 0
+    report(Tick("inspecting", 0, len(ids)))
     for done, image in enumerate(ids, 1):
         try:
             labels = reader.labels(image)
@@ -162,6 +163,7 @@ def _write_back(
     }
     _check_room(reader, folder, [certainty for _, certainty in files.values()])
     written = size = 0
+    report(Tick("writing back", 0, len(files)))
     for done, (image, (label_file, certainty_file)) in enumerate(files.items(), 1):
         try:
             labels, certainty = reader.labels(image), reader.certainty(image)

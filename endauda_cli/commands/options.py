@@ -14,6 +14,7 @@ import typer
 
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError
 from endauda_cli.terminal import completing
+from endauda_cli.terminal.answer import current
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 # Every option can come from ENDAUDA_<COMMAND>_<OPTION>; saying so at each would drown the help.
 option = partial(typer.Option, show_envvar=False)
 common = partial(option, rich_help_panel="Common")
+
+
+def _answer_in_json(ctx: typer.Context, asked: bool) -> bool:
+    if not ctx.resilient_parsing:
+        current().command, current().as_json = ctx.info_name, asked
+    return asked
+
 
 WorkspaceOption = Annotated[
     Path | None, common("--workspace", help="Folder with the data, archives, labels and runs. [default: nearest "
@@ -54,10 +62,14 @@ TargetDataOption = Annotated[
     option("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
 ]
 DeviceOption = Annotated[str, common("--device", help="auto, cpu, cuda, cuda:1, ...")]
-JsonOption = Annotated[bool, common("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no notes but warnings.")]
+JsonOption = Annotated[
+    bool,
+    # Eager: an error in another option is told as JSON too.
+    common("--json", help="Print the result as JSON: docs/json.md.", callback=_answer_in_json, is_eager=True),
+]
+QuietOption = Annotated[bool, common("--quiet", "-q", help="Only the result, warnings and errors.")]
 VerboseOption = Annotated[
-    bool, common("--verbose", "-v", help="Show every bar, also of what is over at once.")
+    bool, common("--verbose", "-v", help="Show every bar at once; in logs, what each part of the work took.")
 ]
 BatchOption = Annotated[int, option("--batch-size", help="Images per forward pass.")]
 AmpOption = Annotated[bool, option("--amp", help="bfloat16 where it helps.")]

@@ -139,6 +139,7 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
     total = np.zeros((len(evidence.readers), num_classes))
     pixels = np.zeros_like(total)
     for t, (name, reader) in enumerate(evidence.readers.items()):
+        report(Tick(f"certainty of {name}", 0, len(evidence.ids)))
         for done, image in enumerate(evidence.ids, 1):
             top = reader.certainty(image).max(0).ravel()
             given = reader.labels(image).ravel()
@@ -176,6 +177,7 @@ def _true_overlaps(
     num_classes = len(evidence.task.classes)
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
+    report(Tick("IoU of the teachers", 0, len(samples)))
     for n, sample in enumerate(samples):
         truth = read_truth(_label_file(sample), evidence.task.target)
         for t, (name, reader) in enumerate(evidence.readers.items()):
@@ -434,6 +436,7 @@ class _Pixels:
 def _sample(readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter) -> _Pixels:
     """Pixels on a regular grid over the images."""
     labels, certainties, image_of = [], [], []
+    report(Tick("weighing the teachers", 0, len(ids)))
     for number, image in enumerate(ids):
         pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
         labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))

@@ -160,12 +160,9 @@ def fetch_weights(
     fetched, failures = [], []
     for number, artefact in enumerate(chosen):
         if len(chosen) > 1:
-            report(Tick("in all", number, len(chosen), artefact.name))
+            report(Tick("in all", number, len(chosen), artefact.name, "files", kept=number))
         try:
             fetched.append(_Job(workspace.root, artefact, options, tell).run())
-        except KeyboardInterrupt:
-            report(Note(f"{artefact.name}: stopped; the same line goes on where it was"))
-            raise
         except (DownloadError, CheckpointError) as error:
             reason = shown(str(error))
             failures.append(WeightsFailure(artefact.name, reason))
@@ -173,7 +170,7 @@ def fetch_weights(
                 named = reason.startswith((f"{artefact.name} ", f"{artefact.name}: "))
                 report(Note(reason if named else f"{artefact.name}: {reason}", "warning"))
     if len(chosen) > 1:
-        report(Tick("in all", len(chosen), len(chosen)))
+        report(Tick("in all", len(chosen), len(chosen), unit="files", kept=len(chosen)))
     return DownloadResult(tuple(fetched), tuple(failures))
 
 
@@ -324,10 +321,10 @@ class _Job:
             size,
             self.artefact.sha256 is not None or seen_before is not None,
             self.options.patience,
-            lambda done, total, note: self.report(Tick(task, done, total, note, "bytes")),
+            lambda done, total, note: self.report(Tick(task, done, total, note, "bytes", kept=done)),
         )
         done = path.stat().st_size
-        self.report(Tick(task, done, done, "", "bytes"))
+        self.report(Tick(task, done, done, "", "bytes", kept=done))
         piece = _Piece(path, name or called or "download", url)
         try:
             self._verify(piece)

@@ -1,0 +1,206 @@
+"""Results as people read them: tables and lines on stdout."""
+
+from __future__ import annotations
+
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from endauda_cli.diskspace import size_text
+from endauda_cli.results import (
+    DemoResult,
+    DownloadResult,
+    EvalResult,
+    ExportResult,
+    FusionResult,
+    InspectResult,
+    TrainResult,
+    WeightsList,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NOTED = 3
+"""So many published artefacts are described beside the table."""
+
+
+class Page:
+    """Prints results of any kind."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+
+    @singledispatchmethod
+    def show(self, result: Any) -> None:
+        """Print a result."""
+        raise TypeError(f"no rendering for {type(result).__name__}")
+
+    @show.register
+    def _(self, r: ExportResult) -> None:
+        new = r.images - r.skipped
+        self._line(
+            f"{r.teacher}: {new} images exported, {r.skipped} were there already -> {_relative(r.archive)}"
+        )
+        if new:
+            self._line(
+                f"{_mb(r.raw_bytes)} of labels and certainties; the archive now takes {_mb(r.stored_bytes)}"
+            )
+
+    @show.register
+    def _(self, r: FusionResult) -> None:
+        owned = (r.leader, "margin", "sure %") if r.policy else ()
+        table = _table("class", *owned, "share %", "kept %", "overlap %")
+        for c in r.classes:
+            margin = "" if c.margin is None else f"{c.margin:+.3f}"
+            owner = (c.owner or "", margin, _percent(c.sureness)) if owned else ()
+            table.add_row(c.name, *owner, *(_percent(v) for v in (c.share, c.kept, c.overlap)))
+        self.out.print(table)
+        policy = f", policy {r.policy}{' (used target labels)' if r.used_labels else ''}" if r.policy else ""
+        threshold = "" if r.threshold is None else f", threshold {r.threshold:g}"
+        self._line(
+            f"{r.rule} of {' '.join(r.teachers)}{policy}{threshold}: {r.images} images ({r.skipped} unchanged)"
+        )
+        self._line(
+            f"coverage {_percent(r.coverage)} %, claimed by several classes {_percent(r.overlap)} %, "
+            f"by none {_percent(r.unclaimed)} %; teachers disagree on {_percent(r.disputed)} %"
+        )
+        for s in r.scores:
+            kept = "" if s.coverage is None else f", kept pixels {_figure(s.kept_miou)} ({s.coverage:.1f} %)"
+            self._line(
+                f"scored, not used: {'rule' if s.is_rule else 'teacher'} {s.name} mIoU {_figure(s.miou)}{kept}"
+            )
+        if r.labelled_images:
+            some = ", ".join(r.labelled_images[:8]) + (", ..." if len(r.labelled_images) > 8 else "")
+            self._line(
+                f"the policy looked at labels of {len(r.labelled_images)} images, do not score on them: {some}"
+            )
+        if r.waiting_for:
+            self._line(
+                f"this part is done; {r.waiting_for} images of other parts are not, and who finishes last (or the "
+                f"same command again) writes the summary: {_relative(r.labels)}"
+            )
+        else:
+            self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
+
+    @show.register
+    def _(self, r: EvalResult) -> None:
+        table = _table("class", "IoU %")
+        for name, iou in r.iou.items():
+            table.add_row(name, _figure(iou))
+        table.add_section()
+        known = sum(v is not None for v in r.iou.values())
+        table.add_row(f"mIoU over {known} of {len(r.iou)} classes", _figure(r.miou), style="bold")
+        for title, value in r.subset_miou.items():
+            table.add_row(title, _figure(value), style="bold")
+        self.out.print(table)
+        self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
+        self._line(f"coverage {r.coverage:.2f} %")
+        if r.pictures is not None:
+            self._line(f"predictions: {_relative(r.pictures)}")
+
+    @show.register
+    def _(self, r: TrainResult) -> None:
+        speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
+        resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
+        self._line(
+            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images in {r.seconds:.0f} s{speed}"
+        )
+        if r.last_loss is not None:
+            self._line(f"last loss {r.last_loss:.4f}")
+        if r.best_miou is not None:
+            self._line(
+                f"mIoU on labelled target images: last {_figure(r.last_miou)}, best {_figure(r.best_miou)} "
+                f"at step {r.best_step} (chosen with those labels)"
+            )
+        self._line(f"checkpoint: {_relative(r.checkpoint)}")
+
+    @show.register
+    def _(self, r: InspectResult) -> None:
+        table = _table("", str(_relative(r.archive)), left=2)
+        for key, value in r.facts.items():
+            table.add_row(key, value)
+        self.out.print(table)
+        if r.classes:
+            per_class = _table("class", "share %", "mean certainty")
+            for c in r.classes:
+                per_class.add_row(
+                    c.name, _percent(c.share), "n/a" if c.certainty is None else f"{c.certainty:.1f}"
+                )
+            self.out.print(per_class)
+        for path in r.pictures:
+            self._line(f"picture: {_relative(path)}")
+        if r.exported is not None:
+            damaged = f", {r.exported.unreadable} damaged ones left out" if r.exported.unreadable else ""
+            self._line(
+                f"{r.exported.images} images written back as PNG and NPY{damaged}, {_mb(r.exported.bytes)} -> "
+                f"{_relative(r.exported.folder)}"
+            )
+        if r.verified is not None:
+            self._line(r.verified)
+
+    @show.register
+    def _(self, r: WeightsList) -> None:
+        table = _table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
+        for w in r.artefacts:
+            size = "unknown" if w.size is None else size_text(w.size)
+            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
+        self.out.print(table)
+        for w in r.artefacts if len(r.artefacts) <= NOTED else ():
+            self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
+        for page in dict.fromkeys(w.page for w in r.artefacts):
+            self._line(f"from {page}: {', '.join(w.name for w in r.artefacts if w.page == page)}")
+
+    @show.register
+    def _(self, r: DownloadResult) -> None:
+        for w in r.fetched:
+            where = f"fetched from {w.url}" if w.fetched else "was there already"
+            self._line(f"{w.name}: {where}, verified, {size_text(w.size)} -> {_relative(w.path)}")
+            for line in w.checks:
+                self._line(f"  {line}")
+            for line in w.next_steps:
+                self._line(f"  next: {line}")
+
+    @show.register
+    def _(self, r: DemoResult) -> None:
+        table = _table("on the target's val images", "mIoU %", "coverage %")
+        for row in r.scores:
+            table.add_row(
+                row.name, _figure(row.miou), f"{row.coverage:.1f}", style="bold" if row.ours else None
+            )
+        self.out.print(table)
+        self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+
+    def _line(self, text: str) -> None:
+        self.out.print(Text(text), soft_wrap=True)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first ``left`` columns hold words, the others figures."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if i < left else "right"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
