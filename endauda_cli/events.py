@@ -50,5 +50,9 @@ def silent(_event: Tick | Note) -> None:
 def phase(report: Reporter, task: str) -> Iterator[None]:
     """Tell of work that nobody can measure, such as loading a network."""
     report(Tick(task, 0, None))
-    yield
+    try:
+        yield
+    except Exception:  # not an interrupt: what was being done then is told
+        report(Tick(task, 1, 1))
+        raise
     report(Tick(task, 1, 1))

@@ -59,4 +59,4 @@ def command(
         result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report, export)
         terminal.show(result)
     if result.intact is False:
-        raise ArchiveError(f"{path}: {result.verified}")
+        raise ArchiveError(f"{path.name}: {result.verified}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
-from endauda_cli.events import Reporter, Tick
+from endauda_cli.events import Reporter, Tick, phase
 from endauda_cli.fusion import consensus
 from endauda_cli.fusion import policy as rules
 from endauda_cli.fusion.consensus import Consensus
@@ -322,13 +322,14 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
     num_classes = len(evidence.task.classes)
     sample = _sample(evidence.readers, ids, report)
     shown = _labelled_pixels(evidence, labelled, report) if labelled else None
-    model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
-    belief = consensus.believe(sample.labels, sample.certainties, model)
-    fitted = _Fitted(
-        model,
-        consensus.overlaps(sample.labels, belief, sample.image),
-        rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
-    )
+    with phase(report, "fitting the consensus"):
+        model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
+        belief = consensus.believe(sample.labels, sample.certainties, model)
+        fitted = _Fitted(
+            model,
+            consensus.overlaps(sample.labels, belief, sample.image),
+            rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
+        )
     if file is not None:
         _write_fitted(file, fitted)
     return fitted

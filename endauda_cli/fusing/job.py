@@ -22,6 +22,7 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
+from endauda_cli.compiling import compiling_told
 from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.events import Note, Reporter, Tick, phase
 from endauda_cli.fusing.choosing import (
@@ -106,7 +107,7 @@ def fuse(
             holds labels of another source or split.
     """
     networks = networks or {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, compiling_told(report):
         # A network that is run says the same words as an archive.
         with phase(report, "opening the archives"):
             opened: Readers = {

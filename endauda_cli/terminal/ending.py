@@ -63,7 +63,7 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
         return 1, Failure(type(error).__name__, str(error))
     except typer.TyperException as error:  # of the parser
         helped = type(error).__name__ == "NoArgsIsHelpError"  # the help has been printed
-        return error.exit_code, None if helped else Failure(USAGE, _usage(error))
+        return error.exit_code, None if helped else Failure(USAGE, _usage(error, answer))
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else stopping.asked() or Stopped()
         return stopped.exit_code, Failure(INTERRUPTED, interruption(answer))
@@ -87,22 +87,22 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
         return 1, Failure(BUG, crash.tell(error, answer.words))
 
 
-def _usage(error: typer.TyperException) -> str:
+def _usage(error: typer.TyperException, answer: Answer) -> str:
     """As our own errors are told, and where to read more."""
     text = error.format_message().strip()
     sentence = " ".join(text.rstrip(".").split())
     context = getattr(error, "ctx", None)
     if context is None:
-        return sentence
+        return f"{sentence}\n'endauda {answer.command or ''} --help' tells more"
     lines = context.get_usage().strip().splitlines()
     return f"{sentence}\n{' '.join(lines)}; '{context.command_path} --help' tells more"
 
 
 def _say(message: str) -> None:
     """An error, on stderr; its first word is red on a terminal."""
-    from endauda_cli.terminal.screens import Text, error_screen
+    from endauda_cli.terminal.screens import Text, error_screen, say
 
-    error_screen().print(Text("endauda:", "bold red") + Text(f" {message}", ""), soft_wrap=True)
+    say(error_screen(), Text("endauda:", "bold red") + Text(f" {message}", ""))
 
 
 def _reader_left() -> int:

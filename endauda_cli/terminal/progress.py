@@ -13,6 +13,7 @@ from rich.text import Text
 
 from endauda_cli import stopping
 from endauda_cli.diskspace import size_text
+from endauda_cli.terminal.screens import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +32,7 @@ FIRST_LINE_S = 2.0
 LINE_EVERY_S = 30.0
 """Seconds from one line about a task to the next: a log of days stays readable."""
 
-WIDE, MIDDLE = 100, 64
+WIDE, MIDDLE = 120, 72
 """Columns of a terminal from which on bars have everything; and a bar, and a rate."""
 
 
@@ -64,19 +65,22 @@ class Silence:
         pass
 
     def say(self, text: Text) -> None:
-        self.screen.print(text, soft_wrap=True)
+        say(self.screen, text)
 
 
 # ---------------------------------------------------------------------------- bars
 
 
 class _Description(ProgressColumn):
-    def __init__(self) -> None:
-        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+    def __init__(self, room: int) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.room = room
 
     def render(self, task: Task) -> Text:
         stops = stopping.asked() is not None and not task.finished
-        return Text(f"stopping: {task.description}" if stops else task.description)
+        text = Text(f"stopping: {task.description}" if stops else task.description)
+        text.truncate(self.room, overflow="ellipsis")
+        return text
 
 
 class _Amount(ProgressColumn):
@@ -87,6 +91,13 @@ class _Amount(ProgressColumn):
         if task.total is None and unit != "bytes":
             return Text()
         return Text(amount(int(task.completed), None if task.total is None else int(task.total), unit))
+
+
+class _Percent(ProgressColumn):
+    """The amount where there is no room for it."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.percentage:.0f}%")
 
 
 class _Rate(ProgressColumn):
@@ -132,7 +143,7 @@ class Bars:
         self.progress.stop()
 
     def say(self, text: Text) -> None:
-        self.progress.console.print(text, soft_wrap=True)
+        say(self.progress.console, text)
 
     def tick(self, tick: Tick) -> None:
         over = tick.total is not None and tick.done >= tick.total
@@ -158,13 +169,12 @@ class Bars:
 
 def _columns(width: int) -> list[ProgressColumn]:
     """As many as there is room for."""
-    columns: list[ProgressColumn] = [SpinnerColumn(finished_text=" "), _Description()]
-    if width >= MIDDLE:
-        columns.append(BarColumn(bar_width=28 if width >= WIDE else 14))
-    columns.append(_Amount())
-    if width >= MIDDLE:
-        columns.append(_Rate())
-    columns.append(_Time())
+    spinner = SpinnerColumn(finished_text=" ")
+    if width < MIDDLE:
+        return [spinner, _Description(max(8, width - 22)), _Percent(), _Time()]
+    room = 36 if width >= WIDE else width - 60
+    bar = BarColumn(bar_width=28 if width >= WIDE else 14)
+    columns: list[ProgressColumn] = [spinner, _Description(room), bar, _Amount(), _Rate(), _Time()]
     if width >= WIDE:
         note = Column(no_wrap=True, overflow="ellipsis")
         columns.append(TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=note))
@@ -207,7 +217,7 @@ class Lines:
             self.thread = None
 
     def say(self, text: Text) -> None:
-        self.screen.print(text, soft_wrap=True)
+        say(self.screen, text)
 
     def tick(self, tick: Tick) -> None:
         with self.lock:

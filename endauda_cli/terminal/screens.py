@@ -7,16 +7,21 @@ Colour follows ``NO_COLOR``, ``FORCE_COLOR`` and ``TERM``. Names of classes and 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["PIPED_WIDTH", "Screen", "Text", "error_screen", "moves", "output_screen"]
+__all__ = ["PIPED_WIDTH", "Screen", "Text", "error_screen", "moves", "output_screen", "say"]
 
 PIPED_WIDTH = 160
 """Columns where there is no terminal to ask: enough that no table needs to wrap."""
+
+INDENT = "  "
+"""Before what does not fit into a line."""
 
 
 class Screen(Console):
@@ -47,3 +52,25 @@ def _screen(stream: TextIO, errors: bool) -> Screen:
     if not stream.isatty() and "COLUMNS" not in os.environ:
         screen.width = PIPED_WIDTH
     return screen
+
+
+def say(screen: Console, text: Text) -> None:
+    """Print lines of words. On a terminal they break between words, and never in a path; elsewhere not at all."""
+    lines = text.split("\n")
+    if screen.file.isatty():
+        lines = Text("\n").join(_wrapped(line, screen.width) for line in lines).split("\n")
+    for line in lines:
+        screen.print(line, soft_wrap=True)
+
+
+def _wrapped(line: Text, width: int) -> Text:
+    """The line with breaks between words, and later lines indented."""
+    pieces, start, room = [], 0, width
+    for gap in [*re.finditer(r"(?<=[^ ]) +(?=[^ ])", line.plain), None]:
+        end = len(line) if gap is None else gap.start()
+        following = re.match(r" *[^ ]*", line.plain[end:])
+        ahead = end if following is None else end + following.end()
+        if gap is not None and cell_len(line.plain[start:ahead]) > room:
+            pieces.append(line[start:end])
+            start, room = gap.end(), width - len(INDENT)
+    return Text(f"\n{INDENT}").join([*pieces, line[start:]])

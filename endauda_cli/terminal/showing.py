@@ -6,6 +6,8 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,9 +22,10 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
+from endauda_cli.terminal.screens import say
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from endauda_cli.terminal.screens import Screen
 
 NOTED = 3
 """So many published artefacts are described beside the table."""
@@ -31,8 +34,10 @@ NOTED = 3
 class Page:
     """Prints results of any kind."""
 
-    def __init__(self, out: Console) -> None:
+    def __init__(self, out: Screen) -> None:
         self.out = out
+        self.ruled = out.file.isatty()
+        """Lines between rows are for people; programs read columns."""
 
     @singledispatchmethod
     def show(self, result: Any) -> None:
@@ -53,12 +58,12 @@ class Page:
     @show.register
     def _(self, r: FusionResult) -> None:
         owned = (r.leader, "margin", "sure %") if r.policy else ()
-        table = _table("class", *owned, "share %", "kept %", "overlap %")
+        table = self._table("class", *owned, "share %", "kept %", "overlap %")
         for c in r.classes:
             margin = "" if c.margin is None else f"{c.margin:+.3f}"
             owner = (c.owner or "", margin, _percent(c.sureness)) if owned else ()
             table.add_row(c.name, *owner, *(_percent(v) for v in (c.share, c.kept, c.overlap)))
-        self.out.print(table)
+        self._print(table)
         policy = f", policy {r.policy}{' (used target labels)' if r.used_labels else ''}" if r.policy else ""
         threshold = "" if r.threshold is None else f", threshold {r.threshold:g}"
         self._line(
@@ -68,11 +73,12 @@ class Page:
             f"coverage {_percent(r.coverage)} %, claimed by several classes {_percent(r.overlap)} %, "
             f"by none {_percent(r.unclaimed)} %; teachers disagree on {_percent(r.disputed)} %"
         )
-        for s in r.scores:
-            kept = "" if s.coverage is None else f", kept pixels {_figure(s.kept_miou)} ({s.coverage:.1f} %)"
-            self._line(
-                f"scored, not used: {'rule' if s.is_rule else 'teacher'} {s.name} mIoU {_figure(s.miou)}{kept}"
-            )
+        if r.scores:
+            scores = self._table("scored, not used", "mIoU %", "kept mIoU %", "kept %")
+            for s in r.scores:
+                kept = ("", "") if s.coverage is None else (_figure(s.kept_miou), f"{s.coverage:.1f}")
+                scores.add_row(f"{'rule' if s.is_rule else 'teacher'} {s.name}", _figure(s.miou), *kept)
+            self._print(scores)
         if r.labelled_images:
             some = ", ".join(r.labelled_images[:8]) + (", ..." if len(r.labelled_images) > 8 else "")
             self._line(
@@ -88,7 +94,7 @@ class Page:
 
     @show.register
     def _(self, r: EvalResult) -> None:
-        table = _table("class", "IoU %")
+        table = self._table("class", "IoU %")
         for name, iou in r.iou.items():
             table.add_row(name, _figure(iou))
         table.add_section()
@@ -96,7 +102,7 @@ class Page:
         table.add_row(f"mIoU over {known} of {len(r.iou)} classes", _figure(r.miou), style="bold")
         for title, value in r.subset_miou.items():
             table.add_row(title, _figure(value), style="bold")
-        self.out.print(table)
+        self._print(table)
         self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
         self._line(f"coverage {r.coverage:.2f} %")
         if r.pictures is not None:
@@ -120,17 +126,17 @@ class Page:
 
     @show.register
     def _(self, r: InspectResult) -> None:
-        table = _table("", str(_relative(r.archive)), left=2)
+        table = self._table("", str(_relative(r.archive)), left=2)
         for key, value in r.facts.items():
             table.add_row(key, value)
-        self.out.print(table)
+        self._print(table)
         if r.classes:
-            per_class = _table("class", "share %", "mean certainty")
+            per_class = self._table("class", "share %", "mean certainty")
             for c in r.classes:
                 per_class.add_row(
                     c.name, _percent(c.share), "n/a" if c.certainty is None else f"{c.certainty:.1f}"
                 )
-            self.out.print(per_class)
+            self._print(per_class)
         for path in r.pictures:
             self._line(f"picture: {_relative(path)}")
         if r.exported is not None:
@@ -139,16 +145,16 @@ class Page:
                 f"{r.exported.images} images written back as PNG and NPY{damaged}, {_mb(r.exported.bytes)} -> "
                 f"{_relative(r.exported.folder)}"
             )
-        if r.verified is not None:
+        if r.verified is not None and r.intact:  # else it is told as an error
             self._line(r.verified)
 
     @show.register
     def _(self, r: WeightsList) -> None:
-        table = _table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
+        table = self._table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
         for w in r.artefacts:
             size = "unknown" if w.size is None else size_text(w.size)
             table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
-        self.out.print(table)
+        self._print(table)
         for w in r.artefacts if len(r.artefacts) <= NOTED else ():
             self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
         for page in dict.fromkeys(w.page for w in r.artefacts):
@@ -166,25 +172,42 @@ class Page:
 
     @show.register
     def _(self, r: DemoResult) -> None:
-        table = _table("on the target's val images", "mIoU %", "coverage %")
+        table = self._table("on the target's val images", "mIoU %", "coverage %")
         for row in r.scores:
             table.add_row(
                 row.name, _figure(row.miou), f"{row.coverage:.1f}", style="bold" if row.ours else None
             )
-        self.out.print(table)
+        self._print(table)
         self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
 
-    def _line(self, text: str) -> None:
-        self.out.print(Text(text), soft_wrap=True)
+    def _table(self, *columns: str, left: int = 1) -> Table:
+        """A table whose first ``left`` columns hold words, the others figures."""
+        table = Table(box=box.SIMPLE_HEAD if self.ruled else None, header_style="bold", pad_edge=False)
+        for i, column in enumerate(columns):
+            justify: Literal["left", "right"] = "left" if i < left else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
+        return table
+
+    def _print(self, table: Table) -> None:
+        """A table; where the terminal is too narrow, a paragraph per row instead."""
+        needed = Measurement.get(self.out, self.out.options.update(max_width=10_000), table).maximum
+        if not self.ruled or needed <= self.out.width or len(table.columns) < 3:
+            self.out.print(table)
+            return
+        titles = [str(column.header) for column in table.columns]
+        cells = [[str(cell) for cell in column.cells] for column in table.columns]
+        for name, *values in zip(*cells, strict=True):
+            self.out.print(Text(name, "bold"), soft_wrap=True)
+            facts = [_fact(title, value) for title, value in zip(titles[1:], values, strict=True) if value]
+            self._line(", ".join(facts), "  ")
+
+    def _line(self, text: str, indent: str = "") -> None:
+        """A line of words; a path in it is never cut."""
+        say(self.out, Text(indent + text))
 
 
-def _table(*columns: str, left: int = 1) -> Table:
-    """A table whose first ``left`` columns hold words, the others figures."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for i, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if i < left else "right"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
-    return table
+def _fact(title: str, value: str) -> str:
+    return f"{title[:-2]} {value}\N{NO-BREAK SPACE}%" if title.endswith(" %") else f"{title} {value}"
 
 
 def _figure(value: float | None) -> str:
