@@ -83,7 +83,7 @@ def test_usage_errors(command: str, wrong: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        (("fuse", "--workspace", "nowhere"), "WorkspaceError"),
+        (("fuse", "--workspace", "nowhere"), "ConfigError"),
         (("fuse",), "WorkspaceError"),
         (("export-teacher", "x"), "ConfigError"),
         (("train",), "WorkspaceError"),
@@ -212,7 +212,7 @@ def broken(secret: str) -> None:
 
 
 def crashed(words: tuple[str, ...]) -> int:
-    return ending.run(lambda: broken("hunter2"), words)
+    return ending.run(lambda: broken("hunter" + "2"), words)
 
 
 def test_crash_report(state: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -227,7 +227,7 @@ def test_crash_report(state: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert "ValueError: cannot open https://***@example.org/x?token=***&a=b" in err
     assert "endauda_cli/terminal/ending.py:" in err, "this test's own lines are not of the package"
     text = report.read_text()
-    assert "hunter2" not in text + err + out.replace("broken", "")
+    assert "hunter2" not in text + err + out
     for expected in ("endauda 0", "torch ", "typer ", "Python 3", "ENDAUDA_FUSE_RULE=plf", "--mirror", "Traceback",
                      "in broken", "ValueError"):  # fmt: skip
         assert expected in text, text

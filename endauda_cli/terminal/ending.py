@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED, MENDABLE, BUG, USAGE = "Interrupted", "SystemError", "InternalError", "UsageError"
 """Kinds of a :class:`Failure` that are no class of ``errors``."""
+INTERRUPT_CODE = 130
 
 
 def run(program: Callable[[], object], words: Sequence[str]) -> int:
@@ -58,6 +59,8 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
     """
     try:
         code = program()
+        if code == INTERRUPT_CODE:  # what Typer makes of KeyboardInterrupt
+            raise stopping.asked() or Stopped()
         return (code if isinstance(code, int) else 0), None
     except EndaudaError as error:
         return 1, Failure(type(error).__name__, str(error))
