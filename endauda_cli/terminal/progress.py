@@ -102,9 +102,7 @@ class _Percent(ProgressColumn):
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        if task.finished:
-            return Text(rate(task.finished_speed, task.fields["unit"]), "dim")
-        return Text(rate(task.speed, task.fields["unit"]), "dim")
+        return Text(rate(_speed(task), task.fields["unit"]), "dim")
 
 
 class _Time(ProgressColumn):
@@ -113,8 +111,16 @@ class _Time(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.finished or task.total is None:
             return Text(duration(task.elapsed or 0))
-        left = task.time_remaining
-        return Text("" if left is None else f"{duration(left)} left", "cyan")
+        speed = _speed(task)
+        return Text(f"{duration((task.remaining or 0) / speed)} left" if speed else "", "cyan")
+
+
+def _speed(task: Task) -> float | None:
+    """Units per second lately; over the whole time where little is heard of it, or it is finished."""
+    if not task.finished and task.speed:
+        return task.speed
+    done = task.completed - task.fields["before"]
+    return done / task.elapsed if done > 0 and task.elapsed else None
 
 
 class _Grown(Progress):
@@ -152,7 +158,12 @@ class Bars:
             if over:
                 return
             bar = self.running[tick.task] = self.progress.add_task(
-                tick.task, total=tick.total, completed=tick.done, note=tick.note, unit=tick.unit
+                tick.task,
+                total=tick.total,
+                completed=tick.done,
+                note=tick.note,
+                unit=tick.unit,
+                before=tick.done,
             )
             return
         measured = self.progress._tasks[bar].total is not None
