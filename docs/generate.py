@@ -15,7 +15,7 @@ import typer
 
 from endauda_cli.cli import COMMANDS, app
 from endauda_cli.commands.config import built_in
-from endauda_cli.terminal.parsing import Group
+from endauda_cli.terminal.parsing import Group, tidy
 from endauda_cli.terminal.settings import COMMON, variable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def reference() -> str:
     parts = [HEAD + common + ".", "\n".join(["| command | |", "|---|---|", *contents])]
     root = group.make_context("endauda", [], resilient_parsing=True)
     for name, command in group.loaded():
-        command.tidy(command.make_context(name, [], parent=root, resilient_parsing=True))
+        tidy(command, command.make_context(name, [], parent=root, resilient_parsing=True))
         parts += _command(name, command)
     return "\n\n".join(parts) + "\n"
 

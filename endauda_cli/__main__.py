@@ -1,8 +1,15 @@
-"""``python -m endauda_cli``."""
+"""``python -m endauda_cli``, and the installed script."""
 
-import sys
 
-from endauda_cli.cli import main
+def entry() -> None:
+    """Run the command line. Ctrl-C while Python loads it ends as quietly as it does later."""
+    from endauda_cli.terminal.starting import hush
+
+    hush()
+    from endauda_cli import cli
+
+    cli.entry()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

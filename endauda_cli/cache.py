@@ -70,9 +70,10 @@ def cached_rows(
         return i
 
     with ThreadPoolExecutor(workers) as pool:
+        report(Tick(title, 0, len(todo), kept=0))
         for done, i in enumerate(ordered_map(pool, fill, todo, workers + 2), 1):
             filled[i] = 1  # after its row, so a kill in between only means doing it again
-            report(Tick(title, done, len(todo)))
+            report(Tick(title, done, len(todo), kept=done))
     return rows
 
 

@@ -86,6 +86,7 @@ def fit_temperature(
     segmenter = replace(teacher.segmenter, temperature=1.0)
     drawn = run_network(segmenter, [s.image for s in chosen], _draw, config, device, report)
     logs, labels = [], []
+    report(Tick("calibrating", 0, len(chosen)))
     for done, (sample, (values, places)) in enumerate(zip(chosen, drawn, strict=True), 1):
         truth = torch.from_numpy(_truth(sample, domain, int(places[-1]))).flatten()[
             torch.from_numpy(places[:-1])

@@ -1,4 +1,4 @@
-"""The ``endauda`` command: its table of commands, and the one place that catches errors.
+"""The ``endauda`` command: its table of commands; how it ends is ``terminal.ending``'s.
 
 Nothing imported here, or by a command's module, imports torch or numpy: ``--help``, ``--version`` and TAB
 must answer at once.
@@ -6,7 +6,6 @@ must answer at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endauda_cli import __version__
-from endauda_cli.errors import EndaudaError
+from endauda_cli.terminal import ending
 from endauda_cli.terminal.parsing import Entry, Group
 from endauda_cli.terminal.shells import InstallCompletion, ShowCompletion, serve_shell
+from endauda_cli.terminal.starting import leave
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,27 +80,14 @@ def root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 (interrupt)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not serve_shell(words, partial(typer.main.get_command, app)):
-            app(words, prog_name="endauda")
-    except EndaudaError as error:
-        print(f"endauda: {error}", file=sys.stderr)
-        return 1
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
-    except BrokenPipeError:  # ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.filename is None:  # not about a file: a bug of ours, to be seen whole
-            raise
-        print(
-            f"endauda: {error.filename}: {error.strerror}; choose another path, or mend it", file=sys.stderr
-        )
-        return 1
-    return 0
+
+    def program() -> object:
+        served = serve_shell(words, partial(typer.main.get_command, app))
+        return None if served else app(words, prog_name="endauda", standalone_mode=False)
+
+    return ending.run(program, words)
 
 
 def entry() -> None:
-    """The installed script."""
-    sys.exit(main())
+    """Run the command line of this process and end it."""
+    leave(main())

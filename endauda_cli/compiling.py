@@ -14,13 +14,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numba
+from numba.core import event
 from numba.core.caching import FunctionCache
 
+from endauda_cli.events import Tick
 from endauda_cli.pipeline import cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from endauda_cli.events import Reporter
+
+COMPILING = "compiling loops, once per machine"
 LEAST_ROWS = 64
 """Rows per thread below which sharing out costs more than it gains."""
 
@@ -35,6 +40,30 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     with contextlib.suppress(RuntimeError):
         dispatcher._cache = _Cache(function)
     return dispatcher  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def compiling_told(report: Reporter) -> Iterator[None]:
+    """While open, say so when machine code is made: the first run on a machine waits for it."""
+    with event.install_listener("numba:compile", _Listener(report)):
+        yield
+
+
+class _Listener(event.Listener):
+    """Functions compile each other, and threads wait for one that does."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.report, self.depth = report, 0
+
+    def on_start(self, event: Any) -> None:
+        self.depth += 1
+        if self.depth == 1:
+            self.report(Tick(COMPILING, 0, None))
+
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.report(Tick(COMPILING, 1, 1))
 
 
 class _Cache(FunctionCache):

@@ -204,6 +204,7 @@ def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
     """Write the images, the labels (of the source and of the target's val images) and the TOML files."""
     total = SOURCE_IMAGES + sum(TARGET_IMAGES.values())
     done = 0
+    report(Tick("drawing the world", 0, total))
 
     def draw(
         stream: int, name: str, split: str, count: int, looks: dict[str, LookOf], labelled: bool

@@ -78,6 +78,7 @@ def evaluate(
     predictions = run_network(segmenter, [sample.image for sample in mine], label_map, config, device, report)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
+    report(Tick("testing", 0, len(mine)))
     for done, (sample, (prediction,)) in enumerate(zip(mine, predictions, strict=True), 1):
         _count(confusion, _truth(sample, domain), prediction, sample)
         if save is not None:
@@ -116,6 +117,7 @@ def score_predictions(
 
     with ThreadPoolExecutor(workers) as pool:
         pairs = ordered_map(pool, load, samples, workers + 2)
+        report(Tick("scoring", 0, len(samples)))
         for done, (sample, (truth, prediction)) in enumerate(zip(samples, pairs, strict=True), 1):
             _count(confusion, truth, prediction, sample)
             report(Tick("scoring", done, len(samples), _running(confusion)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, stored_bytes
+from endauda_cli.compiling import compiling_told
 from endauda_cli.datasets import one_per_image
 from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.distributed import rank, total_over_ranks, world_size
@@ -233,11 +234,12 @@ def _write_all(
         return label.nbytes + certainty.nbytes, writer.code(image, label, certainty)
 
     raw = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with compiling_told(report), ThreadPoolExecutor(workers) as pool:
+        report(Tick("exporting", 0, total, kept=0))
         for done, (size, coded) in enumerate(ordered_map(pool, code, outputs, workers + 2), 1):
             writer.store(coded)
             raw += size
-            report(Tick("exporting", done, total, coded.id))
+            report(Tick("exporting", done, total, coded.id, kept=done))
     return raw
 
 

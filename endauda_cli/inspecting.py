@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endauda_cli.archive import CertaintyReader, stored_bytes, verify
+from endauda_cli.compiling import compiling_told
 from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.domains import palette_of
 from endauda_cli.errors import ArchiveError, DataError
-from endauda_cli.events import Reporter, Tick
+from endauda_cli.events import Reporter, Tick, phase
 from endauda_cli.labels import colourise, write_certainty, write_label, write_png
 from endauda_cli.report import Gallery, PictureRow, contact_sheet
 from endauda_cli.results import ClassFacts, InspectResult, WrittenBack
@@ -46,9 +48,11 @@ def inspect_archive(
         ArchiveError: if it is no archive, has no such image, or the image is damaged.
         DataError: if a file cannot be written.
     """
-    checked = verify(path, report) if check else None
     damage: dict[str, ArchiveError] = {}
-    with CertaintyReader(path) as reader:
+    with compiling_told(report), ExitStack() as stack:
+        checked = verify(path, report) if check else None
+        with phase(report, "opening the archive"):
+            reader = stack.enter_context(CertaintyReader(path))
         pictures = _draw(reader, image, out) if image is not None else ()
         exported = _write_back(reader, export, damage, report) if export is not None else None
         looked_at = _spread(reader.ids)
@@ -135,6 +139,7 @@ def _classes(
     """Shares and mean certainties over those of the images that are not damaged."""
     num_classes = len(reader.classes)
     pixels, total, seen = np.zeros(num_classes), np.zeros(num_classes), 0
+    report(Tick("inspecting", 0, len(ids)))
     for done, image in enumerate(ids, 1):
         try:
             labels = reader.labels(image)
@@ -168,6 +173,7 @@ def _write_back(
     }
     _check_room(reader, folder, [certainty for _, certainty in files.values()])
     written = size = 0
+    report(Tick("writing back", 0, len(files)))
     for done, (image, (label_file, certainty_file)) in enumerate(files.items(), 1):
         try:
             labels, certainty = reader.labels(image), reader.certainty(image)

@@ -6,10 +6,8 @@ Standard library only, so that the console needs no engine to render them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path  # noqa: TC003  the JSON Schema of --json is made from these annotations
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,22 @@ import hashlib
 import json
 import math
 import random
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from endauda_cli import __version__, checkpoint
+from endauda_cli import __version__, checkpoint, stopping
 from endauda_cli.cache import cached_rows
 from endauda_cli.distributed import barrier, rank, share_buffers, sum_over_ranks, world_size
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, EndaudaError
-from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.events import Note, Reporter, Tick, phase
 from endauda_cli.inference import autocast
 from endauda_cli.labels import read_image, read_train_ids, read_truth
 from endauda_cli.losses import DistillationLoss
@@ -119,17 +117,23 @@ def train(
     """
     _check(config, examples)
     data = _data_record(domain, examples)
-    state = _start(config, task, data, out, init, resume, device, report)
+    with phase(report, "building the network"):
+        state = _start(config, task, data, out, init, resume, device, report)
     images, labels = _load_examples(config, domain, examples, cache, report)
     _tell_histogram(labels, domain, report)
-    writer = _Metrics(out, state.step) if rank() == 0 else None
+    with phase(report, "opening the run's records"):
+        writer = _Metrics(out, state.step) if rank() == 0 else None
     model = _distribute(state, config.arch, device)
     first, started, loss = state.step, time.monotonic(), math.nan
+    saved = first
     with (
         ThreadPoolExecutor(config.workers) as pool,
         closing(writer) if writer is not None else nullcontext(),
-        _Interrupt() as interrupt,
+        stopping.deferred()
+        if world_size() == 1
+        else nullcontext(),  # ranks cannot agree on a step to stop at
     ):
+        report(Tick("training", first, config.steps, unit="steps", kept=saved))
         for step, batch in _batches(config, images, labels, first, pool):
             # single training step
             loss_now = train_step(state, model, batch, config, device)
@@ -145,7 +149,12 @@ def train(
                 lr = learning_rate(config, step)
                 report(
                     Tick(
-                        "training", step + 1, config.steps, f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} img/s"
+                        "training",
+                        step + 1,
+                        config.steps,
+                        f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} img/s",
+                        "steps",
+                        kept=saved,
                     )
                 )
 
@@ -159,10 +168,13 @@ def train(
             if last or (step + 1) % config.save_every == 0:
                 _refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
                 _save(state, task, config, data, out)
-            elif interrupt.asked and math.isfinite(float(loss_now)):
+                saved = state.step
+            elif stopping.asked() and math.isfinite(float(loss_now)):
                 _save(state, task, config, data, out)
-            if interrupt.asked and not last:
-                raise KeyboardInterrupt
+                saved = state.step
+            if (stopped := stopping.asked()) and not last:
+                report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
+                raise stopped
     seconds = time.monotonic() - started
     return TrainResult(
         run=out,
@@ -563,31 +575,6 @@ def _save(state: TrainState, task: Task, config: TrainConfig, data: dict[str, st
             "meta": _meta(config, task, data, state),
         }
         checkpoint.save(out / "last.pt", content)
-
-
-class _Interrupt:
-    """While it is open, Ctrl-C waits for the end of the step, so that the run is saved there; a second one does not.
-
-    It also comes through: Python drops an exception that it raises in the midst of a destructor. Several
-    processes stop at once instead, as they cannot agree on a step.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Self:
-        main = threading.current_thread() is threading.main_thread()
-        self.before = signal.signal(signal.SIGINT, self._ask) if main and world_size() == 1 else None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class _Metrics:

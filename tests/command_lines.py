@@ -49,6 +49,11 @@ class Outcome:
         """Of ``--json``."""
         return json.loads(self.out)["result"]
 
+    @property
+    def error(self) -> Any:
+        """Of ``--json``: kind and message."""
+        return json.loads(self.out)["error"]
+
 
 def endauda(*words: str | Path) -> Outcome:
     """Run a command line in this process."""

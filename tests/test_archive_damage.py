@@ -187,7 +187,7 @@ class TestVerify:
         events: list[Tick | Note] = []
         result = verify(path, events.append)
         assert result.intact and result.ok == 6 and result.damaged == () and result.missing == ()
-        assert events[-1] == Tick("verify", 3, 3)
+        assert events[-1] == Tick("verifying", 3, 3, unit="files")
 
     def test_names_the_shard_and_its_images(self, path: Path, images: dict[str, Image]) -> None:
         data = bytearray((path / SHARD).read_bytes())

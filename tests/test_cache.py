@@ -57,7 +57,7 @@ def test_rows_are_read_once(tmp_path: Path, workers: int) -> None:
     events: list[Tick | Note] = []
     assert files.open(workers, report=events.append) == [1, 2, 3, 4, 5, 6]
     assert sorted(files.read) == [0, 1, 2, 3, 4, 5]
-    assert events == [Tick("filling", done, 6) for done in range(1, 7)]
+    assert events == [Tick("filling", done, 6, kept=done) for done in range(7)]
     files.read.clear()
     assert files.open(workers) == [1, 2, 3, 4, 5, 6]
     assert files.read == []

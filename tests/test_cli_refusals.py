@@ -359,11 +359,12 @@ def test_damaged_shard(city: Path, kind: str) -> None:
     assert str(shard) in found and "export-teacher" in found
     assert files_of(city / FUSED / "majority") == before
     outcome = endauda("inspect", "dacs", "--verify")
-    assert outcome.code == 1 and outcome.err == ""
-    assert "damaged: " in outcome.out and "export again to mend the archive" in outcome.out
-    assert (f"delete {shard.name} and" in outcome.out) == (kind != "gone")
-    assert f"7 images are in no whole file, first {TRAIN[0]}" in outcome.out
-    assert endauda("inspect", "dacs", "--verify", "--json").result["intact"] is False
+    assert outcome.code == 1
+    assert "damaged: " in outcome.err and "export again to mend the archive" in outcome.err
+    assert (f"delete {shard.name} and" in outcome.err) == (kind != "gone")
+    assert f"7 images are in no whole file, first {TRAIN[0]}" in outcome.err
+    outcome = endauda("inspect", "dacs", "--verify", "--json")
+    assert outcome.result["intact"] is False and outcome.error["kind"] == "ArchiveError"
     shard.unlink(missing_ok=True)
     put_outputs(city / "outputs", "dacs", TRAIN + VAL)
     for split in ("train", "val"):

@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # bottom: a layer imports from those above it in this table
     "words": ("errors", "events", "results", "types"),
     "values": ("config", "domains"),
-    "tools": ("compiling", "diskspace", "distributed", "locking", "pipeline"),
+    "tools": ("compiling", "diskspace", "distributed", "locking", "pipeline", "stopping"),
     "kernels": (
         "fusion",
         "losses",

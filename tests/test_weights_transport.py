@@ -648,7 +648,7 @@ def test_interrupt(tmp_path: Path, web: Web) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    assert "one: stopped; the same line goes on where it was" in err
+    assert "endauda: interrupted while fetching " in err and " are kept; go on with: " in err
     assert result_of(*desk.words("--list"))["artefacts"][0]["state"] == "partial"
     desk.fetch()
     assert web.answers[-1].start > 0

@@ -135,10 +135,10 @@ def run(
 
 
 def after(step: int, act: Any) -> Reporter:
-    """A reporter that acts once ``step`` steps are done. Every tenth is reported."""
+    """A reporter that acts once ``step`` steps are done. Every tenth is reported, and the beginning; 0 is never."""
 
     def report(event: Tick | Note) -> None:
-        if isinstance(event, Tick) and event.task == "training" and event.done == step:
+        if isinstance(event, Tick) and event.task == "training" and event.done == step > 0:
             act()
 
     return report

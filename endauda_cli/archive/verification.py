@@ -58,7 +58,7 @@ def verify(path: str | os.PathLike[str], report: Reporter = silent) -> VerifyRes
     manifests = index.read_manifests(archive)
     expected = ok.union(*(manifest.images for manifest in manifests))
     for number, manifest in enumerate(manifests):
-        report(Tick("verify", number, len(manifests), manifest.file))
+        report(Tick("verifying", number, len(manifests), manifest.file, "files"))
         try:
             _check_shard(archive / manifest.file, manifest, classes)
             ok.update(manifest.images)
@@ -71,7 +71,7 @@ def verify(path: str | os.PathLike[str], report: Reporter = silent) -> VerifyRes
     # A live writer may have been between a shard and its manifest: those that still have none.
     orphans = set(index.orphans(archive)).intersection(without_manifest)
     damaged += [DamagedShard(path.name, (), _NO_MANIFEST) for path in sorted(orphans)]
-    report(Tick("verify", len(manifests), len(manifests)))
+    report(Tick("verifying", len(manifests), len(manifests), unit="files"))
     return VerifyResult(archive, len(ok), tuple(damaged), tuple(sorted(expected - ok)))
 
 

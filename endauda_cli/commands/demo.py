@@ -26,10 +26,13 @@ def command(
     - `endauda demo --out streets --seed 1`
     """
     from endauda_cli.config import check_seed
-    from endauda_cli.demo import run_demo
-    from endauda_cli.distributed import pick_device
     from endauda_cli.terminal.console import Terminal
 
     check_seed(seed)
-    with Terminal("demo", json, quiet, verbose) as terminal:
+    terminal = Terminal("demo", json, quiet, verbose)
+    with terminal.loading("torch"):
+        from endauda_cli.demo import run_demo
+        from endauda_cli.distributed import pick_device
+
+    with terminal:
         terminal.show(run_demo(out, seed, pick_device(device), terminal.report))

@@ -88,8 +88,7 @@ def command(
             Patience(timeout_s=timeout, attempts=attempts),
         )
         result = fetch_weights(found, published, names, options, terminal.report)
-        if result.fetched or json:
-            terminal.show(result)
+        terminal.show(result)
     failed = result.failures
     if len(failed) + len(result.fetched) > 1 and failed:
         raise DownloadError(

@@ -120,9 +120,7 @@ def command(
     - `endauda export-teacher dacs --import outputs/dacs --split train`
     """
     from endauda_cli.config import ExportConfig, InferenceConfig
-    from endauda_cli.distributed import process_group
-    from endauda_cli.exporting import export_network, import_outputs
-    from endauda_cli.teachers import open_teacher, teacher_names, with_passes
+    from endauda_cli.events import phase
 
     if sum(given is not None for given in (weights, program, imported)) != 1:
         raise ConfigError(
@@ -140,6 +138,11 @@ def command(
         source_data,
         target_data,
     )
+    with session.terminal.loading("torch"):
+        from endauda_cli.distributed import process_group
+        from endauda_cli.exporting import export_network, import_outputs
+        from endauda_cli.teachers import open_teacher, teacher_names, with_passes
+
     passes = o.parse_scales(scales)
     if temperature not in FITTED:
         o.parse_temperature(temperature)
@@ -159,16 +162,17 @@ def command(
             else session.weights(weights or Path())
         )
         known = network is None and arch is None and backbone is None and name in teacher_names()
-        teacher = open_teacher(
-            path,
-            session.task.classes,
-            name if known else network,
-            program=program is not None,
-            description=None if description is None else session.path(description),
-            arch=arch,
-            backbone=backbone,
-            size=o.parse_size(size, "--size"),
-        )
+        with phase(terminal.report, f"opening {path.name}"):
+            teacher = open_teacher(
+                path,
+                session.task.classes,
+                name if known else network,
+                program=program is not None,
+                description=None if description is None else session.path(description),
+                arch=arch,
+                backbone=backbone,
+                size=o.parse_size(size, "--size"),
+            )
         teacher = with_passes(teacher, passes, flip)
         samples = session.target_samples(split)
         teacher = _with_temperature(session, teacher, temperature, out, inference, where)

@@ -154,11 +154,13 @@ def command(
     - `endauda fuse --teachers dacs crst=runs/crst.pth`
     """
     from endauda_cli.config import FuseConfig
-    from endauda_cli.fusing import fuse
 
     session = o.open_session(
         "fuse", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
+    with session.terminal.loading("the rules"):
+        from endauda_cli.fusing import fuse
+
     rule = rule or _rule_for(policy)
     if name is None:
         name = str(rule) if split == Split.TRAIN else f"{rule}-{split}"
@@ -218,11 +220,15 @@ def _networks(
     workers: int,
 ) -> dict[str, NetworkReader]:
     """The teachers that are to be run, by name; a teacher whose archive was made by the same network is read."""
-    import torch
-
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.fusing.live import NetworkReader, open_network, refuse_other_archive
-    from endauda_cli.teachers import teacher_names
+    from endauda_cli.events import phase
+
+    report = session.terminal.report
+    with phase(report, "loading torch"):
+        import torch
+
+        from endauda_cli.fusing.live import NetworkReader, open_network, refuse_other_archive
+        from endauda_cli.teachers import teacher_names
 
     if samples is None:
         raise ConfigError(
@@ -233,10 +239,11 @@ def _networks(
     found = {}
     for name, path in checkpoints.items():
         known = arch is None and backbone is None and name in teacher_names()
-        network = open_network(
-            session.weights(Path(path)), session.task.classes, InferenceConfig(1, amp, workers), torch.device(device),
-            name if known else None, arch, backbone, size,
-        )  # fmt: skip
+        with phase(report, f"opening {name}"):
+            network = open_network(
+                session.weights(Path(path)), session.task.classes, InferenceConfig(1, amp, workers),
+                torch.device(device), name if known else None, arch, backbone, size,
+            )  # fmt: skip
         refuse_other_archive(name, session.workspace.archive(session.task.source.name, name), network)
         found[name] = NetworkReader(network, session.task.classes, images, kept=workers)
     return found

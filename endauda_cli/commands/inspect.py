@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from endauda_cli.commands import options as o
+from endauda_cli.errors import ArchiveError
 from endauda_cli.terminal import completing
 
 
@@ -53,9 +54,10 @@ def command(
     - `endauda inspect dacs --image aachen_000000_000019_leftImg8bit`
     - `endauda inspect dacs --export outputs/dacs`
     """
-    from endauda_cli.inspecting import inspect_archive
-
     session = o.open_session("inspect", workspace, source, target, "cpu", json, quiet, verbose)
+    with session.terminal.loading("the archive's codecs"):
+        from endauda_cli.inspecting import inspect_archive
+
     named = session.workspace.archive(session.task.source.name, archive)
     path = named if named.is_dir() else session.path(Path(archive))
     if not path.is_dir() and archive == path.name:  # a word, not a path
@@ -64,4 +66,4 @@ def command(
         result = inspect_archive(path, image, out or Path.cwd(), verify, terminal.report, export)
         terminal.show(result)
     if result.intact is False:
-        raise typer.Exit(1)
+        raise ArchiveError(f"{path.name}: {result.verified}")

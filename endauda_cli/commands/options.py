@@ -13,6 +13,7 @@ import typer
 
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
 from endauda_cli.terminal import completing
+from endauda_cli.terminal.answer import current
 from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
@@ -36,6 +37,14 @@ def panel(title: str) -> partial[Any]:
 
 
 data, passes, common = panel("Data"), panel("How the network is run"), panel("Common")
+
+
+def _answer_in_json(ctx: typer.Context, asked: bool) -> bool:
+    if not ctx.resilient_parsing:
+        current().command = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+        current().as_json = asked
+    return asked
+
 
 WorkspaceOption = Annotated[
     Path | None, data("--workspace", help="Folder with the data, archives, labels and runs. [default: nearest "
@@ -63,10 +72,14 @@ TargetDataOption = Annotated[
 DeviceOption = Annotated[
     str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
 ]
-JsonOption = Annotated[bool, common("--json", help="Print the result as JSON.")]
-QuietOption = Annotated[bool, common("--quiet", "-q", help="No progress, no notes but warnings.")]
+JsonOption = Annotated[
+    bool,
+    # Eager: an error in another option is told as JSON too.
+    common("--json", help="Print the result as JSON: docs/json.md.", callback=_answer_in_json, is_eager=True),
+]
+QuietOption = Annotated[bool, common("--quiet", "-q", help="Only the result, warnings and errors.")]
 VerboseOption = Annotated[
-    bool, common("--verbose", "-v", help="Show every bar, also of what is over at once.")
+    bool, common("--verbose", "-v", help="Show every bar at once; in logs, what each part of the work took.")
 ]
 BatchOption = Annotated[int, passes("--batch-size", help="Images per forward pass.")]
 AmpOption = Annotated[bool, passes("--amp", help="bfloat16 where it helps.")]

@@ -67,16 +67,19 @@ def command(
     - `endauda test`
     - `endauda test --predictions outputs/labels --source synthia`
     """  # fmt: skip
-    from endauda_cli.checkpoint import load_student
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.distributed import process_group, rank
-    from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions, write_evaluation
+    from endauda_cli.events import phase
 
     if predictions is not None and weights is not None:
         raise ConfigError("give either --weights or --predictions")
     session = o.open_session(
         "test", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
+    with session.terminal.loading("torch"):
+        from endauda_cli.checkpoint import load_student
+        from endauda_cli.distributed import process_group, rank
+        from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions, write_evaluation
+
     passes = o.parse_scales(scales)
     samples = session.target_samples(split, need_labels=True)
     domain = session.task.target
@@ -92,7 +95,8 @@ def command(
             if weights
             else session.workspace.newest_checkpoint(session.task.source.name)
         )
-        network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
+        with phase(terminal.report, f"opening {path.name}"):
+            network = load_student(path, session.task.classes, arch, backbone, o.parse_size(size, "--size"))
         elsewhere = network.meta.get("target", domain.name) != domain.name
         out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
         config = InferenceConfig(batch_size, amp, workers, o.parse_tile(tile))
@@ -101,5 +105,6 @@ def command(
             out if save_images else None, PROCEDURE.with_passes(passes, flip),
         )  # fmt: skip
         if rank() == 0:
-            write_evaluation(out, result, samples, domain)
+            with phase(terminal.report, "writing the report"):
+                write_evaluation(out, result, samples, domain)
             terminal.show(result)

@@ -132,14 +132,16 @@ def command(
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
     """  # fmt: skip
     from endauda_cli.config import InferenceConfig, TrainConfig
-    from endauda_cli.distributed import process_group
-    from endauda_cli.evaluation import evaluate
-    from endauda_cli.training import train
-    from endauda_cli.transforms import AUGMENTATIONS, Preprocessing
 
     session = o.open_session(
         "train", workspace, source, target, device, json, quiet, verbose, source_data, target_data
     )
+    with session.terminal.loading("torch"):
+        from endauda_cli.distributed import process_group
+        from endauda_cli.evaluation import evaluate
+        from endauda_cli.training import train
+        from endauda_cli.transforms import AUGMENTATIONS, Preprocessing
+
     for change in augment or ():
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")

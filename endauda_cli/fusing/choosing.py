@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
-from endauda_cli.events import Reporter, Tick
+from endauda_cli.events import Reporter, Tick, phase
 from endauda_cli.fusion import consensus
 from endauda_cli.fusion import policy as rules
 from endauda_cli.fusion.consensus import Consensus
@@ -144,6 +144,7 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
     total = np.zeros((len(evidence.readers), num_classes))
     pixels = np.zeros_like(total)
     for t, (name, reader) in enumerate(evidence.readers.items()):
+        report(Tick(f"certainty of {name}", 0, len(evidence.ids)))
         for done, image in enumerate(evidence.ids, 1):
             top = reader.certainty(image).max(0).ravel()
             given = reader.labels(image).ravel()
@@ -181,6 +182,7 @@ def _true_overlaps(
     num_classes = len(evidence.task.classes)
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
+    report(Tick("IoU of the teachers", 0, len(samples)))
     for n, sample in enumerate(samples):
         truth = read_truth(_label_file(sample), evidence.task.target)
         for t, (name, reader) in enumerate(evidence.readers.items()):
@@ -325,13 +327,14 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
     num_classes = len(evidence.task.classes)
     sample = _sample(evidence.readers, ids, report)
     shown = _labelled_pixels(evidence, labelled, report) if labelled else None
-    model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
-    belief = consensus.believe(sample.labels, sample.certainties, model)
-    fitted = _Fitted(
-        model,
-        consensus.overlaps(sample.labels, belief, sample.image),
-        rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
-    )
+    with phase(report, "fitting the consensus"):
+        model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
+        belief = consensus.believe(sample.labels, sample.certainties, model)
+        fitted = _Fitted(
+            model,
+            consensus.overlaps(sample.labels, belief, sample.image),
+            rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
+        )
     if file is not None:
         _write_fitted(file, fitted)
     return fitted
@@ -439,6 +442,7 @@ class _Pixels:
 def _sample(readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter) -> _Pixels:
     """Pixels on a regular grid over the images."""
     labels, certainties, image_of = [], [], []
+    report(Tick("weighing the teachers", 0, len(ids)))
     for number, image in enumerate(ids):
         pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
         labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))

@@ -22,8 +22,9 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
+from endauda_cli.compiling import compiling_told
 from endauda_cli.errors import ArchiveError, DataError
-from endauda_cli.events import Note, Reporter, Tick
+from endauda_cli.events import Note, Reporter, Tick, phase
 from endauda_cli.fusing.choosing import (
     Evidence,
     choose_consensus,
@@ -109,14 +110,15 @@ def fuse(
             holds labels of another source or split.
     """
     networks = networks or {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, compiling_told(report):
         # A network that is run says the same words as an archive.
-        opened: Readers = {
-            name: cast("CertaintyReader", networks[name])
-            if name in networks
-            else stack.enter_context(CertaintyReader(archives[name]))
-            for name in config.teachers
-        }
+        with phase(report, "opening the archives"):
+            opened: Readers = {
+                name: cast("CertaintyReader", networks[name])
+                if name in networks
+                else stack.enter_context(CertaintyReader(archives[name]))
+                for name in config.teachers
+            }
         _check_classes(task, opened)
         readers = {name: join_classes(reader, task.classes) for name, reader in opened.items()}
         stored = {image for reader in readers.values() for image in reader.ids}
@@ -150,12 +152,13 @@ def fuse(
         lines, made = [], 0
         at_once = _at_once(fusion, mine)
         with ThreadPoolExecutor(at_once) as pool, journal:
+            report(Tick("fusing", 0, len(mine), kept=0))
             for done, (image, line, old) in enumerate(ordered_map(pool, one, mine, at_once + 2), 1):
                 lines.append(line)
                 if not old:
                     journal.add(line)
                     made += 1
-                report(Tick("fusing", done, len(mine), image))
+                report(Tick("fusing", done, len(mine), image, kept=done))
         if others is not None:
             others()
         whole = journal.collect(inputs) if others is None or number == 1 else None
@@ -165,7 +168,8 @@ def fuse(
             known = {image for image, _ in journal.lines}
             return replace(result, waiting_for=sum(image not in known for image in ids))
         images = {sample.id: sample.image for sample in samples or ()}
-        write_fusion_report(fusion, result, whole, images)
+        with phase(report, "writing the report"):
+            write_fusion_report(fusion, result, whole, images)
         journal.merge(whole)
     record = about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
     write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
@@ -227,8 +231,8 @@ def _warn_of_what_is_lost(result: FusionResult, report: Reporter) -> None:
     if lost:
         report(
             Note(
-                f"--threshold {result.threshold:g} takes more than {1 - SCARCE:.0%} of the labels of {', '.join(lost)}, "
-                "which a student hardly sees; --threshold 0 keeps all",
+                f"--threshold {result.threshold:g} takes more than {1 - SCARCE:.0%} of the labels of "
+                f"{', '.join(lost)}, which a student hardly sees; --threshold 0 keeps all",
                 "warning",
             )
         )

@@ -66,6 +66,7 @@ def estimate_delta(
 ) -> tuple[float, ...]:
     """The mean over teachers and pixels of the sorted certainties; of every 4th pixel each way."""
     total, pixels = np.zeros(1), 0
+    report(Tick("certainty by rank", 0, len(ids)))
     for done, image in enumerate(ids, 1):
         for reader in readers.values():
             certainty = reader.certainty(image)[:, ::STEP, ::STEP]

@@ -76,37 +76,8 @@ class Command(TyperCommand):
             raise
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        self.tidy(ctx)
+        tidy(self, ctx)
         super().format_help(ctx, formatter)
-
-    def tidy(self, ctx: Any) -> None:
-        """Name the options' values as manuals do, and put choices where there is room for them."""
-        options: list[Any] = [param for param in self.get_params(ctx) if param.param_type_name == "option"]
-        for option in options:
-            kind = option.display_type(ctx).strip("<>")
-            if option.is_flag:
-                option.metavar = " "  # else Typer shows a value, and there is none
-            elif option.metavar is None and "|" in kind:
-                option.metavar = _key(option).rpartition("-")[2].upper()
-                option.help = _with_choices(option.help or "", kind.split("|"))
-            elif option.metavar is None:
-                option.metavar = _VALUES.get(kind, "TEXT")
-            if "--help" in option.opts:
-                option.rich_help_panel = options[-2].rich_help_panel
-
-    def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
-        """Set the context's defaults to what the environment and ``endauda.toml`` say."""
-        root: Any = ctx.find_root()
-        name = ctx.command_path[len(root.command_path) :].strip()
-        try:
-            workspace = find_workspace(_workspace_named(args, name))
-            settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
-        except (EndaudaError, OSError):
-            if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
-                raise
-            return
-        ctx.meta[_SETTINGS] = settings
-        ctx.default_map = {name: setting.value for name, setting in settings.items()}
 
     def options(self) -> list[Option]:
         """What the environment and ``endauda.toml`` may set."""
@@ -152,6 +123,10 @@ class Group(TyperGroup):
         for name, entry in self.entries.items():
             self.add_command(TyperCommand(name=name, help=entry.summary, rich_help_panel=entry.panel))
 
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        tidy(self, ctx)
+        super().format_help(ctx, formatter)
+
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         if args[0] in self.entries:
             self.load(args[0])
@@ -175,6 +150,37 @@ class Group(TyperGroup):
                 yield from ((f"{name} {sub}", one) for sub, one in command.commands.items())  # type: ignore[misc]
             else:
                 yield name, command
+
+
+def tidy(command: Any, ctx: Any) -> None:
+    """Name the options' values as manuals do, and put choices where there is room for them."""
+    options: list[Any] = [param for param in command.get_params(ctx) if param.param_type_name == "option"]
+    for option in options:
+        kind = option.display_type(ctx).strip("<>")
+        if option.is_flag:
+            option.metavar = " "  # else Typer shows a value, and there is none
+        elif option.metavar is None and "|" in kind:
+            option.metavar = _key(option).rpartition("-")[2].upper()
+            option.help = _with_choices(option.help or "", kind.split("|"))
+        elif option.metavar is None:
+            option.metavar = _VALUES.get(kind, "TEXT")
+        if "--help" in option.opts:
+            option.rich_help_panel = options[-2].rich_help_panel
+
+
+def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
+    """Set the context's defaults to what the environment and ``endauda.toml`` say."""
+    root: Any = ctx.find_root()
+    name = ctx.command_path[len(root.command_path) :].strip()
+    try:
+        workspace = find_workspace(_workspace_named(args, name))
+        settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
+    except (EndaudaError, OSError):
+        if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
+            raise
+        return
+    ctx.meta[_SETTINGS] = settings
+    ctx.default_map = {name: setting.value for name, setting in settings.items()}
 
 
 def _alone(name: str, function: Any) -> typer.Typer:

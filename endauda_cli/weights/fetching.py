@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from endauda_cli.errors import CheckpointError, ConfigError, DownloadError
-from endauda_cli.events import Note, Tick
+from endauda_cli.events import Note, Tick, phase
 from endauda_cli.locking import WriterLock
 from endauda_cli.results import DownloadResult, FetchedWeights, ListedWeights, WeightsFailure, WeightsList
 from endauda_cli.weights import drive, transport
@@ -160,12 +160,9 @@ def fetch_weights(
     fetched, failures = [], []
     for number, artefact in enumerate(chosen):
         if len(chosen) > 1:
-            report(Tick("in all", number, len(chosen), artefact.name))
+            report(Tick("in all", number, len(chosen), artefact.name, "files", kept=number))
         try:
             fetched.append(_Job(workspace.root, artefact, options, tell).run())
-        except KeyboardInterrupt:
-            report(Note(f"{artefact.name}: stopped; the same line goes on where it was"))
-            raise
         except (DownloadError, CheckpointError) as error:
             reason = shown(str(error))
             failures.append(WeightsFailure(artefact.name, reason))
@@ -173,7 +170,7 @@ def fetch_weights(
                 named = reason.startswith((f"{artefact.name} ", f"{artefact.name}: "))
                 report(Note(reason if named else f"{artefact.name}: {reason}", "warning"))
     if len(chosen) > 1:
-        report(Tick("in all", len(chosen), len(chosen)))
+        report(Tick("in all", len(chosen), len(chosen), unit="files", kept=len(chosen)))
     return DownloadResult(tuple(fetched), tuple(failures))
 
 
@@ -203,7 +200,9 @@ class _Job:
                 )
             state = _state(self.root, self.artefact, self.record)
             if state == "verified" and self.record is not None:
-                return self._result(self.record, False, self._open_all(self._places(self.record)))
+                places = self._places(self.record)
+                with phase(self.report, f"checking {self.artefact.name}"):
+                    return self._result(self.record, False, self._open_all(places))
             given = self.options.from_file
             if state == "verified":  # by the manifest's digest: the user put it there
                 given = self.target
@@ -291,7 +290,8 @@ class _Job:
         if not self.artefact.is_folder and pinned and drive.file_id(pinned[0]):
             return [(pinned[0], self.target.name)]
         waiting = lambda why: self.report(Note(f"{self.artefact.name}: {why}"))  # noqa: E731
-        files = drive.list_folder(url, self.options.patience, waiting)
+        with phase(self.report, f"asking for {self.artefact.name}"):
+            files = drive.list_folder(url, self.options.patience, waiting)
         wanted = [file for file in files if self.artefact.selects(file.path)]
         if not wanted:
             listed = ", ".join(file.path for file in files[:8]) or "no file"
@@ -324,10 +324,10 @@ class _Job:
             size,
             self.artefact.sha256 is not None or seen_before is not None,
             self.options.patience,
-            lambda done, total, note: self.report(Tick(task, done, total, note, "bytes")),
+            lambda done, total, note: self.report(Tick(task, done, total, note, "bytes", kept=done)),
         )
         done = path.stat().st_size
-        self.report(Tick(task, done, done, "", "bytes"))
+        self.report(Tick(task, done, done, "", "bytes", kept=done))
         piece = _Piece(path, name or called or "download", url)
         try:
             self._verify(piece)
@@ -347,7 +347,8 @@ class _Job:
     def _look(self, path: Path) -> Seen:
         """Size and digest of a file that is complete; read once."""
         if path not in self.seen:
-            self.seen[path] = look(path)
+            with phase(self.report, f"reading {path.name}"):
+                self.seen[path] = look(path)
         return self.seen[path]
 
     def _verify(self, piece: _Piece) -> None:
@@ -380,7 +381,8 @@ class _Job:
         for place, path in files.items():
             if path != place and (other := _in_the_way(place, self._look(path))) is not None:
                 raise DownloadError(f"{other}: another file lies there; move it away and run again")
-        matches = self._open_all(files)
+        with phase(self.report, f"checking {self.artefact.name}"):
+            matches = self._open_all(files)
         record = Record(
             shown(pieces[0].url if len(pieces) == 1 else next(iter(self.artefact.urls), pieces[0].url)),
             self.record.first_seen if self.record is not None else date.today().isoformat(),

@@ -1,0 +1,138 @@
+"""How a process ends that is asked to: Ctrl-C, and SIGTERM, which Slurm and ``docker stop`` send before they kill.
+
+While an engine works (:func:`working`), the signal comes as :class:`Stopped`, so that files are closed; a training
+step is finished and saved first (:func:`deferred`). At any other time, in the midst of an import say, and when a
+second signal comes, nothing is worth a wait: the process ends at once. All stores survive that.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+ECHO_S = 0.5
+"""Whoever started this process (torchrun, make, srun) passes the terminal's Ctrl-C on: that is no second one."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As shells give it: 130 or 143."""
+        return 128 + self.number
+
+
+Leave = Callable[[Stopped], None]
+
+
+@dataclass
+class _State:
+    leave: Leave | None = None
+    """Ends the process; ``None`` while signals are not ours."""
+    first: int | None = None
+    """The signal that came."""
+    came_at: float = 0.0
+    working: int = 0
+    deferring: int = 0
+
+
+_state = _State()
+
+
+@contextmanager
+def handled(leave: Leave) -> Iterator[None]:
+    """While open, SIGINT and SIGTERM are handled as told above; a signal that the parent ignores stays ignored.
+
+    Args:
+        leave: ends the process at once.
+    """
+    global _state
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+    outer, _state = _state, _State(leave)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number in SIGNALS:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, _receive)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was set by other than Python, which cannot set it again
+                signal.signal(number, handler)
+        _state = outer
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """While open, there are files to close: a signal is raised as :class:`Stopped`."""
+    _state.working += 1
+    try:
+        yield
+    finally:
+        _state.working -= 1
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """While open, a signal is not raised; ask :func:`asked` at a point where all can be saved."""
+    if _state.leave is None:  # used as a library
+        with handled(_raise), working(), deferred():
+            yield
+        return
+    _state.deferring += 1
+    try:
+        yield
+    finally:
+        _state.deferring -= 1
+
+
+def asked() -> Stopped | None:
+    """What a signal asked for, if one came."""
+    return None if _state.first is None else Stopped(_state.first)
+
+
+def remind() -> None:
+    """Raise a :class:`Stopped` that got lost: Python drops an exception that comes in the midst of a destructor.
+
+    Raises:
+        Stopped: if a signal has come, and an engine works that has not put it off.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if here and _state.first is not None and _state.working and not _state.deferring:
+        raise Stopped(_state.first)
+
+
+def _receive(number: int, frame: object) -> None:
+    now = time.monotonic()
+    if _state.first is not None:
+        if now - _state.came_at < ECHO_S:
+            return
+    else:
+        _state.first, _state.came_at = number, now
+        if _state.working:
+            if not _state.deferring:
+                raise Stopped(number)
+            return
+    if _state.leave is not None:
+        _state.leave(Stopped(_state.first))
+
+
+def _raise(stopped: Stopped) -> None:
+    raise stopped

@@ -1,0 +1,288 @@
+"""Results as people read them: tables and lines on stdout."""
+
+from __future__ import annotations
+
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from endauda_cli.diskspace import size_text
+from endauda_cli.results import (
+    CheckupResult,
+    ConfigResult,
+    DemoResult,
+    DownloadResult,
+    EvalResult,
+    ExportResult,
+    Finding,
+    FusionResult,
+    InspectResult,
+    TrainResult,
+    WeightsList,
+)
+from endauda_cli.terminal.screens import say
+
+if TYPE_CHECKING:
+    from endauda_cli.terminal.screens import Screen
+
+STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken": "bold red"}
+"""Of a checkup's findings. The words are there too, so nothing is said by colour alone."""
+STATE_WIDTH = max(map(len, STATE_STYLES))
+NAME_WIDTH = 28
+"""Longer names push only their own line to the right."""
+NOTED = 3
+"""So many published artefacts are described beside the table."""
+
+
+class Page:
+    """Prints results of any kind."""
+
+    def __init__(self, out: Screen) -> None:
+        self.out = out
+        self.ruled = out.file.isatty()
+        """Lines between rows are for people; programs read columns."""
+
+    @singledispatchmethod
+    def show(self, result: Any) -> None:
+        """Print a result."""
+        raise TypeError(f"no rendering for {type(result).__name__}")
+
+    @show.register
+    def _(self, r: ExportResult) -> None:
+        new = r.images - r.skipped
+        self._line(
+            f"{r.teacher}: {new} images exported, {r.skipped} were there already -> {_relative(r.archive)}"
+        )
+        if new:
+            self._line(
+                f"{_mb(r.raw_bytes)} of labels and certainties; the archive now takes {_mb(r.stored_bytes)}"
+            )
+
+    @show.register
+    def _(self, r: FusionResult) -> None:
+        owned = (r.leader, "margin", "sure %") if r.policy else ()
+        table = self._table("class", *owned, "share %", "kept %", "overlap %")
+        for c in r.classes:
+            margin = "" if c.margin is None else f"{c.margin:+.3f}"
+            owner = (c.owner or "", margin, _percent(c.sureness)) if owned else ()
+            table.add_row(c.name, *owner, *(_percent(v) for v in (c.share, c.kept, c.overlap)))
+        self._print(table)
+        policy = f", policy {r.policy}{' (used target labels)' if r.used_labels else ''}" if r.policy else ""
+        threshold = "" if r.threshold is None else f", threshold {r.threshold:g}"
+        self._line(
+            f"{r.rule} of {' '.join(r.teachers)}{policy}{threshold}: {r.images} images ({r.skipped} unchanged)"
+        )
+        self._line(
+            f"coverage {_percent(r.coverage)} %, claimed by several classes {_percent(r.overlap)} %, "
+            f"by none {_percent(r.unclaimed)} %; teachers disagree on {_percent(r.disputed)} %"
+        )
+        if r.scores:
+            scores = self._table("scored, not used", "mIoU %", "kept mIoU %", "kept %")
+            for s in r.scores:
+                kept = ("", "") if s.coverage is None else (_figure(s.kept_miou), f"{s.coverage:.1f}")
+                scores.add_row(f"{'rule' if s.is_rule else 'teacher'} {s.name}", _figure(s.miou), *kept)
+            self._print(scores)
+        if r.labelled_images:
+            some = ", ".join(r.labelled_images[:8]) + (", ..." if len(r.labelled_images) > 8 else "")
+            self._line(
+                f"the policy looked at labels of {len(r.labelled_images)} images, do not score on them: {some}"
+            )
+        if r.waiting_for:
+            self._line(
+                f"this part is done; {r.waiting_for} images of other parts are not, and who finishes last (or the "
+                f"same command again) writes the summary: {_relative(r.labels)}"
+            )
+        else:
+            self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
+
+    @show.register
+    def _(self, r: EvalResult) -> None:
+        table = self._table("class", "IoU %")
+        for name, iou in r.iou.items():
+            table.add_row(name, _figure(iou))
+        table.add_section()
+        known = sum(v is not None for v in r.iou.values())
+        table.add_row(f"mIoU over {known} of {len(r.iou)} classes", _figure(r.miou), style="bold")
+        for title, value in r.subset_miou.items():
+            table.add_row(title, _figure(value), style="bold")
+        self._print(table)
+        self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
+        self._line(f"coverage {r.coverage:.2f} %")
+        if r.pictures is not None:
+            self._line(f"predictions: {_relative(r.pictures)}")
+
+    @show.register
+    def _(self, r: TrainResult) -> None:
+        speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
+        resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
+        self._line(
+            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images in {r.seconds:.0f} s{speed}"
+        )
+        if r.last_loss is not None:
+            self._line(f"last loss {r.last_loss:.4f}")
+        if r.best_miou is not None:
+            self._line(
+                f"mIoU on labelled target images: last {_figure(r.last_miou)}, best {_figure(r.best_miou)} "
+                f"at step {r.best_step} (chosen with those labels)"
+            )
+        self._line(f"checkpoint: {_relative(r.checkpoint)}")
+
+    @show.register
+    def _(self, r: InspectResult) -> None:
+        table = self._table("", str(_relative(r.archive)), left=2)
+        for key, value in r.facts.items():
+            table.add_row(key, value)
+        self._print(table)
+        if r.classes:
+            per_class = self._table("class", "share %", "mean certainty")
+            for c in r.classes:
+                per_class.add_row(
+                    c.name, _percent(c.share), "n/a" if c.certainty is None else f"{c.certainty:.1f}"
+                )
+            self._print(per_class)
+        for path in r.pictures:
+            self._line(f"picture: {_relative(path)}")
+        if r.exported is not None:
+            damaged = f", {r.exported.unreadable} damaged ones left out" if r.exported.unreadable else ""
+            self._line(
+                f"{r.exported.images} images written back as PNG and NPY{damaged}, {_mb(r.exported.bytes)} -> "
+                f"{_relative(r.exported.folder)}"
+            )
+        if r.verified is not None and r.intact:  # else it is told as an error
+            self._line(r.verified)
+
+    @show.register
+    def _(self, r: WeightsList) -> None:
+        table = self._table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
+        for w in r.artefacts:
+            size = "unknown" if w.size is None else size_text(w.size)
+            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
+        self._print(table)
+        for w in r.artefacts if len(r.artefacts) <= NOTED else ():
+            self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
+        for page in dict.fromkeys(w.page for w in r.artefacts):
+            self._line(f"from {page}: {', '.join(w.name for w in r.artefacts if w.page == page)}")
+
+    @show.register
+    def _(self, r: DownloadResult) -> None:
+        for w in r.fetched:
+            where = f"fetched from {w.url}" if w.fetched else "was there already"
+            self._line(f"{w.name}: {where}, verified, {size_text(w.size)} -> {_relative(w.path)}")
+            for line in w.checks:
+                self._line(f"  {line}")
+            for line in w.next_steps:
+                self._line(f"  next: {line}")
+
+    @show.register
+    def _(self, r: DemoResult) -> None:
+        table = self._table("on the target's val images", "mIoU %", "coverage %")
+        for row in r.scores:
+            table.add_row(
+                row.name, _figure(row.miou), f"{row.coverage:.1f}", style="bold" if row.ours else None
+            )
+        self._print(table)
+        self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+
+    def _table(self, *columns: str, left: int = 1) -> Table:
+        """A table whose first ``left`` columns hold words, the others figures."""
+        table = Table(box=box.SIMPLE_HEAD if self.ruled else None, header_style="bold", pad_edge=False)
+        for i, column in enumerate(columns):
+            justify: Literal["left", "right"] = "left" if i < left else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
+        return table
+
+    def _print(self, table: Table) -> None:
+        """A table; where the terminal is too narrow, a paragraph per row instead."""
+        needed = Measurement.get(self.out, self.out.options.update(max_width=10_000), table).maximum
+        if not self.ruled or needed <= self.out.width or len(table.columns) < 3:
+            self.out.print(table)
+            return
+        titles = [str(column.header) for column in table.columns]
+        cells = [[str(cell) for cell in column.cells] for column in table.columns]
+        for name, *values in zip(*cells, strict=True):
+            self.out.print(Text(name, "bold"), soft_wrap=True)
+            facts = [_fact(title, value) for title, value in zip(titles[1:], values, strict=True) if value]
+            self._line(", ".join(facts), "  ")
+
+    @show.register
+    def _(self, r: CheckupResult) -> None:
+        for group in r.groups:
+            width = min(NAME_WIDTH, max(cell_len(finding.name) for finding in group.findings))
+            self.out.print(Text(group.title, "bold"))
+            for finding in group.findings:
+                self._finding(finding, width)
+            self.out.print()
+        if r.next is not None:
+            self._line("next:" if r.usable else "mend this first:")
+            self._line(f"  {r.next}")
+        elif any(finding.state in ("missing", "broken") for group in r.groups for finding in group.findings):
+            self._line("what has to be mended is told above")
+        else:
+            self._line("nothing is missing")
+
+    def _finding(self, finding: Finding, width: int) -> None:
+        """Its state, name and text in columns; below, unwrapped for copying, the line that mends it."""
+        head = Text(finding.state.ljust(STATE_WIDTH + 2), STATE_STYLES[finding.state])
+        head.append(set_cell_size(finding.name, max(width, cell_len(finding.name))) + "  ", "default")
+        lines = Text(finding.text).wrap(self.out, max(24, self.out.width - head.cell_len), overflow="fold")
+        for number, line in enumerate(lines):
+            line.rstrip()
+            self.out.print((head if number == 0 else Text(" " * head.cell_len)) + line, soft_wrap=True)
+        if finding.mend is not None:
+            self.out.print(
+                Text(" " * (STATE_WIDTH + 2) + "-> ", "dim") + Text(finding.mend, "bold"), soft_wrap=True
+            )
+
+    @show.register
+    def _(self, r: ConfigResult) -> None:
+        self._line(f"workspace {r.workspace}, {r.file.name if r.file else 'without an endauda.toml'}")
+        for command in dict.fromkeys(row.command for row in r.rows):
+            table = self._table(command, "value", "from", left=3)
+            for row in (row for row in r.rows if row.command == command):
+                changed = row.origin != "built-in"
+                table.add_row(row.option, _setting(row.value), row.origin, style="bold" if changed else None)
+            self.out.print()
+            self._print(table)
+        if not r.rows:
+            self._line("every option is as built in")
+
+    def _line(self, text: str, indent: str = "") -> None:
+        """A line of words; a path in it is never cut."""
+        say(self.out, Text(indent + text))
+
+
+def _fact(title: str, value: str) -> str:
+    return f"{title[:-2]} {value}\N{NO-BREAK SPACE}%" if title.endswith(" %") else f"{title} {value}"
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
