@@ -79,6 +79,20 @@ class Command(TyperCommand):
         tidy(self, ctx)
         super().format_help(ctx, formatter)
 
+    def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
+        """Set the context's defaults to what the environment and ``endauda.toml`` say."""
+        root: Any = ctx.find_root()
+        name = ctx.command_path[len(root.command_path) :].strip()
+        try:
+            workspace = find_workspace(_workspace_named(args, name))
+            settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
+        except (EndaudaError, OSError):
+            if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
+                raise
+            return
+        ctx.meta[_SETTINGS] = settings
+        ctx.default_map = {name: setting.value for name, setting in settings.items()}
+
     def options(self) -> list[Option]:
         """What the environment and ``endauda.toml`` may set."""
         options: list[Any] = [param for param in self.params if param.param_type_name == "option"]
@@ -166,21 +180,6 @@ def tidy(command: Any, ctx: Any) -> None:
             option.metavar = _VALUES.get(kind, "TEXT")
         if "--help" in option.opts:
             option.rich_help_panel = options[-2].rich_help_panel
-
-
-def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
-    """Set the context's defaults to what the environment and ``endauda.toml`` say."""
-    root: Any = ctx.find_root()
-    name = ctx.command_path[len(root.command_path) :].strip()
-    try:
-        workspace = find_workspace(_workspace_named(args, name))
-        settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
-    except (EndaudaError, OSError):
-        if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
-            raise
-        return
-    ctx.meta[_SETTINGS] = settings
-    ctx.default_map = {name: setting.value for name, setting in settings.items()}
 
 
 def _alone(name: str, function: Any) -> typer.Typer:
