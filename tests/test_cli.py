@@ -649,6 +649,14 @@ def test_result_into_a_closed_pipe(city: Path) -> None:
 # ---------------------------------------------------------------------------- words
 
 
+def test_several_splits_at_once(city: Path) -> None:
+    put_outputs(city / "outputs", "dacs", (*TRAIN, *VAL))
+    line = ("export-teacher", "mine", "--import", "outputs", "--split")
+    assert result_of(*line, "train", "val", "train")["images"] == len(TRAIN) + len(VAL)
+    assert result_of(*line, "val,train")["skipped"] == len(TRAIN) + len(VAL)
+    assert "Did you mean val?" in endauda(*line, "train", "vall").err
+
+
 @pytest.mark.parametrize(
     "words",
     [

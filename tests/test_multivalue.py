@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from endauda_cli.terminal.multivalue import open_option, split_commas, spread
 
 SEVERAL = {"--teachers", "-t", "--augment", "--scales"}
-values = st.text("abcxyz019_.,/", min_size=1, max_size=6)
+values = st.text("abcxyz019_./", min_size=1, max_size=6)
 flags = st.sampled_from(["--rule", "--threshold", "-q", "--name=x", "--json", "-"])
 options = st.sampled_from(sorted(SEVERAL))
 lines = st.lists(
@@ -22,7 +22,12 @@ lines = st.lists(
     [
         ("fuse --teachers a b c", "fuse --teachers a --teachers b --teachers c"),
         ("fuse -t a b", "fuse -t a -t b"),
-        ("fuse --teachers a,b c", "fuse --teachers a,b --teachers c"),
+        ("fuse --teachers a,b c", "fuse --teachers a --teachers b --teachers c"),
+        (
+            "fuse --teachers=a,b, c,d --rule x,y",
+            "fuse --teachers=a --teachers b --teachers c --teachers d --rule x,y",
+        ),
+        ("fuse --teachers , a", "fuse --teachers , --teachers a"),
         ("fuse --teachers=a b", "fuse --teachers=a --teachers b"),
         ("fuse --teachers a --teachers b c", "fuse --teachers a --teachers b --teachers c"),
         ("fuse --teachers a b --rule plf", "fuse --teachers a --teachers b --rule plf"),
@@ -77,13 +82,22 @@ def test_the_next_option_ends_the_values(given_values: list[str], others: list[s
     assert spread(line, SEVERAL) == [*spread(line[: len(given_values) + 1], SEVERAL), "--name", *others]
 
 
-@given(st.lists(st.text("abc ,", max_size=8), max_size=5))
-def test_commas(texts: list[str]) -> None:
-    parts = split_commas(texts)
-    assert all(part and part == part.strip() and "," not in part for part in parts)
-    assert split_commas(parts) == parts
-    assert split_commas([",".join(texts)]) == parts
-    assert split_commas(None) == []
+@given(st.lists(values, min_size=1, max_size=5), st.sampled_from([",", ", ", " ,"]))
+def test_commas_are_as_good_as_spaces(given_values: list[str], comma: str) -> None:
+    together = comma.join(given_values)
+    assert spread(["-t", together], SEVERAL) == spread(["-t", *given_values], SEVERAL)
+    assert spread([f"-t={together}"], SEVERAL) == spread(
+        [f"-t={given_values[0]}", *given_values[1:]], SEVERAL
+    )
+    assert spread(["--name", together], SEVERAL) == ["--name", together]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("a,b", ["a", "b"]), (" a , ", ["a"]), (",", [","]), ("", [""]), ("a b,c", ["a b", "c"])],
+)
+def test_split_commas(text: str, parts: list[str]) -> None:
+    assert split_commas(text) == parts
 
 
 @given(st.lists(st.one_of(values, flags, options), max_size=8))

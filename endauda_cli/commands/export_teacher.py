@@ -69,7 +69,15 @@ def command(
         Path | None,
         origin("--import", help="Folder of outputs that exist: IMAGE.png with IMAGE.npy or IMAGE.npz."),
     ] = None,
-    split: Annotated[Split, archive("--split", help="Images of the target to export.")] = Split.TRAIN,
+    split: Annotated[
+        list[Split] | None,
+        archive(
+            "--split",
+            metavar="A B",
+            help="Images of the target to export: train, val, test, or several. [default: train]",
+            show_default=False,
+        ),
+    ] = None,
     codec: Annotated[
         Codec,
         archive(
@@ -117,7 +125,7 @@ def command(
     - `endauda export-teacher dacs --weights checkpoint-iter250000.pth`
     - `endauda export-teacher mine --weights mine.pth --backbone resnet`
     - `endauda export-teacher segformer --program segformer.onnx --tile 1024x1024`
-    - `endauda export-teacher dacs --import outputs/dacs --split train`
+    - `endauda export-teacher dacs --import outputs/dacs --split train val`
     """
     from endauda_cli.config import ExportConfig, InferenceConfig
     from endauda_cli.events import phase
@@ -143,6 +151,7 @@ def command(
         from endauda_cli.exporting import export_network, import_outputs
         from endauda_cli.teachers import open_teacher, teacher_names, with_passes
 
+    splits = list(dict.fromkeys(split or (Split.TRAIN,)))
     passes = o.parse_scales(scales)
     if temperature not in FITTED:
         o.parse_temperature(temperature)
@@ -152,7 +161,9 @@ def command(
     with process_group(session.device()) as where, session.terminal as terminal:
         if imported is not None:
             folder = session.path(imported)
-            samples = session.target_samples_if_any(split, "importing all outputs of the folder instead")
+            samples = session.target_samples_if_any(splits[0], "importing all outputs of the folder instead")
+            if samples is not None:
+                samples += [sample for other in splits[1:] for sample in session.target_samples(other)]
             result = import_outputs(config, session.task, folder, samples, out, terminal.report)
             terminal.show(result)
             return
@@ -174,7 +185,7 @@ def command(
                 size=o.parse_size(size, "--size"),
             )
         teacher = with_passes(teacher, passes, flip)
-        samples = session.target_samples(split)
+        samples = [sample for one in splits for sample in session.target_samples(one)]
         teacher = _with_temperature(session, teacher, temperature, out, inference, where)
         result = export_network(config, session.task, teacher, samples, out, where, terminal.report)
         terminal.show(result)

@@ -9,7 +9,6 @@ from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.terminal import completing
-from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, Border, FusionRule, PolicyKind, Split, Unclaimed
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ def command(
             help="Archives to fuse; NAME=CHECKPOINT runs a network instead, and stores nothing. "
             "[default: all archives of the workspace]",
             autocompletion=completing.teachers,
-            callback=split_commas,
             show_default=False,
         ),
     ] = None,
@@ -63,7 +61,6 @@ def command(
             metavar="N|A B C",
             help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
             autocompletion=completing.labelled_images,
-            callback=split_commas,
             show_default=False,
         ),
     ] = None,

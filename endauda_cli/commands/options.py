@@ -14,7 +14,6 @@ import typer
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
 from endauda_cli.terminal import completing
 from endauda_cli.terminal.answer import current
-from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -90,7 +89,7 @@ SizeOption = Annotated[
 ]  # fmt: skip
 ScalesOption = Annotated[
     list[str] | None, passes("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
-                             "[default: the network's own]", callback=split_commas,
+                             "[default: the network's own]",
                              autocompletion=completing.scales, show_default=False)
 ]  # fmt: skip
 FlipOption = Annotated[

@@ -9,7 +9,6 @@ from endauda_cli.commands import options as o
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.terminal import completing
-from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.types import Arch, Backbone, Method
 from endauda_cli.workspace import check_label_set
 
@@ -80,7 +79,6 @@ def command(
             metavar="A B",
             help="Photometric changes: colour, light, texture. [default: none]",
             autocompletion=completing.augmentations,
-            callback=split_commas,
             show_default=False,
         ),
     ] = None,

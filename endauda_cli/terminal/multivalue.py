@@ -1,17 +1,19 @@
 """``--teachers dacs crst cbst``: options that take several values, as people type them.
 
-Typer's options take one value each and are repeated. ``spread`` turns ``--teachers a b c`` into
-``--teachers a --teachers b --teachers c`` before Typer sees it, and stops at the next option or ``--``. Commas are
-split later, by ``split_commas``.
+Typer's options take one value each and are repeated. ``spread`` turns ``--teachers a b,c`` into
+``--teachers a --teachers b --teachers c`` before Typer sees it, and stops at the next option or ``--``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence  # noqa: TC003  Typer reads a callback's annotations
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
 
 
 def spread(words: Sequence[str], several: Collection[str]) -> list[str]:
-    """``--teachers a b c`` as ``--teachers a --teachers b --teachers c``; everything else as it is.
+    """``--teachers a b,c`` as ``--teachers a --teachers b --teachers c``; everything else as it is.
 
     Args:
         words: what follows the command's name.
@@ -23,15 +25,19 @@ def spread(words: Sequence[str], several: Collection[str]) -> list[str]:
         if word == "--":
             return result + list(words[position:])
         if is_option(word):
-            name, equals, _ = word.partition("=")
-            option = name if name in several else None
-            first = not equals
+            name, equals, value = word.partition("=")
+            option, first = (name if name in several else None), not equals
+            if option is None or first:
+                result.append(word)
+            else:
+                head, *rest = split_commas(value)
+                result += [f"{option}={head}", *(text for part in rest for text in (option, part))]
+        elif option is None:
             result.append(word)
-        elif option is not None and not first:
-            result += [option, word]
         else:
+            texts = [text for part in split_commas(word) for text in (option, part)]
+            result += texts[1:] if first else texts
             first = False
-            result.append(word)
     return result
 
 
@@ -46,9 +52,9 @@ def is_option(word: str) -> bool:
     return len(word) > 1 and word[0] == "-" and not _is_number(word)
 
 
-def split_commas(values: Sequence[str] | None) -> list[str]:
-    """``["a,b", "c"]`` as ``["a", "b", "c"]``."""
-    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+def split_commas(text: str) -> list[str]:
+    """``"a,b"`` as ``["a", "b"]``; what holds nothing between its commas stays one value, to be refused by name."""
+    return [part.strip() for part in text.split(",") if part.strip()] or [text]
 
 
 def _is_number(word: str) -> bool:

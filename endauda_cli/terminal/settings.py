@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, did_you_mean, known_are
+from endauda_cli.terminal.multivalue import split_commas
 from endauda_cli.workspace import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _from_environment(
 
 
 def _of_text(option: Option, text: str) -> str | list[str]:
-    return text.replace(",", " ").split() if option.several else text
+    return [part for word in text.split() for part in split_commas(word)] if option.several else text
 
 
 def _of_toml(option: Option, value: Any, where: str) -> Any:
@@ -139,7 +140,7 @@ def _of_toml(option: Option, value: Any, where: str) -> Any:
     if any(isinstance(v, bool) or not isinstance(v, str | int | float) for v in values):
         raise ConfigError(f"{where} is {value!r}; expected what one would type, a string or a number")
     if option.several:
-        return [part for v in values for part in str(v).split(",")]
+        return [part for v in values for part in split_commas(str(v))]
     if isinstance(value, list):
         raise ConfigError(f"{where} is {value!r}; it takes one value")
     return str(value)
