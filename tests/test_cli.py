@@ -553,7 +553,8 @@ def test_json_of_every_command(trained: Path, tmp_path: Path) -> None:
 
 
 def test_quiet_leaves_only_warnings(city: Path) -> None:
-    assert succeed("fuse", "--quiet").err == ""
+    assert "warning: --threshold 90 takes more than 90% of the labels of " in succeed("fuse", "--quiet").err
+    assert succeed("fuse", "--threshold", "0", "--quiet").err == ""
     train = ("train", *SIZE_FLAGS, "--steps", "1")
     loud, quiet = succeed(*train, "--name", "a").err, succeed(*train, "--name", "b", "-q").err
     assert "labels in percent of pixels" in loud and "labels in percent of pixels" not in quiet
