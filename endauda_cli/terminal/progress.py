@@ -183,8 +183,8 @@ def _columns(width: int) -> list[ProgressColumn]:
     spinner = SpinnerColumn(finished_text=" ")
     if width < MIDDLE:
         return [spinner, _Description(max(8, width - 22)), _Percent(), _Time()]
-    room = 36 if width >= WIDE else width - 60
-    bar = BarColumn(bar_width=28 if width >= WIDE else 14)
+    room = 36 if width >= WIDE else width - 56
+    bar = BarColumn(bar_width=28 if width >= WIDE else 10)
     columns: list[ProgressColumn] = [spinner, _Description(room), bar, _Amount(), _Rate(), _Time()]
     if width >= WIDE:
         note = Column(no_wrap=True, overflow="ellipsis")

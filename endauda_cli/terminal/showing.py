@@ -36,6 +36,8 @@ STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken":
 STATE_WIDTH = max(map(len, STATE_STYLES))
 NAME_WIDTH = 28
 """Longer names push only their own line to the right."""
+UNSAID = ("", "n/a", "unknown")
+"""What a paragraph leaves out; in a table it fills a cell."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
 
@@ -207,8 +209,12 @@ class Page:
         cells = [[str(cell) for cell in column.cells] for column in table.columns]
         for name, *values in zip(*cells, strict=True):
             self.out.print(Text(name, "bold"), soft_wrap=True)
-            facts = [_fact(title, value) for title, value in zip(titles[1:], values, strict=True) if value]
-            self._line(", ".join(facts), "  ")
+            facts = [
+                _fact(title, value)
+                for title, value in zip(titles[1:], values, strict=True)
+                if value not in UNSAID
+            ]
+            self._line("; ".join(facts), "  ")
 
     @show.register
     def _(self, r: CheckupResult) -> None:
@@ -248,7 +254,7 @@ class Page:
                 changed = row.origin != "built-in"
                 table.add_row(row.option, _setting(row.value), row.origin, style="bold" if changed else None)
             self.out.print()
-            self._print(table)
+            self.out.print(table)
         if not r.rows:
             self._line("every option is as built in")
 
