@@ -205,11 +205,11 @@ def test_output_without_its_partner(
     [
         (
             (),
-            "name either the checkpoint to run with --weights, a --program, or existing outputs with --import",
+            "say what the teacher is: --weights FILE, --program FILE, or, if its outputs exist, --import FOLDER",
         ),
         (
             ("--weights", "a", "--import", "b"),
-            "name either the checkpoint to run with --weights, a --program",
+            "say what the teacher is: --weights FILE, --program FILE",
         ),
         (("--weights", "a", "--scales", "1;2"), "--scales 1;2: expected numbers, such as 0.75 1 1.25"),
         (("--weights", "a", "--tile", "9x9"), "--tile 9x9: at least 32x32"),

@@ -200,7 +200,8 @@ class _Look:
         self.teachers = self.workspace.teachers(self.source)
         if not self.teachers:
             folder = _shown(self.workspace.archive(self.source, ""), self.workspace.root)
-            yield Finding("teachers", "missing", f"no certainty archive in {folder}", self._export_line())
+            text = f"no certainty archive in {folder}; one is made of --weights, a --program, or outputs to --import"
+            yield Finding("teachers", "missing", text, self._export_line())
             return
         try:
             survey = import_quietly("endauda_cli.archive").survey

@@ -112,7 +112,9 @@ class _Time(ProgressColumn):
         if task.finished or task.total is None:
             return Text(duration(task.elapsed or 0))
         speed = _speed(task)
-        return Text(f"{duration((task.remaining or 0) / speed)} left" if speed else "", "cyan")
+        if not speed or task.completed - task.fields["before"] <= 1 < (task.remaining or 0):
+            return Text()  # the first of many waits for what is loaded or compiled
+        return Text(f"{duration((task.remaining or 0) / speed)} left", "cyan")
 
 
 def _speed(task: Task) -> float | None:

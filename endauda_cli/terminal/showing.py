@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,6 +191,10 @@ class Page:
             )
         self._print(table)
         self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+        self._line(
+            "the folder is a workspace; try: "
+            f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
+        )
 
     def _table(self, *columns: str, left: int = 1) -> Table:
         """A table whose first ``left`` columns hold words, the others figures."""
