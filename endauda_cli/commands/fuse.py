@@ -38,7 +38,7 @@ def command(
         FusionRule | None,
         deciding(
             "--rule",
-            help="consensus: every teacher's vote, weighed class by class; plf: each class from the teacher that owns it; "
+            help="consensus: every teacher's vote, weighed by class; plf: each class from the teacher that owns it; "
             "certainty: the highest mean; majority: plain vote; soft-label: mean of certainties by their rank. "
             "[default: consensus; plf for policies that say who owns which class]",
             autocompletion=completing.rules,
