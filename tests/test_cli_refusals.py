@@ -376,6 +376,7 @@ def test_damaged_shard(city: Path, kind: str) -> None:
 def test_no_archive(city: Path) -> None:
     found = refused("fuse", "--source", "synthia")
     assert "certainty/synthia" in found and "make one with 'endauda export-teacher NAME' first" in found
+    assert "(there are some of gta5: name that with --source or --target)" in found
     assert refused("fuse", "--teachers", "dasc", "crst").endswith(
         "there are cbst, crst, dacs; did you mean dacs?"
     )

@@ -37,8 +37,6 @@ STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken":
 STATE_WIDTH = max(map(len, STATE_STYLES))
 NAME_WIDTH = 28
 """Longer names push only their own line to the right."""
-UNSAID = ("", "n/a", "unknown")
-"""What a paragraph leaves out; in a table it fills a cell."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
 
@@ -118,7 +116,7 @@ class Page:
         self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
         self._line(f"coverage {r.coverage:.2f} %")
         if r.pictures is not None:
-            self._line(f"predictions: {_relative(r.pictures)}")
+            self._line(f"predictions and report: {_relative(r.pictures)}")
 
     @show.register
     def _(self, r: TrainResult) -> None:
@@ -164,8 +162,9 @@ class Page:
     def _(self, r: WeightsList) -> None:
         table = self._table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
         for w in r.artefacts:
-            size = "unknown" if w.size is None else size_text(w.size)
-            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
+            size = "" if w.size is None else size_text(w.size)
+            miou = "" if w.miou is None else _figure(w.miou)
+            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, miou)
         self._print(table)
         for w in r.artefacts if len(r.artefacts) <= NOTED else ():
             self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
@@ -214,11 +213,7 @@ class Page:
         cells = [[str(cell) for cell in column.cells] for column in table.columns]
         for name, *values in zip(*cells, strict=True):
             self.out.print(Text(name, "bold"), soft_wrap=True)
-            facts = [
-                _fact(title, value)
-                for title, value in zip(titles[1:], values, strict=True)
-                if value not in UNSAID
-            ]
+            facts = [_fact(title, value) for title, value in zip(titles[1:], values, strict=True) if value]
             self._line("; ".join(facts), "  ")
 
     @show.register
