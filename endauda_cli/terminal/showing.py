@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken": "bold red"}
 """Of a checkup's findings. The words are there too, so nothing is said by colour alone."""
 STATE_WIDTH = max(map(len, STATE_STYLES))
-NAME_WIDTH = 28
+NAME_WIDTH = 18
 """Longer names push only their own line to the right."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
