@@ -145,20 +145,25 @@ def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> De
 
 
 def _run(workspace: Workspace, seed: int, device: torch.device, report: Reporter) -> tuple[Score, ...]:
+    report(Note("1/5 drawing a street world at noon and at dusk; all in all this takes minutes"))
     write_world(workspace, seed, report)
     task = make_task(
         load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
     )
     demo = _Demo(workspace, task, seed, device, report)
+    report(Note(f"2/5 training {len(TEACHERS)} teachers, each on noon translated to dusk in its own way"))
     checkpoints = {name: _train_teacher(demo, name) for name in TEACHERS}
+    report(Note("3/5 storing how certain they are of the dusk images"))
     for name, checkpoint in checkpoints.items():
         for split in TARGET_IMAGES:
             _export(demo, name, checkpoint, split)
+    report(Note(f"4/5 fusing them by {len(FusionRule)} rules"))
     for rule in FusionRule:
         _fuse(demo, rule, "train", "auto")
         # The policy was chosen on the train images; val is only scored.
         policy = workspace.labels(task.target, rule) / POLICY_FILE
         _fuse(demo, rule, "val", str(policy))
+    report(Note("5/5 training the student on the plf labels, then scoring everybody"))
     student = _train_student(demo)
     results = {f"teacher {name}": _test(demo, path) for name, path in checkpoints.items()}
     for rule in FusionRule:
@@ -252,6 +257,9 @@ def _defaults() -> str:
         "# Defaults of the commands in this folder; run them from here.",
         'source = "noon.toml"',
         'target = "dusk.toml"',
+        "[fuse]",
+        f"teachers = {list(TEACHERS)}".replace("'", '"'),
+        "threshold = 0",
         "[train]",
         f'backbone = "{STUDENT.backbone}"',
         f"steps = {STUDENT.steps}",
@@ -284,7 +292,7 @@ def _train(demo: _Demo, name: str, recipe: TrainConfig, examples: list[Example])
     run = demo.workspace.run(demo.task.source.name, name)
     result = train(
         config, demo.task, domain, examples, run, demo.workspace.root / "cache", None, False, demo.device, None,
-        _renamed(demo.report, f"training {name}"),
+        _named(demo.report, name),
     )  # fmt: skip
     return result.checkpoint
 
@@ -294,7 +302,7 @@ def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
     archive = demo.workspace.archive(demo.task.source.name, name)
     config = ExportConfig(name, inference=INFERENCE)
     samples = demo.samples(split)
-    report = _renamed(demo.report, f"exporting {name} {split}")
+    report = _named(demo.report, f"{name} {split}")
     export_network(config, demo.task, teacher, samples, archive, demo.device, report)
 
 
@@ -303,7 +311,7 @@ def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     name = rule if split == "train" else f"{rule}-{split}"
     config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0)
     out = demo.workspace.labels(demo.task.target, name)
-    report = _renamed(demo.report, f"fusing {name}")
+    report = _named(demo.report, name)
     fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, "cpu", report)
 
 
@@ -312,20 +320,20 @@ def _test(demo: _Demo, checkpoint: Path) -> EvalResult:
     samples, domain, out = demo.samples("val"), demo.task.target, checkpoint.parent / "test-last-val"
     result = evaluate(
         network.model, network.preprocessing, samples, domain, INFERENCE, demo.device,
-        _renamed(demo.report, f"testing {checkpoint.parent.name}"), str(checkpoint), save=out,
+        _named(demo.report, checkpoint.parent.name), str(checkpoint), save=out,
     )  # fmt: skip
     write_evaluation(out, result, samples, domain)
     return result
 
 
-def _renamed(report: Reporter, task: str) -> Reporter:
-    """The same reporter with another name on the bars, and without the notes that single commands make."""
+def _named(report: Reporter, name: str) -> Reporter:
+    """The same reporter; bars say whose work it is, and the notes that single commands make are dropped."""
 
-    def renamed(event: Tick | Note) -> None:
+    def named(event: Tick | Note) -> None:
         if isinstance(event, Tick):
-            report(replace(event, task=task))
+            report(replace(event, task=f"{name}: {event.task}"))
 
-    return renamed
+    return named
 
 
 def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dict[str, EvalResult]) -> None:
@@ -346,8 +354,8 @@ def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dic
         intro=[
             f"A generated street world, seed {demo.seed}: {SOURCE_IMAGES} labelled source images (noon), "
             f"{TARGET_IMAGES['train']} unlabelled target images (dusk), scored on {TARGET_IMAGES['val']} others.",
-            f"Each teacher ({', '.join(TEACHERS)}) learnt source images translated towards the target, of which "
-            "the translation gets the classes right that the teacher is named after, and others wrong.",
+            "Each teacher learnt from source images translated towards the target. Its translation gets right what it "
+            f"is named after ({', '.join(TEACHERS)}), and the other classes wrong.",
             "Labels were fused without any label of the target (policy auto, threshold 0: every pixel counts); "
             "the student learnt the plf labels of the unlabelled images.",
         ],
@@ -388,19 +396,20 @@ def _looks(demo: _Demo) -> Gallery:
 
 
 def _gallery(demo: _Demo, results: dict[str, EvalResult], palette: tuple[Colour, ...]) -> Gallery:
-    folders = {}
-    for name, result in results.items():
-        folder = result.pictures or Path(result.scored)
-        folders[name.removesuffix(" labels")] = folder
+    """Scenes as everybody labels them: the story from left to right, then the rules that were not trained on."""
+    folders = {name.removesuffix(" labels"): r.pictures or Path(r.scored) for name, r in results.items()}
+    others = [rule.value for rule in FusionRule if rule != FusionRule.PLF]
+    story = [name for name in folders if name not in others]
     rows = []
     for sample in demo.samples("val")[:PICTURED_SCENES]:
-        pictures = [read_image(sample.image)]
-        for folder in folders.values():
-            pictures.append(
-                colourise(read_train_ids(folder / f"{sample.id}.png", len(demo.task.classes)), palette)
-            )
         assert sample.label is not None
-        pictures.append(colourise(read_truth(sample.label, demo.task.target), palette))
+        maps = {
+            name: read_train_ids(folder / f"{sample.id}.png", len(demo.task.classes))
+            for name, folder in folders.items()
+        }
+        shown = [*(maps[name] for name in story), read_truth(sample.label, demo.task.target)]
+        shown += [maps[name] for name in others]
+        pictures = [read_image(sample.image), *(colourise(one, palette) for one in shown)]
         rows.append(PictureRow(sample.id, pictures))
     legend = list(zip(demo.task.classes, palette, strict=True))
-    return Gallery("Target scenes", ["image", *folders, "truth"], rows, legend)
+    return Gallery("Target scenes", ["image", *story, "truth", *others], rows, legend)

@@ -27,7 +27,7 @@ class Tick:
     done: int
     total: int | None
     note: str = ""
-    unit: Literal["images", "steps", "files", "bytes"] = "images"
+    unit: Literal["images", "steps", "files", "bytes", "packages", "codecs", "archives", "checks"] = "images"
     kept: int | None = None
 
 

@@ -291,7 +291,9 @@ def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or array.shape[2] != num_classes:
-        hint = "; the class axis must be last" if array.ndim == 3 and array.shape[0] == num_classes else ""
+        hint = "; if they are of other classes, name their data set with --target FILE.toml"
+        if array.ndim == 3 and array.shape[0] == num_classes:
+            hint = "; the class axis must be last"
         raise DataError(f"{path}: certainties of shape {array.shape}, {expected}{hint}")
     if array.shape[:2] != size:
         raise DataError(

@@ -67,6 +67,10 @@ class Workspace:
         folders = _folders(self.root / "certainty" / source)
         return sorted(folder.name for folder in folders if _has_images(folder))
 
+    def sources(self) -> list[str]:
+        """Names of the sources that the archives are of, sorted."""
+        return sorted(folder.name for folder in _folders(self.root / "certainty"))
+
     def label_sets(self, target: Domain, source: str) -> list[str]:
         """Names of the label sets that ``fuse`` made for this source and target, newest last."""
         found = []

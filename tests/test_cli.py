@@ -574,6 +574,8 @@ def test_exit_codes(city: Path) -> None:
         outcome = endauda(*usage)
         assert outcome.code == 2 and outcome.out == ""
         assert "Usage: endauda" in outcome.err
+    assert "No such option: --teacher; did you mean --teachers?" in endauda("fuse", "--teacher", "dacs").err
+    assert "completion" not in endauda("config", "--help").out, "of the whole program alone"
 
 
 def test_interrupt_ends_with_130_and_is_gone_on_with(city: Path) -> None:

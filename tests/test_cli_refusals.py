@@ -206,11 +206,11 @@ def test_output_without_its_partner(
     [
         (
             (),
-            "name either the checkpoint to run with --weights, a --program, or existing outputs with --import",
+            "say what the teacher is: --weights FILE, --program FILE, or, if its outputs exist, --import FOLDER",
         ),
         (
             ("--weights", "a", "--import", "b"),
-            "name either the checkpoint to run with --weights, a --program",
+            "say what the teacher is: --weights FILE, --program FILE",
         ),
         (("--weights", "a", "--scales", "1;2"), "--scales 1;2: expected numbers, such as 0.75 1 1.25"),
         (("--weights", "a", "--tile", "9x9"), "--tile 9x9: at least 32x32"),
@@ -377,6 +377,7 @@ def test_damaged_shard(city: Path, kind: str) -> None:
 def test_no_archive(city: Path) -> None:
     found = refused("fuse", "--source", "synthia")
     assert "certainty/synthia" in found and "make one with 'endauda export-teacher NAME' first" in found
+    assert "(there are some of gta5: name that with --source or --target)" in found
     assert refused("fuse", "--teachers", "dasc", "crst").endswith(
         "there are cbst, crst, dacs; did you mean dacs?"
     )

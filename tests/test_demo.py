@@ -112,6 +112,7 @@ def test_plain_commands_go_on_from_there(
     assert fused["policy"] == "auto" and fused["images"] == IMAGES["train"]
     for path in (out / "labels/dusk/plf").glob("dusk_train_*[0-9].png"):
         assert np.array_equal(read_png(path), read_png(out / "labels/dusk/mine" / path.name))
+    assert result_of("fuse", "--rule", "certainty")["skipped"] == IMAGES["train"], "as the demo itself fused"
     assert "all 6 images are intact" in succeed("inspect", "places", "--verify").out
     assert (
         result_of("train", "--steps", "2", "--size", "64x32", "--crop", "48x24")["images"] == IMAGES["train"]

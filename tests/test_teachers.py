@@ -437,6 +437,6 @@ def test_export_of_a_published_checkpoint(tmp_path: Path) -> None:
     assert "has no 'conv1.weight', which" in refused(
         "export-teacher", "crst", "--weights", "bad.pth", "--workspace", tmp_path
     )
-    assert "name either the checkpoint to run with --weights, a --program" in refused(
+    assert "say what the teacher is: --weights FILE, --program FILE" in refused(
         "export-teacher", "x", "--weights", "bad.pth", "--program", "x.onnx", "--workspace", tmp_path
     )

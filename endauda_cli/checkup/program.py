@@ -66,13 +66,13 @@ def check_program(report: Reporter) -> list[Finding]:
     good: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for done, requirement in enumerate(required):
-        report(Tick("looking at packages", done, len(required), requirement.name))
+        report(Tick("looking at packages", done, len(required), requirement.name, "packages"))
         finding = _check(requirement, reasons)
         if finding.state == "ok":
             good[requirement.name] = finding.facts["version"]
         else:
             findings.append(finding)
-    report(Tick("looking at packages", len(required), len(required)))
+    report(Tick("looking at packages", len(required), len(required), unit="packages"))
     if good:
         text = ", ".join(f"{name} {version}" for name, version in good.items())
         findings.insert(1, Finding("packages", "ok", text, facts=dict(good)))

@@ -61,7 +61,7 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
     speeds: dict[str, CodecSpeed] = {}
     findings = []
     for done, (codec, coder) in enumerate(codecs.items()):
-        report(Tick("measuring codecs", done, len(codecs), str(codec)))
+        report(Tick("measuring codecs", done, len(codecs), str(codec), "codecs"))
         if codec == Codec.SOFTMAX and not compiles:
             findings.append(
                 Finding(str(codec), "note", "not measured: nothing is compiled, so it would take minutes")
@@ -74,7 +74,7 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
             findings.append(Finding(str(codec), "broken", f"does not work: {failure(error)}"))
         else:
             findings.append(_finding(str(codec), speeds[str(codec)]))
-    report(Tick("measuring codecs", len(codecs), len(codecs)))
+    report(Tick("measuring codecs", len(codecs), len(codecs), unit="codecs"))
     return speeds, findings
 
 

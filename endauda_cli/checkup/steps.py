@@ -61,14 +61,14 @@ def look_at_steps(place: Place, task: Task, report: Reporter) -> Steps:
     )
     findings: list[Finding] = list(look.locked_folders())
     for done, (name, step) in enumerate(steps):
-        report(Tick("looking into the workspace", done, len(steps)))
+        report(Tick("looking into the workspace", done, len(steps), unit="checks"))
         try:
             findings += step()
         except EndaudaError as error:
             findings.append(Finding(name, "missing", str(error)))
         except OSError as error:
             findings.append(Finding(name, "missing", f"{error.filename}: cannot be read ({error.strerror})"))
-    report(Tick("looking into the workspace", len(steps), len(steps)))
+    report(Tick("looking into the workspace", len(steps), len(steps), unit="checks"))
     stored = sum(s.bytes for s in look.surveys.values())
     smaller = sum(s.raw_bytes for s in look.surveys.values()) / stored if stored else None
     return Steps(tuple(findings), look.workload(), len(look.teachers), smaller or None)
@@ -200,7 +200,8 @@ class _Look:
         self.teachers = self.workspace.teachers(self.source)
         if not self.teachers:
             folder = _shown(self.workspace.archive(self.source, ""), self.workspace.root)
-            yield Finding("teachers", "missing", f"no certainty archive in {folder}", self._export_line())
+            text = f"no certainty archive in {folder}; one is made of --weights, a --program, or outputs to --import"
+            yield Finding("teachers", "missing", text, self._export_line())
             return
         try:
             survey = import_quietly("endauda_cli.archive").survey
@@ -209,9 +210,9 @@ class _Look:
             yield Finding("teachers", "note", f"{names}; what they hold cannot be read: {failure(error)}")
             return
         for done, name in enumerate(self.teachers):
-            self.report(Tick("looking into archives", done, len(self.teachers), name))
+            self.report(Tick("looking into archives", done, len(self.teachers), name, "archives"))
             yield self._archive(name, survey)
-        self.report(Tick("looking into archives", len(self.teachers), len(self.teachers)))
+        self.report(Tick("looking into archives", len(self.teachers), len(self.teachers), unit="archives"))
 
     def _archive(self, name: str, survey: Callable[[Path], Survey]) -> Finding:
         verify = self.place.line("inspect", name, "--verify")

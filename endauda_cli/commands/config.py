@@ -18,7 +18,13 @@ from endauda_cli.terminal.parsing import Command, Group
 from endauda_cli.terminal.settings import COMMON, PREFIX, resolve, variable
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 
 ELSEWHERE = ("ENDAUDA_WORKSPACE", "ENDAUDA_DEBUG")
 """Variables that are no option."""

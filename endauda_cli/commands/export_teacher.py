@@ -132,7 +132,7 @@ def command(
 
     if sum(given is not None for given in (weights, program, imported)) != 1:
         raise ConfigError(
-            "name either the checkpoint to run with --weights, a --program, or existing outputs with --import"
+            "say what the teacher is: --weights FILE, --program FILE, or, if its outputs exist, --import FOLDER"
         )
     session = o.open_session(
         "export-teacher",

@@ -38,7 +38,9 @@ def command(
         FusionRule | None,
         deciding(
             "--rule",
-            help="How labels are fused. [default: consensus; plf for policies that say who owns which class]",
+            help="consensus: every teacher's vote, weighed by class; plf: each class from the teacher that owns it; "
+            "certainty: the highest mean; majority: plain vote; soft-label: mean of certainties by their rank. "
+            "[default: consensus; plf for policies that say who owns which class]",
             autocompletion=completing.rules,
             show_default=False,
         ),
@@ -49,9 +51,9 @@ def command(
             "--policy",
             metavar="POLICY",
             autocompletion=completing.policies,
-            help="What teachers are trusted by: auto (their agreement), few-shot (that, and a few labelled target "
-            "images), val (all labelled ones); for plf alone certainty (their mean), paper (the published lists), or a "
-            "policy file.",
+            help="How it is found out which teacher is good at which class: auto, by their agreement, without labels; "
+            "few-shot, by that and a few labelled target images; val, by all labelled ones; a policy file. "
+            "With --rule plf also certainty (their mean) and paper (the published lists).",
         ),
     ] = "auto",
     few_shot: Annotated[

@@ -380,8 +380,15 @@ def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:
     known = session.workspace.teachers(source)
     folder = session.workspace.archive(source, "")
     if not known:
+        others = [name for name in session.workspace.sources() if session.workspace.teachers(name)]
+        there = (
+            f" (there are some of {' and '.join(others)}: name that with --source or --target)"
+            if others
+            else ""
+        )
         raise WorkspaceError(
-            f"{folder}: no archives there; make one with 'endauda export-teacher NAME' first"
+            f"{folder}: no archives there{there}; make one with 'endauda export-teacher NAME' first, or name another "
+            "--workspace"
         )
     unknown = [name for name in names if name not in known]
     if unknown:

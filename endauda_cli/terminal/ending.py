@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from endauda_cli import stopping
-from endauda_cli.errors import EndaudaError
+from endauda_cli.errors import EndaudaError, did_you_mean
 from endauda_cli.stopping import Stopped
 from endauda_cli.terminal import crash
 from endauda_cli.terminal.answer import Answer, Failure, answering
@@ -94,6 +94,8 @@ def _usage(error: typer.TyperException, answer: Answer) -> str:
     """As our own errors are told, and where to read more."""
     text = error.format_message().strip()
     sentence = " ".join(text.rstrip(".").split())
+    if near := getattr(error, "possibilities", None):  # of an unknown option, in no order of likeness
+        sentence = f"{error.message}{did_you_mean(error.option_name, near)}"  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     if context is None:
         return f"{sentence}\n'endauda {answer.command or ''} --help' tells more"

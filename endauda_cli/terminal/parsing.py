@@ -178,7 +178,7 @@ def tidy(command: Any, ctx: Any) -> None:
             option.help = _with_choices(option.help or "", kind.split("|"))
         elif option.metavar is None:
             option.metavar = _VALUES.get(kind, "TEXT")
-        if "--help" in option.opts:
+        if "--help" in option.opts and len(options) > 1:
             option.rich_help_panel = options[-2].rich_help_panel
 
 

@@ -112,7 +112,9 @@ class _Time(ProgressColumn):
         if task.finished or task.total is None:
             return Text(duration(task.elapsed or 0))
         speed = _speed(task)
-        return Text(f"{duration((task.remaining or 0) / speed)} left" if speed else "", "cyan")
+        if not speed or task.completed - task.fields["before"] <= 1 < (task.remaining or 0):
+            return Text()  # the first of many waits for what is loaded or compiled
+        return Text(f"{duration((task.remaining or 0) / speed)} left", "cyan")
 
 
 def _speed(task: Task) -> float | None:
@@ -183,8 +185,8 @@ def _columns(width: int) -> list[ProgressColumn]:
     spinner = SpinnerColumn(finished_text=" ")
     if width < MIDDLE:
         return [spinner, _Description(max(8, width - 22)), _Percent(), _Time()]
-    room = 36 if width >= WIDE else width - 60
-    bar = BarColumn(bar_width=28 if width >= WIDE else 14)
+    room = 36 if width >= WIDE else width - 56
+    bar = BarColumn(bar_width=28 if width >= WIDE else 10)
     columns: list[ProgressColumn] = [spinner, _Description(room), bar, _Amount(), _Rate(), _Time()]
     if width >= WIDE:
         note = Column(no_wrap=True, overflow="ellipsis")

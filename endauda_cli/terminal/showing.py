@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken": "bold red"}
 """Of a checkup's findings. The words are there too, so nothing is said by colour alone."""
 STATE_WIDTH = max(map(len, STATE_STYLES))
-NAME_WIDTH = 28
+NAME_WIDTH = 18
 """Longer names push only their own line to the right."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
@@ -115,7 +116,7 @@ class Page:
         self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
         self._line(f"coverage {r.coverage:.2f} %")
         if r.pictures is not None:
-            self._line(f"predictions: {_relative(r.pictures)}")
+            self._line(f"predictions and report: {_relative(r.pictures)}")
 
     @show.register
     def _(self, r: TrainResult) -> None:
@@ -161,8 +162,9 @@ class Page:
     def _(self, r: WeightsList) -> None:
         table = self._table("name", "state", "licence", "goes to", "size", "mIoU %", left=4)
         for w in r.artefacts:
-            size = "unknown" if w.size is None else size_text(w.size)
-            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, _figure(w.miou))
+            size = "" if w.size is None else size_text(w.size)
+            miou = "" if w.miou is None else _figure(w.miou)
+            table.add_row(w.name, w.state, w.licence or "unknown", w.path, size, miou)
         self._print(table)
         for w in r.artefacts if len(r.artefacts) <= NOTED else ():
             self._line(f"{w.name}: {w.what}{f'. {w.note}' if w.note else ''}")
@@ -188,6 +190,10 @@ class Page:
             )
         self._print(table)
         self._line(f"report with pictures: {_relative(r.report)}   ({r.seconds:.0f} s)")
+        self._line(
+            "the folder is a workspace; try: "
+            f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
+        )
 
     def _table(self, *columns: str, left: int = 1) -> Table:
         """A table whose first ``left`` columns hold words, the others figures."""
@@ -208,7 +214,7 @@ class Page:
         for name, *values in zip(*cells, strict=True):
             self.out.print(Text(name, "bold"), soft_wrap=True)
             facts = [_fact(title, value) for title, value in zip(titles[1:], values, strict=True) if value]
-            self._line(", ".join(facts), "  ")
+            self._line("; ".join(facts), "  ")
 
     @show.register
     def _(self, r: CheckupResult) -> None:
@@ -248,7 +254,7 @@ class Page:
                 changed = row.origin != "built-in"
                 table.add_row(row.option, _setting(row.value), row.origin, style="bold" if changed else None)
             self.out.print()
-            self._print(table)
+            self.out.print(table)
         if not r.rows:
             self._line("every option is as built in")
 
