@@ -189,7 +189,7 @@ def test_what_a_user_can_mend(error: Exception, sentence: str, state: Path, caps
 def test_options_that_save_memory_are_there() -> None:
     group: Any = typer.main.get_command(app)
     for command, advice in ending.LESS_MEMORY.items():
-        flags = {flag for parameter in group.get_command(None, command).params for flag in parameter.opts}
+        flags = {flag for parameter in group.load(command).params for flag in parameter.opts}
         for word in advice.replace(",", "").split():
             assert not word.startswith("--") or word in flags
 
