@@ -3,9 +3,10 @@
 
 def entry() -> None:
     """Run the command line. Ctrl-C while Python loads it ends as quietly as it does later."""
-    from endauda_cli.terminal.starting import hush
+    from endauda_cli.terminal.starting import hush, mend_surroundings
 
     hush()
+    mend_surroundings()
     from endauda_cli import cli
 
     cli.entry()

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
 """How many times smaller than raw bytes an archive is expected to be."""
 
+SUM_TOLERANCE = 0.02
+"""How far a pixel's softmax may be from 1: half precision and a few decimals in a file are no other thing."""
+
 
 def export_network(
     config: ExportConfig,
@@ -282,9 +285,9 @@ def _refuse_lone(pngs: Iterable[Path], labels: dict[str, Path], certainties: dic
 
 
 def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt8:
-    """(C, H, W) uint8 percent from a file of (H, W, C) bytes."""
+    """(C, H, W) uint8 percent from a file of (H, W, C): bytes, or the softmax itself."""
     array = _read_array(path)
-    expected = f"expected (H, W, {num_classes}) bytes 0 to 100"
+    expected = f"expected (H, W, {num_classes}) bytes 0 to 100, or a softmax"
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or array.shape[2] != num_classes:
@@ -297,15 +300,28 @@ def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt
             f"{path}: certainties of {array.shape[1]}x{array.shape[0]} pixels, but the label map beside it has "
             f"{size[1]}x{size[0]}"
         )
-    if array.dtype != np.uint8:
-        scale = "0 to 1; multiply by 100 and truncate" if array.max(initial=0) <= 1 else "0 to 100; truncate"
-        raise DataError(f"{path}: certainties of type {array.dtype} in {scale} to bytes, {expected}")
+    if array.dtype.kind == "f":
+        array = _percent(path, array, expected)
+    elif array.dtype != np.uint8:
+        raise DataError(f"{path}: certainties of type {array.dtype}, {expected}")
     highest = int(array.max(initial=0))
     if highest > 100:
         raise DataError(f"{path}: certainty {highest}, {expected}; are these 0 to 255, or logits?")
     if highest <= 1:
         raise DataError(f"{path}: no certainty above {highest}, {expected}; was 0 to 1 stored as bytes?")
     return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _percent(path: Path, softmax: NDArray[Any], expected: str) -> UInt8:
+    """A softmax, 0 to 1 or 0 to 100, as bytes of percent, truncated as published teachers do it."""
+    total = softmax.sum(2, dtype=np.float64)
+    for scale in (1, 100):
+        if softmax.min(initial=0) >= 0 and np.allclose(total, scale, rtol=SUM_TOLERANCE):
+            return np.asarray(softmax * np.float32(100 / scale), np.uint8)
+    raise DataError(
+        f"{path}: {softmax.dtype} values from {softmax.min(initial=0):g} to {softmax.max(initial=0):g} that do not "
+        f"sum to 1 (or 100) over the classes, {expected}; are these logits?"
+    )
 
 
 def _read_array(path: Path) -> NDArray[Any]:

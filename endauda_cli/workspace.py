@@ -157,8 +157,11 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     import tomllib  # few workspaces have the file, and every TAB asks
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a BOM
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError, UnicodeDecodeError, an int of 4301 digits
         raise ConfigError(f"{path}: not valid TOML ({error}); mend that line") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,3 +35,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"arch": "deeplabv3plus", "backbone": "tiny", "classes": list(CLASSES), "size": list(SIZE)}
     checkpoint.save(path, {"weights": student.state_dict(), "meta": meta})
     return path
+
+
+def pytest_configure() -> None:
+    """A job in the background ignores Ctrl-C, and its children with it; those that are told to stop must not."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)

@@ -553,7 +553,8 @@ def test_json_of_every_command(trained: Path, tmp_path: Path) -> None:
 
 
 def test_quiet_leaves_only_warnings(city: Path) -> None:
-    assert succeed("fuse", "--quiet").err == ""
+    assert "warning: --threshold 90 takes more than 90% of the labels of " in succeed("fuse", "--quiet").err
+    assert succeed("fuse", "--threshold", "0", "--quiet").err == ""
     train = ("train", *SIZE_FLAGS, "--steps", "1")
     loud, quiet = succeed(*train, "--name", "a").err, succeed(*train, "--name", "b", "-q").err
     assert "labels in percent of pixels" in loud and "labels in percent of pixels" not in quiet
@@ -649,6 +650,24 @@ def test_result_into_a_closed_pipe(city: Path) -> None:
 
 
 # ---------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1), ("float16", 1), ("float32", 100)])
+def test_a_softmax_as_it_is(city: Path, dtype: str, scale: int) -> None:
+    """Floats become what a teacher's own export truncates them to."""
+    folder = put_outputs(city / "outputs", "dacs", VAL)
+    for path in folder.glob("*.npy"):
+        percent = (
+            np.load(path).astype(np.float64) + 0.5
+        )  # in the midst of a step, so that no rounding matters
+        np.save(path, (percent / percent.sum(2, keepdims=True) * scale).astype(dtype))
+    succeed("export-teacher", "soft", "--import", "outputs", "--split", "val")
+    with CertaintyReader(city / "certainty/gta5/soft") as archive:
+        for image in VAL:
+            softmax = np.load(folder / f"{image}.npy").astype(np.float32) / np.float32(scale)
+            expected = np.asarray(softmax * np.float32(100), np.uint8).transpose(2, 0, 1)
+            assert np.abs(archive.certainty(image).astype(int) - expected).max() <= 1
+            assert np.mean(archive.certainty(image) != expected) < 0.01
 
 
 def test_several_splits_at_once(city: Path) -> None:

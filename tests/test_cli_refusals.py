@@ -94,8 +94,9 @@ def _value(folder: Path) -> None:
 
 OUTPUTS: dict[str, tuple[Spoil, str, str]] = {
     "certainty above 100": (_npy(_above), "npy", "certainty 101, expected (H, W, 19) bytes 0 to 100"),
-    "floats 0 to 100": (_npy(lambda q: q.astype(np.float32)), "npy", "of type float32 in 0 to 100; truncate to bytes"),
-    "floats 0 to 1": (_npy(lambda q: q / 100), "npy", "of type float64 in 0 to 1; multiply by 100"),
+    "logits": (_npy(lambda q: q.astype(np.float32) - 40), "npy", "do not sum to 1 (or 100) over the classes"),
+    "not a number": (_npy(lambda q: q * np.float32(np.nan)), "npy", "do not sum to 1 (or 100) over the classes"),
+    "whole numbers": (_npy(lambda q: q.astype(np.int64)), "npy", "of type int64, expected (H, W, 19) bytes"),
     "bytes 0 to 1": (_npy(lambda q: (q > 50).astype(np.uint8)), "npy", "was 0 to 1 stored as bytes?"),
     "class axis first": (_npy(lambda q: q.transpose(2, 0, 1)), "npy", "of shape (19, 32, 64)"),
     "other classes": (_npy(lambda q: q[..., :16]), "npy", "of shape (32, 64, 16), expected (H, W, 19) bytes"),
@@ -416,6 +417,8 @@ def test_no_archive(city: Path) -> None:
             ("--source", "mine.toml"),
             "mine.toml: no such file; --source and --target take a name or a .toml file",
         ),
+        (("--policy", "."), ".: neither JSON nor a NumPy file"),
+        (("--policy", "/"), "/: neither JSON nor a NumPy file"),
         (
             ("--policy", "best"),
             "--policy best: neither one of auto, few-shot, val, certainty, paper nor a file that exists",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,16 @@ from endauda_cli.events import Tick
 from endauda_cli.stopping import Stopped
 from endauda_cli.terminal import crash, ending
 from endauda_cli.terminal.answer import Answer, current
-from tests.command_lines import SIZE_FLAGS, TEACHERS, TRAIN, endauda, make_workspace, put_outputs, succeed
+from tests.command_lines import (
+    SIZE_FLAGS,
+    TEACHERS,
+    TRAIN,
+    endauda,
+    files_of,
+    make_workspace,
+    put_outputs,
+    succeed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,6 +299,46 @@ def test_a_reader_that_leaves(words: tuple[str, ...], city: Path) -> None:
     told = [line for line in process.stderr.splitlines() if "  in " not in line]
     assert process.returncode == (2 if "--nonsense" in words else 0), process.stderr
     assert told == [] or "--nonsense" in words
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "fuse --help", "--version", "inspect dacs", "inspect dacs --json"]
+)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(words: str, closed: str, city: Path) -> None:
+    """What nobody listens to is not said; all else is done, and nothing lands in a file that took its place."""
+    before = files_of(city)
+    process = in_shell(f"{words} {closed}", city)
+    assert process.returncode == 0 and "endauda:" not in process.stderr, process.stderr
+    assert bool(process.stdout) == (">&-" not in closed.replace("2>&-", "")) and files_of(city) == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("words", ["fuse --help", "--version", "inspect dacs", "inspect dacs --json"])
+def test_result_onto_a_full_disk(words: str, city: Path) -> None:
+    process = in_shell(f"{words} >/dev/full", city)
+    last = process.stderr.splitlines()[-1]
+    assert process.returncode == 1 and last.startswith("endauda: the disk is full"), process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii:strict"}, {"COLUMNS": "0"}, {"COLUMNS": "99999999"}]
+)
+@pytest.mark.parametrize("words", ["fuse --help", "fuse --teachers nobody"])
+def test_words_are_printed_anywhere(words: str, variables: dict[str, str], city: Path) -> None:
+    process = in_shell(words, city, **variables)
+    assert process.returncode == ("nobody" in words), process.stderr
+    assert len((process.stdout + process.stderr).strip()) > 60
+
+
+def in_shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``endauda`` with redirections."""
+    program = shlex.join(RUN)
+    return subprocess.run(
+        ["sh", "-c", f"{program} {line}"], cwd=cwd, env=os.environ | environment, capture_output=True, text=True,
+        timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- signals

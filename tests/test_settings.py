@@ -69,10 +69,15 @@ def test_file_is_found_from_below_and_by_option(city: Path, monkeypatch: pytest.
     monkeypatch.chdir(city / "deep/er")
     assert result_of("fuse")["threshold"] == 60
     monkeypatch.chdir("/")
-    for words in (("--workspace", city), (f"--workspace={city}",)):
+    for words in (("--workspace", city), (f"--workspace={city}",), ("--workspace", "/", "--workspace", city)):
         assert result_of("fuse", *words)["threshold"] == 60
     monkeypatch.setenv("ENDAUDA_WORKSPACE", str(city))
     assert result_of("fuse")["threshold"] == 60
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(city: Path) -> None:
+    (city / "endauda.toml").write_bytes(b"\xef\xbb\xbf[fuse]\r\nthreshold = 60\r\n")
+    assert shown()["fuse", "threshold"][0] == "60"
 
 
 @pytest.mark.parametrize("value", ['"dacs,crst"', '["dacs", "crst"]', '["dacs,crst"]'])
@@ -209,6 +214,9 @@ def test_switches_in_both_places(city: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("[fuse.rule]\nname = 'plf'\n", "[fuse] rule is {'name': 'plf'}; expected what one would type"),
         ("[fuse]\nworkspace = 'x'\n", "[fuse] has no option 'workspace'"),
         ("fuse = 3\n", "fuse stands outside a table"),
+        (f"[fuse]\nworkers = {'9' * 5000}\n", "not valid TOML"),
+        (f"[fuse]\nworkers = 0x{'f' * 5000}\n", "[fuse] workers is a number of thousands of digits"),
+        (f"x = {'[' * 5000}{']' * 5000}\n", "not valid TOML"),
     ],
 )
 def test_mistakes_in_the_file(city: Path, text: str, message: str) -> None:
@@ -228,6 +236,7 @@ def test_mistakes_in_the_file(city: Path, text: str, message: str) -> None:
             "ENDAUDA_FUSE_TRESHOLD is no option of fuse; did you mean ENDAUDA_FUSE_THRESHOLD?",
         ),
         ("ENDAUDA_FUSE_X", "", "ENDAUDA_FUSE_X is no option of fuse"),
+        ("ENDAUDA_FUSE_WORKSPACE", ".", "is no option of fuse; did you mean ENDAUDA_WORKSPACE?"),
         ("ENDAUDA_FUSE_THRESHOLD", "0.5", "(the value is from ENDAUDA_FUSE_THRESHOLD)"),
         ("ENDAUDA_FUSE_WINDOW", "4", "(the value is from ENDAUDA_FUSE_WINDOW)"),
     ],

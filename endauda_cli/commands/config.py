@@ -106,5 +106,4 @@ def built_in(param: Any) -> Any:
 
 def _variables(rows: list[ConfigRow]) -> set[str]:
     """All that are read."""
-    known = {row.variable for row in rows} | {variable("workspace", row.command) for row in rows}
-    return known | {variable(key) for key in COMMON} | set(ELSEWHERE)
+    return {row.variable for row in rows} | {variable(key) for key in COMMON} | set(ELSEWHERE)

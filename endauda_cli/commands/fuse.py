@@ -203,7 +203,7 @@ def _rule_for(policy: str) -> FusionRule:
     """``consensus``, unless the policy is of owners, which that rule does not have."""
     if policy in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):
         return FusionRule.CONSENSUS
-    fitted = policy not in tuple(PolicyKind) and Path(policy).with_name(CONSENSUS_FILE).exists()
+    fitted = policy not in tuple(PolicyKind) and (Path(policy).parent / CONSENSUS_FILE).exists()
     return FusionRule.CONSENSUS if fitted else FusionRule.PLF
 
 

@@ -65,7 +65,9 @@ if TYPE_CHECKING:
 
 POLICY_FILE = "policy.json"
 SCARCE = 0.1
-"""A class of whose labels less than this share is kept is warned of."""
+"""A class of whose labels less than this share is kept is warned of,"""
+NOTABLE = 0.002
+"""if it has more than this share of the pixels."""
 STATISTICS_FOLDER = ".agreement"
 """Beside the archives: what was learnt from them, by what went in; may be deleted."""
 JOURNAL_VERSION = 2
@@ -163,7 +165,7 @@ def fuse(
             others()
         whole = journal.collect(inputs) if others is None or number == 1 else None
         result = _summarise(fusion, policy, out, whole or lines, made)
-        _warn_of_what_is_lost(result, report)
+        _warn_of_what_is_lost(result, whole or lines, report)
         if whole is None:
             known = {image for image, _ in journal.lines}
             return replace(result, waiting_for=sum(image not in known for image in ids))
@@ -223,11 +225,16 @@ def _recipe(
     return policy, recipe
 
 
-def _warn_of_what_is_lost(result: FusionResult, report: Reporter) -> None:
-    """A student cannot learn a class whose labels the threshold took away."""
+def _warn_of_what_is_lost(result: FusionResult, lines: Sequence[Line], report: Reporter) -> None:
+    """A student cannot learn a class whose labels the threshold took away. What hardly occurs is nobody's loss."""
     if not result.threshold:
         return
-    lost = [c.name for c in result.classes if c.kept is not None and c.kept < SCARCE]
+    given, pixels = (np.sum([line[key] for line in lines], axis=0) for key in ("given", "pixels"))
+    lost = [
+        c.name
+        for c, labels in zip(result.classes, given, strict=True)
+        if c.kept is not None and c.kept < SCARCE and labels > NOTABLE * pixels
+    ]
     if lost:
         report(
             Note(

@@ -46,8 +46,13 @@ def run(program: Callable[[], object], words: Sequence[str]) -> int:
                 sys.stdout.write(answer.document(failure))
             sys.stdout.flush()
             sys.stderr.flush()
-        except BrokenPipeError:
-            return _reader_left()
+        except BrokenPipeError:  # ``endauda inspect dacs | head``: not an error
+            _silence_what_fails()
+            return 0
+        except OSError as error:  # ``> FILE`` on a disk that is full
+            _silence_what_fails()
+            _say(mending(error, answer) or f"the result cannot be printed: {error}")
+            return 1
         return code
 
 
@@ -110,8 +115,8 @@ def _say(message: str) -> None:
     say(error_screen(), Text("endauda:", "bold red") + Text(f" {message}", ""))
 
 
-def _reader_left() -> int:
-    """``endauda inspect dacs | head``: not an error, and Python's own words about it are kept from the user."""
+def _silence_what_fails() -> None:
+    """Keep Python's own words about a stream that takes no more from the user."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -119,7 +124,6 @@ def _reader_left() -> int:
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
                 os.dup2(nowhere, stream.fileno())
-    return 0
 
 
 # ---------------------------------------------------------------------------- stopped by a signal

@@ -25,13 +25,12 @@ def spread(words: Sequence[str], several: Collection[str]) -> list[str]:
         if word == "--":
             return result + list(words[position:])
         if is_option(word):
-            name, equals, value = word.partition("=")
-            option, first = (name if name in several else None), not equals
-            if option is None or first:
+            name, glued = _taken_apart(word)
+            option, first = (name if name in several else None), glued is None
+            if option is None or glued is None:
                 result.append(word)
             else:
-                head, *rest = split_commas(value)
-                result += [f"{option}={head}", *(text for part in rest for text in (option, part))]
+                result += [text for part in split_commas(glued) for text in (option, part)]
         elif option is None:
             result.append(word)
         else:
@@ -55,6 +54,14 @@ def is_option(word: str) -> bool:
 def split_commas(text: str) -> list[str]:
     """``"a,b"`` as ``["a", "b"]``; what holds nothing between its commas stays one value, to be refused by name."""
     return [part.strip() for part in text.split(",") if part.strip()] or [text]
+
+
+def _taken_apart(word: str) -> tuple[str, str | None]:
+    """``--teachers=a``, ``-t=a`` and ``-ta`` as name and value; ``None`` where none is glued to the name."""
+    name, equals, value = word.partition("=")
+    if not word.startswith("--") and len(name) > 2:
+        return word[:2], word[2:]
+    return name, value if equals else None
 
 
 def _is_number(word: str) -> bool:

@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from endauda_cli.errors import ConfigError, EndaudaError, did_you_mean
 from endauda_cli.terminal.multivalue import spread
-from endauda_cli.terminal.settings import Option, Setting, resolve, variable
+from endauda_cli.terminal.settings import Option, Setting, resolve
 from endauda_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Command(TyperCommand):
         root: Any = ctx.find_root()
         name = ctx.command_path[len(root.command_path) :].strip()
         try:
-            workspace = find_workspace(_workspace_named(args, name))
+            workspace = find_workspace(_workspace_named(args))
             settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
         except (EndaudaError, OSError):
             if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
@@ -206,11 +207,13 @@ def _key(param: Any) -> str:
     return str(next(flag for flag in param.opts if flag.startswith("--"))[2:])
 
 
-def _workspace_named(words: Sequence[str], command: str) -> Path | None:
-    """The value of ``--workspace``, which is needed before the words are parsed: the other defaults lie there."""
-    for position, word in enumerate(words):
+def _workspace_named(words: Sequence[str]) -> Path | None:
+    """The last ``--workspace``, which is needed before the words are parsed: the other defaults lie there."""
+    named = None
+    for word, following in pairwise([*words, "--"]):
         option, equals, value = word.partition("=")
-        if option == "--workspace" and (equals or position + 1 < len(words)):
-            return Path(value if equals else words[position + 1])
-    named = os.environ.get(variable("workspace", command))
-    return Path(named) if named else None
+        if word == "--":
+            break
+        if option == "--workspace" and (equals or following != "--"):
+            named = Path(value if equals else following)
+    return named

@@ -117,11 +117,13 @@ def _from_environment(
     for key in (key for key in COMMON if key in known):
         if value := environment.get(variable(key)):
             found[key] = Setting(_of_text(known[key], value), variable(key))
-    names = {variable(key, command): key for key in known} | {variable("workspace", command): "workspace"}
+    names = {variable(key, command): key for key in known}
     for name in (name for name in environment if name.startswith(variable("", command))):
-        if name not in names:
-            raise ConfigError(f"environment: {name} is no option of {command}{did_you_mean(name, names)}")
-        if environment[name] and (key := names[name]) in known:
+        if name not in names:  # one workspace serves all commands
+            near = [variable("workspace")] if name == variable("workspace", command) else names
+            raise ConfigError(f"environment: {name} is no option of {command}{did_you_mean(name, near)}")
+        if environment[name]:
+            key = names[name]
             found[key] = Setting(_of_text(known[key], environment[name]), name)
     return found
 
@@ -139,8 +141,12 @@ def _of_toml(option: Option, value: Any, where: str) -> Any:
     values = value if isinstance(value, list) else [value]
     if any(isinstance(v, bool) or not isinstance(v, str | int | float) for v in values):
         raise ConfigError(f"{where} is {value!r}; expected what one would type, a string or a number")
+    try:
+        texts = [str(v) for v in values]
+    except ValueError as error:  # 0xfff... of more digits than Python prints
+        raise ConfigError(f"{where} is a number of thousands of digits; expected one of use") from error
     if option.several:
-        return [part for v in values for part in split_commas(str(v))]
+        return [part for text in texts for part in split_commas(text)]
     if isinstance(value, list):
         raise ConfigError(f"{where} is {value!r}; it takes one value")
-    return str(value)
+    return texts[0]

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from io import TextIOWrapper
 
 
 def hush() -> None:
@@ -20,6 +21,23 @@ def hush() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def mend_surroundings() -> None:
+    """See to it that words can be printed, whatever the caller has left of streams, locale and ``COLUMNS``."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed (``>&-``); the next file that is opened would take its place
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="backslashreplace"))
+    if isinstance(sys.stdout, TextIOWrapper):  # as stderr has it: no locale keeps a name from being shown
+        sys.stdout.reconfigure(errors="backslashreplace")
+    columns = os.environ.get("COLUMNS", "1")
+    if not (
+        columns.isdecimal() and 0 < int(columns[:5]) < 10_000
+    ):  # rich prints nothing into 0, and fills them all
+        del os.environ["COLUMNS"]
 
 
 def leave(code: int) -> None:
