@@ -309,7 +309,7 @@ def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
 def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TEACHERS}
     name = rule if split == "train" else f"{rule}-{split}"
-    config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0)
+    config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0.0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _named(demo.report, name)
     fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, "cpu", report)

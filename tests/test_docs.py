@@ -24,7 +24,7 @@ _START = re.compile(r"^(?:timeout .*? |[A-Z_]+=\S+ )?endauda ")
 def lines_of(page: Path) -> list[str]:
     """The command lines of ours on a page: in its blocks, and between backticks in its text."""
     written = [line for block in blocks(page) if block.language == "bash" for line in block.lines]
-    parts = [part.strip() for line in written + inline(page) for part in re.split(r"&&|\|\|| \| | 2?>", line)]
+    parts = [part.strip() for line in written + inline(page) for part in re.split(r"&&|\|\||\s[|>]\s", line)]
     ours = [_START.sub("endauda ", _TORCHRUN.sub("endauda ", part)) for part in parts]
     # Generated references write usage as [OPTIONS]; "..." stands for what a reader has.
     return [line for line in ours if line.startswith("endauda ") and "[" not in line]

@@ -222,7 +222,7 @@ def _row(fusion: Fusion, result: FusionResult, line: Line, photograph: Path | No
     if photograph is not None:
         pictures.insert(0, thumbnail(read_image(photograph)))
     share = percent(line["disputed"] / max(1, line["pixels"]))
-    return PictureRow(f"{image} {share} %", pictures)
+    return PictureRow(f"{image} {share}\N{NO-BREAK SPACE}%", pictures)
 
 
 def _small(values: UInt8) -> UInt8:
