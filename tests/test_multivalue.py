@@ -57,7 +57,7 @@ def test_no_word_is_lost_or_moved(line: list[str]) -> None:
     """Taking away the inserted options leaves the line as it was, but for ``=`` after one of ours."""
     end = line.index("--") if "--" in line else len(line)
     taken_apart = [word.split("=", 1) if word.split("=")[0] in SEVERAL else [word] for word in line[:end]]
-    line = [*sum(taken_apart, []), *line[end:]]
+    line = [*(part for parts in taken_apart for part in parts), *line[end:]]
     result, position = spread(line, SEVERAL), 0
     for word in result:
         if position < len(line) and word == line[position]:
