@@ -90,6 +90,11 @@ def test_usage_errors(command: str, wrong: tuple[str, ...]) -> None:
     assert document["error"]["message"] in outcome.err
 
 
+def test_an_option_before_its_command() -> None:
+    outcome = endauda("--json", "fuse")
+    assert outcome.code == 2 and "No such option: --json; options of fuse stand after it" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [

@@ -144,6 +144,14 @@ class Group(TyperGroup):
         tidy(self, ctx)
         super().format_help(ctx, formatter)
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:  # ``endauda --json fuse``
+            if named := next((word for word in args if word in self.commands), None):
+                error.message += f"; options of {named} stand after it"
+            raise
+
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         if args[0] in self.entries:
             self.load(args[0])
