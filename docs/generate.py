@@ -32,7 +32,8 @@ An option that takes several values takes them as people type them: `--teachers 
 
 Every option can also be set in the environment, as `ENDAUDA_<COMMAND>_<OPTION>` (`ENDAUDA_FUSE_THRESHOLD=70`), or in
 the workspace's `endauda.toml`, in a table of the command's name. A typed option beats the environment beats the file
-beats the built-in value; `endauda config show` prints what holds, and where it comes from. These can be set for all
+beats the built-in value; `endauda config show` prints what holds, and where it comes from. The workspace, where that
+file lies, is one for all: `ENDAUDA_WORKSPACE`. These can be set for all
 commands at once, above the tables of the file or without a command in the variable:
 """
 

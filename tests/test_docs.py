@@ -40,6 +40,7 @@ def parse(line: str) -> None:
     if words[0].startswith("-"):
         assert words[0] in {flag for option in root.params for flag in option.opts}, line
         return
+    words = words[: next((i for i, word in enumerate(words) if word in ("|", ">")), None)]
     context: Any = root.make_context("endauda", [], resilient_parsing=True)
     name, command, arguments = context.command.resolve_command(context, words)
     assert command is not None, f"{line}: no command {words[0]}"

@@ -90,6 +90,11 @@ def test_usage_errors(command: str, wrong: tuple[str, ...]) -> None:
     assert document["error"]["message"] in outcome.err
 
 
+def test_an_option_before_its_command() -> None:
+    outcome = endauda("--json", "fuse")
+    assert outcome.code == 2 and "No such option: --json; options of fuse stand after it" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
@@ -139,6 +144,8 @@ def test_a_result_and_why_it_is_not_all(city: Path) -> None:
 
 
 def test_other_ranks_are_silent(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "")  # nobody's
+    assert succeed("inspect", "dacs", "--json").out
     monkeypatch.setenv("RANK", "1")
     assert succeed("inspect", "dacs", "--json").out == ""
     outcome = endauda("fuse", "--teachers", "nobody", "--json")
@@ -330,6 +337,18 @@ def test_words_are_printed_anywhere(words: str, variables: dict[str, str], city:
     process = in_shell(words, city, **variables)
     assert process.returncode == ("nobody" in words), process.stderr
     assert len((process.stdout + process.stderr).strip()) > 60
+
+
+def test_the_current_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    for words in ("fuse", "doctor", f"inspect dacs --workspace {shlex.quote(str(tmp_path))}"):
+        line = f"cd gone && rmdir ../gone && {shlex.join(RUN)} {words} --json; mkdir ../gone"
+        process = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert json.loads(process.stdout)["error"]["kind"] == "ConfigError"
+        told = "endauda: the current folder was deleted meanwhile; change into one that exists\n"
+        assert process.stderr.endswith(told), process.stderr
 
 
 def in_shell(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ class Answer:
     @property
     def speaks(self) -> bool:
         """Under ``torchrun`` one process speaks for all."""
-        return os.environ.get("RANK", "0") == "0"
+        return os.environ.get("RANK") in (None, "", "0")
 
     def note(self, tick: Tick) -> None:
         """Remember what is being done."""

@@ -82,6 +82,8 @@ class Command(TyperCommand):
 
     def find_settings(self, ctx: typer.Context, args: Sequence[str]) -> None:
         """Set the context's defaults to what the environment and ``endauda.toml`` say."""
+        if not ctx.resilient_parsing:
+            _stand_somewhere()
         root: Any = ctx.find_root()
         name = ctx.command_path[len(root.command_path) :].strip()
         try:
@@ -141,6 +143,14 @@ class Group(TyperGroup):
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         tidy(self, ctx)
         super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:  # ``endauda --json fuse``
+            if named := next((word for word in args if word in self.commands), None):
+                error.message += f"; options of {named} stand after it"
+            raise
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         if args[0] in self.entries:
@@ -205,6 +215,14 @@ def _several(param: Any) -> bool:
 def _key(param: Any) -> str:
     """``few-shot`` of an option that is typed ``--few-shot``."""
     return str(next(flag for flag in param.opts if flag.startswith("--"))[2:])
+
+
+def _stand_somewhere() -> None:
+    """Refuse to work in a folder that is gone: paths mean nothing there, and torch ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder was deleted meanwhile; change into one that exists") from error
 
 
 def _workspace_named(words: Sequence[str]) -> Path | None:
