@@ -25,7 +25,7 @@ PIPELINE, TOOLS = "From teachers to a student", "Around it"
 
 # fmt: off
 COMMANDS = {
-    name: Entry(summary, panel, f"endauda_cli.commands.{name.replace('-', '_')}")
+    name: Entry(summary, panel, f"endauda_cli.commands.{name.replace('-', '_')}", tolerant=name == "doctor")
     for panel, name, summary in (
         (PIPELINE, "export-teacher", "Store a teacher's certainties: run its network, or import outputs that exist."),
         (PIPELINE, "fuse", "Fuse the teachers' archives into one set of labels for the target."),

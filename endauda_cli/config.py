@@ -6,6 +6,7 @@ A wrong value is a :class:`ConfigError` that names the option and says what woul
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from endauda_cli.errors import ConfigError
@@ -201,6 +202,20 @@ def check_shard(shard: tuple[int, int]) -> None:
     number, of = shard
     if not 1 <= number <= of:
         raise ConfigError(f"--shard {number}/{of}: the first number runs from 1 to the second")
+
+
+def launched() -> int:
+    """How many processes ``torchrun``, or whoever speaks like it, has started for this job.
+
+    Raises:
+        ConfigError: if the environment does not say it as a number.
+    """
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise ConfigError(
+            f"environment: WORLD_SIZE is {text!r}; torchrun sets it to a number: unset it, or use torchrun"
+        )
+    return int(text)
 
 
 def check_seed(seed: int) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from endauda_cli.config import launched
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ def world_size() -> int:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the other ranks if ``torchrun`` started several; yields this rank's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         yield device
         return
     if device.type == "cuda":

@@ -278,3 +278,44 @@ def test_config_show(city: Path) -> None:
     assert "did you mean train?" in refused("config", "show", "trian")
     out = succeed("config", "show", "train").out
     assert "all archives" not in out and "deeplabv3plus" in out
+
+
+def test_settings_of_a_command_below_another(city: Path) -> None:
+    (city / "endauda.toml").write_text("[config.show]\nchanged = true\n[fuse]\nthreshold = 70\n")
+    assert shown().keys() == {("fuse", "threshold"), ("config show", "changed")}
+    (city / "endauda.toml").write_text("[config]\nchanged = true\n")
+    assert "[config] has no option 'changed'; put it under [config.show]" in refused("config", "show")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (("--workers", "many"), {}, "'many': Input should be a valid integer"),
+        (("--workers=1.5",), {}, "'1.5': Input should be a valid integer"),
+        ((), {"ENDAUDA_WORKERS": "many"}, "'many': Input should be a valid integer"),
+    ],
+)
+def test_a_bad_number_is_named(
+    city: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    outcome = endauda("fuse", *words)
+    assert outcome.code == 2 and message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("value", "good"), [("", True), ("1", True), ("x", False), ("0", False), ("-1", False)]
+)
+def test_world_size_of_another_launcher(
+    city: Path, monkeypatch: pytest.MonkeyPatch, value: str, good: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    if good:
+        assert succeed("fuse", "--rule", "majority")
+    else:
+        assert "WORLD_SIZE is " in refused("fuse", "--rule", "majority")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from endauda_cli.config import launched
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
 from endauda_cli.terminal import completing
 from endauda_cli.terminal.answer import current
@@ -278,7 +278,7 @@ def place(session: Session, shard: str, networks: bool) -> Iterator[Place]:
     """
     number, of = parse_shard(shard)
     on_cpu = session.device_name == "cpu" or (session.device_name == "auto" and not networks)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         yield Place("cpu" if on_cpu else str(session.device()), (number, of))
         return
     if of > 1:

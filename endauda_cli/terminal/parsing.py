@@ -41,11 +41,13 @@ class Entry:
         summary: the first line of its own help.
         panel: the heading it stands under.
         module: where its function ``command`` is, or, for a group of commands, its ``app``.
+        tolerant: whether it runs where the settings cannot be read, and tells of that itself.
     """
 
     summary: str
     panel: str
     module: str
+    tolerant: bool = False
 
 
 class Command(TyperCommand):
@@ -60,7 +62,8 @@ class Command(TyperCommand):
         try:
             super().parse_args(ctx, spread(args, several))
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ") + self._hint(ctx, error)
+            error.message = self._value(ctx, args, error) + error.message.removeprefix("Value error, ")
+            error.message += self._hint(ctx, error)
             raise
         if ctx.args and not ctx.resilient_parsing:
             words = " ".join(ctx.args)
@@ -90,7 +93,7 @@ class Command(TyperCommand):
             workspace = find_workspace(_workspace_named(args))
             settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
         except (EndaudaError, OSError):
-            if not ctx.resilient_parsing and name != "doctor":  # TAB goes on without them, doctor tells why
+            if not (ctx.resilient_parsing or root.command.entries[name.partition(" ")[0]].tolerant):
                 raise
             return
         ctx.meta[_SETTINGS] = settings
@@ -119,6 +122,18 @@ class Command(TyperCommand):
             return ""
         choices = [item.value for item in error.param.shell_complete(ctx, "")]
         return did_you_mean(refused[1], choices).replace("; d", " D")
+
+    def _value(self, ctx: typer.Context, args: Sequence[str], error: typer.BadParameter) -> str:
+        """What was refused, where Typer does not say it: ``'many': Input should be a valid integer ...``."""
+        if error.param is None or not error.message.startswith("Input should be"):
+            return ""
+        settings: Mapping[str, Setting] = ctx.meta.get(_SETTINGS, {})
+        value = settings[error.param.name].value if error.param.name in settings else None
+        for word, following in pairwise([*args, ""]):
+            option, equals, text = word.partition("=")
+            if option in error.param.opts:
+                value = text if equals else following
+        return "" if value is None else f"{value!r}: "
 
     def _place_of(self, ctx: typer.Context, words: Sequence[str]) -> str:
         """Where words that stand alone may belong: the option that completes to the first of them."""

@@ -102,11 +102,18 @@ def _from_file(
             raise ConfigError(f"{path}: {key} {wrong}{known_are(key, COMMON)}")
         elif key in known:
             found[key] = Setting(_of_toml(known[key], value, f"{path}: {key}"), str(path))
-    for key, value in config.get(command, {}).items():
-        where = f"{path}: [{command}]"
+    name, _, sub = command.partition(" ")
+    own = config.get(name, {})
+    if sub:  # [config.show]
+        for key in (key for key, value in own.items() if not isinstance(value, dict)):
+            raise ConfigError(f"{path}: [{name}] has no option {key!r}; put it under [{name}.{sub}]")
+        own = own.get(sub, {})
+    table = command.replace(" ", ".")
+    for key, value in own.items():
+        where = f"{path}: [{table}]"
         if key not in known:
             raise ConfigError(f"{where} has no option {key!r}{known_are(key, sorted(known))}")
-        found[key] = Setting(_of_toml(known[key], value, f"{where} {key}"), f"{path} [{command}]")
+        found[key] = Setting(_of_toml(known[key], value, f"{where} {key}"), f"{path} [{table}]")
     return found
 
 
