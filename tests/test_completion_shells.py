@@ -105,6 +105,8 @@ def fish(home: Path, cwd: Path, script: bool = True) -> Person:
     if shutil.which("fish") is None:
         pytest.skip("no fish")
     folder = home / ".config/fish/completions"
+    # Without it, a new user's fish reads all manual pages, in the background, for minutes.
+    (home / ".local/share/fish/generated_completions").mkdir(parents=True)
     folder.mkdir(parents=True)
     (folder.parent / "config.fish").write_text(
         f"function fish_prompt; echo -n '{PROMPT} '; end\nset -g fish_greeting\nset -g fish_autosuggestion_enabled 0\n"
