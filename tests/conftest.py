@@ -38,7 +38,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure() -> None:
-    """A job in the background ignores Ctrl-C, and its children with it; those that are told to stop must not."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """A job in the background ignores Ctrl-C or a hang-up, and its children would with it: these are told to stop."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda _number, _frame: None}
+    for number, handler in handlers.items():
         if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, handler)  # a child gets the default instead

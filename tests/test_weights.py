@@ -425,7 +425,7 @@ def test_the_table(tmp_path: Path, web: Web) -> None:
     rows = [row.split() for row in table.splitlines()]
     assert rows[0] == ["name", "state", "licence", "goes", "to", "size", "mIoU", "%"]
     assert rows[1] == ["a", "verified", "MIT", "weights/a.bin", "0.0", "MB", "12.30"]
-    assert rows[2] == ["b", "absent", "unknown", "weights/b.bin", "unknown", "n/a"]
+    assert rows[2] == ["b", "absent", "unknown", "weights/b.bin"], "size and score are not known"
     assert "a: bytes. Mind it" in table and "from https://example.org/page: a, b" in table
     assert succeed(*words, "--list").out == table
 
