@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of ``--json``; it grows when a field is renamed or removed, or means something else."""
+
+
+_USER = re.compile(r"(?<=://)[^/\s@]+@")
+_SECRET = re.compile(
+    r"(?i)([?&][^=&\s]*(?:token|key|sig|secret|pass|auth|cred)[^=&\s]*=|\b(?:token|password|secret|api_key)[=:]\s*)"
+    r"[^&\s;,)'\"]+"
+)
+_BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}|\b(hf_|gh[pousr]_|sk-)\w{8,}")
+
+
+def masked(text: str) -> str:
+    """Without passwords and tokens, in links and beside them."""
+    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
+    return _BEARER.sub(lambda match: f"{match[1] or match[2]}***", text)
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,10 @@ class Answer:
             self.doing[tick.task] = tick
 
     def command_line(self) -> str:
-        """The line that does it again, as a shell takes it."""
+        """The line that does it again, as a shell takes it, without secrets."""
         module = Path(sys.argv[0]).parts[-2:] == ("endauda_cli", "__main__.py")
         program = (Path(sys.executable).name, "-m", "endauda_cli") if module else ("endauda",)
-        return shlex.join([*program, *self.words])
+        return masked(shlex.join([*program, *self.words]))
 
     def document(self, failure: Failure | None) -> str:
         """The JSON document: a result, a failure, or what there is and why it is not all."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli import __version__
+from endauda_cli.terminal.answer import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,19 +36,6 @@ LIBRARIES = (
     "typer",
     "rich",
 )
-
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
-_SECRET = re.compile(
-    r"(?i)([?&][^=&\s]*(?:token|key|sig|secret|pass|auth|cred)[^=&\s]*=|\b(?:token|password|secret|api_key)[=:]\s*)"
-    r"[^&\s;,)'\"]+"
-)
-_BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}|\b(hf_|gh[pousr]_|sk-)\w{8,}")
-
-
-def masked(text: str) -> str:
-    """Without passwords and tokens, in links and beside them."""
-    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
-    return _BEARER.sub(lambda match: f"{match[1] or match[2]}***", text)
 
 
 def tell(error: BaseException, words: Sequence[str]) -> str:

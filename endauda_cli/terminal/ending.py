@@ -17,7 +17,6 @@ import typer
 from endauda_cli import stopping
 from endauda_cli.errors import EndaudaError, did_you_mean
 from endauda_cli.stopping import Stopped
-from endauda_cli.terminal import crash
 from endauda_cli.terminal.answer import Answer, Failure, answering
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
     except Exception as error:
         if (asked := stopping.asked()) is not None:  # what an interrupted library makes of it
             return asked.exit_code, Failure(INTERRUPTED, interruption(answer))
+        from endauda_cli.terminal import crash  # only who needs it waits for it
+
         sentence = mending(error, answer)
         if sentence is not None and not os.environ.get(crash.DEBUG_VARIABLE):
             return 1, Failure(MENDABLE, sentence)
@@ -139,7 +140,7 @@ def interruption(answer: Answer) -> str:
         where = "interrupted" if tick is None else f"interrupted while {tick.task}"
         where += "; what was finished before is kept" if answer.keeps else "; there is nothing to keep yet"
     again = "go on with" if answer.keeps else "start again with"
-    return f"{where}; {again}: {crash.masked(answer.command_line())}"
+    return f"{where}; {again}: {answer.command_line()}"
 
 
 def _kept(tick: Tick) -> str:
