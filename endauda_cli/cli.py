@@ -78,7 +78,7 @@ def root(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 (interrupt)."""
+    """Run a command line; returns the exit code: 0, 1 (an error that is told), 2 (usage), 130 and 143 (stopped)."""
     words = list(sys.argv[1:] if argv is None else argv)
 
     def program() -> object:

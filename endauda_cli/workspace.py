@@ -89,6 +89,11 @@ class Workspace:
                 found.append((max(times), folder.name))
         return [name for _, name in sorted(found)]
 
+    def path(self, given: Path) -> Path:
+        """A path as typed, else relative to the workspace."""
+        inside = self.root / given
+        return inside if not given.exists() and inside.exists() else given
+
     def newest_labels(self, target: Domain, source: str) -> Path:
         """The label set of train images that was fused last.
 

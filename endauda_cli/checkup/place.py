@@ -56,12 +56,7 @@ class Place:
     def roots(self, domain: Domain, option: str) -> tuple[Path, ...]:
         """Folders that may hold a domain's images."""
         given = self.used.get(option)
-        return self.workspace.data_roots(domain) if given is None else (self.folder(given),)
-
-    def folder(self, given: str) -> Path:
-        """A folder as typed, else relative to the workspace."""
-        inside = self.workspace.root / given
-        return inside if not Path(given).exists() and inside.exists() else Path(given)
+        return self.workspace.data_roots(domain) if given is None else (self.workspace.path(Path(given)),)
 
     def line(self, command: str, *words: str) -> str:
         """A command line to copy that means this workspace, source and target from the current folder."""
@@ -90,7 +85,7 @@ def find_place(asked: Asked) -> tuple[Place | None, list[Finding]]:
     place = Place(workspace, asked, used, task)
     findings = [where, *_check_config(asked, workspace), *disagreements, *about_task]
     for option in ("source-data", "target-data"):
-        if option in used and not place.folder(used[option]).is_dir():
+        if option in used and not place.workspace.path(Path(used[option])).is_dir():
             findings.append(Finding(f"--{option}", "missing", f"{used[option]}: no such folder"))
     return place, findings
 

@@ -83,7 +83,7 @@ def command(
             return
         options = FetchOptions(
             mirror,
-            None if from_file is None else o.inside_workspace(found, from_file.expanduser()),
+            None if from_file is None else found.path(from_file.expanduser()),
             offline,
             Patience(timeout_s=timeout, attempts=attempts),
         )

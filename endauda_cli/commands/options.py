@@ -14,6 +14,7 @@ from endauda_cli.config import launched
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
 from endauda_cli.terminal import completing
 from endauda_cli.terminal.answer import current
+from endauda_cli.terminal.parsing import full_name
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -40,7 +41,7 @@ data, passes, common = panel("Data"), panel("How the network is run"), panel("Co
 
 def _answer_in_json(ctx: typer.Context, asked: bool) -> bool:
     if not ctx.resilient_parsing:
-        current().command = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+        current().command = full_name(ctx)
         current().as_json = asked
     return asked
 
@@ -191,7 +192,7 @@ class Session:
 
     def path(self, given: Path) -> Path:
         """A path as typed, else relative to the workspace."""
-        return inside_workspace(self.workspace, given)
+        return self.workspace.path(given)
 
     def weights(self, given: Path) -> Path:
         """A file of weights by its path, or by the name that ``download-weights`` lists it under.
@@ -239,16 +240,10 @@ def open_session(
     )
 
 
-def inside_workspace(workspace: Workspace, given: Path) -> Path:
-    """A path as typed, else relative to the workspace."""
-    inside = workspace.root / given
-    return inside if not given.exists() and inside.exists() else given
-
-
 def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str) -> tuple[Path, ...]:
     if given is None:
         return workspace.data_roots(domain)
-    folder = inside_workspace(workspace, given)
+    folder = workspace.path(given)
     if not folder.is_dir():
         raise ConfigError(f"{option} {given}: no such folder")
     return (folder,)

@@ -88,7 +88,7 @@ class Command(TyperCommand):
         if not ctx.resilient_parsing:
             _stand_somewhere()
         root: Any = ctx.find_root()
-        name = ctx.command_path[len(root.command_path) :].strip()
+        name = full_name(ctx)
         try:
             workspace = find_workspace(_workspace_named(args))
             settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
@@ -206,6 +206,11 @@ def tidy(command: Any, ctx: Any) -> None:
             option.metavar = _VALUES.get(kind, "TEXT")
         if "--help" in option.opts and len(options) > 1:
             option.rich_help_panel = options[-2].rich_help_panel
+
+
+def full_name(ctx: typer.Context) -> str:
+    """Of the command that runs, without the program's: ``config show``."""
+    return ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
 
 
 def _alone(name: str, function: Any) -> typer.Typer:

@@ -188,7 +188,7 @@ def _read(params: Sequence[Any], valued: Mapping[str, Any], args: Sequence[str])
             value = following
         if is_option(word):
             if param := flags.get(name):
-                given.setdefault(param.name, []).extend(value.split(",") if param.multiple else [value])
+                given.setdefault(param.name, []).append(value)
         elif arguments:
             given.setdefault(arguments[0].name, []).append(word)
             del arguments[: arguments[0].nargs != -1]
