@@ -48,7 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, CodedImage
-from endauda_cli.pipeline import ordered_map
+from endauda_cli.threads import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -517,8 +517,8 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
     """``endauda fuse`` with its defaults, over all images of the archives."""
     from endauda_cli.config import FuseConfig
     from endauda_cli.domains import Domain, Task, palette_of
-    from endauda_cli.events import silent
-    from endauda_cli.fusing import fuse
+    from endauda_cli.fusion.job import fuse
+    from endauda_cli.progress import silent
 
     paths = {Path(path).name: Path(path) for path in archives}
     with CertaintyReader(archives[0]) as reader:

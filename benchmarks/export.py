@@ -29,14 +29,14 @@ from PIL import Image
 
 from endauda_cli.config import ExportConfig, InferenceConfig
 from endauda_cli.datasets import Sample
+from endauda_cli.demo.street import TARGET_LOOK, draw_scene, paint
 from endauda_cli.distributed import pick_device
 from endauda_cli.domains import CITYSCAPES, GTA5, make_task
-from endauda_cli.events import silent
 from endauda_cli.exporting import export_network
 from endauda_cli.inference import load
 from endauda_cli.models import build_student, build_teacher
+from endauda_cli.progress import silent
 from endauda_cli.segmenter import Procedure, Segmenter, run_passes
-from endauda_cli.street import TARGET_LOOK, draw_scene, paint
 from endauda_cli.teachers import TEACHERS, Teacher
 from endauda_cli.transforms import Preprocessing
 

@@ -42,7 +42,7 @@ from rich.table import Table
 
 from endauda_cli.archive import CertaintyWriter
 from endauda_cli.domains import CITYSCAPES, CITYSCAPES_CLASSES
-from endauda_cli.fusion import Planes, Recipe, fuse_image
+from endauda_cli.fusion.rules import Planes, Recipe, fuse_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

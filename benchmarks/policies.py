@@ -40,8 +40,8 @@ from rich.table import Table
 
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.domains import make_task
-from endauda_cli.fusing.choosing import Evidence, choose_consensus, choose_policy
-from endauda_cli.fusion import Recipe, consensus, fuse_image, policy
+from endauda_cli.fusion.choosing import Evidence, choose_consensus, choose_policy
+from endauda_cli.fusion.rules import Recipe, consensus, fuse_image, policies
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 
@@ -189,16 +189,16 @@ def pixels_of(world: World, names: Sequence[str]) -> tuple[UInt8, UInt8]:
 def earlier_auto(world: World, names: Sequence[str]) -> Any:
     """The policy ``auto`` of before: soft IoU with the Dawid-Skene posterior, times scaled certainty."""
     labels, planes = pixels_of(world, names)
-    return by_owner(policy.owners_by_score(policy.auto_scores(labels, planes, planes.shape[2])))
+    return by_owner(policies.owners_by_score(policies.auto_scores(labels, planes, planes.shape[2])))
 
 
 def dawid_skene(world: World, names: Sequence[str]) -> Any:
     labels, planes = pixels_of(world, names)
-    votes, counts, _ = policy.combinations(labels)
-    model = policy.annotators(votes, counts, planes.shape[2])
+    votes, counts, _ = policies.combinations(labels)
+    model = policies.annotators(votes, counts, planes.shape[2])
 
     def fuse(labels: UInt8, planes: UInt8) -> UInt8:
-        votes, _, which = policy.combinations(labels.reshape(len(labels), -1))
+        votes, _, which = policies.combinations(labels.reshape(len(labels), -1))
         return np.asarray(model.posterior(votes).argmax(1)[which], np.uint8).reshape(labels.shape[1:])
 
     return fuse

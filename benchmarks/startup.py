@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from endauda_cli.terminal.tab import LINE, VARIABLE
+from endauda_cli.completion.tab import LINE, VARIABLE
 
 EMPTY = """
 import typer

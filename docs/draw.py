@@ -1,4 +1,4 @@
-"""The pictures of the README and the tutorial: ``python docs/draw.py FOLDER``, after ``python -m tests.pages
+"""The pictures of the README and the tutorial: ``python docs/draw.py FOLDER``, after ``python -m tests.support.pages
 docs/tutorial.md FOLDER``, which leaves the demo in FOLDER/demo and the tutorial's folder beside it."""
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import torch
 
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
-from endauda_cli.events import Tick
 from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth
+from endauda_cli.progress import Tick
 from endauda_cli.segmenter import bands, log_probabilities
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from endauda_cli.config import InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
-    from endauda_cli.events import Reporter
+    from endauda_cli.progress import Reporter
     from endauda_cli.segmenter import Segmenter, Size
     from endauda_cli.teachers import Teacher
 

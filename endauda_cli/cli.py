@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endauda_cli import __version__
+from endauda_cli.completion.shells import InstallCompletion, ShowCompletion, serve_shell
 from endauda_cli.terminal import ending
 from endauda_cli.terminal.parsing import Entry, Group
-from endauda_cli.terminal.shells import InstallCompletion, ShowCompletion, serve_shell
 from endauda_cli.terminal.starting import leave
 
 if TYPE_CHECKING:

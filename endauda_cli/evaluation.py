@@ -14,14 +14,14 @@ import torch
 from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, sum_over_ranks, world_size
 from endauda_cli.errors import DataError
-from endauda_cli.events import Reporter, Tick
 from endauda_cli.inference import run_network
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_colour, write_label
 from endauda_cli.metrics import ConfusionMatrix
-from endauda_cli.pipeline import ordered_map
+from endauda_cli.progress import Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
 from endauda_cli.results import EvalResult
 from endauda_cli.segmenter import Procedure, Segmenter, label_map
+from endauda_cli.threads import ordered_map
 from endauda_cli.workspace import write_text
 
 PICTURED_IMAGES = 8

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from endauda_cli.errors import ConfigError, DataError, EndaudaError
-from endauda_cli.events import Note, silent
 from endauda_cli.labels import read_image
-from endauda_cli.pipeline import ordered_map
+from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import run_passes
+from endauda_cli.threads import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.events import Reporter
+    from endauda_cli.progress import Reporter
     from endauda_cli.segmenter import Segmenter, Size
 
     UInt8 = NDArray[np.uint8]

@@ -11,7 +11,7 @@ import torch
 from endauda_cli import checkpoint
 from endauda_cli.models import build_student
 from endauda_cli.types import Arch, Backbone
-from tests.training_runs import CLASSES, SIZE, TinySet, make_set
+from tests.support.training_runs import CLASSES, SIZE, TinySet, make_set
 
 if TYPE_CHECKING:
     from pathlib import Path

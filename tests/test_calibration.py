@@ -19,11 +19,11 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, Domain, Layout
 from endauda_cli.errors import DataError
-from endauda_cli.events import silent
+from endauda_cli.progress import silent
 from endauda_cli.segmenter import ClassMap, Procedure, Segmenter
 from endauda_cli.teachers import Teacher
 from endauda_cli.transforms import Preprocessing
-from tests.command_lines import TRAIN, make_cityscapes, refused, result_of, succeed
+from tests.support.command_lines import TRAIN, make_cityscapes, refused, result_of, succeed
 
 OWN = Preprocessing(size=None, bgr=False, divisor=1, mean=(0.0, 0.0, 0.0))
 DOMAIN = Domain(

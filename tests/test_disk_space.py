@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from endauda_cli import distributed, exporting
-from endauda_cli.diskspace import free_bytes, size_text
-from tests.command_lines import (
+from endauda_cli.files import free_bytes, size_text
+from tests.support.command_lines import (
     HEIGHT,
     SIZE_FLAGS,
     TRAIN,

@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from endauda_cli.cli import app
-from tests.pages import PAGES, ROOT, blocks, inline
+from tests.support import ROOT
+from tests.support.pages import PAGES, blocks, inline
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,8 +20,9 @@ from endauda_cli.domains import (
     palette_of,
 )
 from endauda_cli.errors import ConfigError, DataError
+from tests import support
 
-TABLES = json.loads((Path(__file__).parent / "data" / "labels.json").read_text())
+TABLES = json.loads((support.DATA / "labels.json").read_text())
 
 
 def domain_of(classes: tuple[str, ...], ids: dict[int, str] | None = None, **options: object) -> Domain:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.config import InferenceConfig
 from endauda_cli.errors import ConfigError, DataError
-from endauda_cli.events import Note, Tick, silent
 from endauda_cli.inference import autocast, run_network
+from endauda_cli.progress import Note, Tick, silent
 from endauda_cli.segmenter import Procedure, Segmenter, certainty_maps
 from endauda_cli.transforms import Preprocessing
-from tests.command_lines import (
+from tests.support.command_lines import (
     CITIES,
     TRAIN,
     contents,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from endauda_cli.events import Reporter
+    from endauda_cli.progress import Reporter
 
 CPU = torch.device("cpu")
 OWN_SIZE = Preprocessing(size=None, bgr=False, divisor=255, mean=(0.5, 0.5, 0.5))

@@ -12,11 +12,11 @@ import pytest
 from endauda_cli.archive import CertaintyReader, CertaintyWriter
 from endauda_cli.domains import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from endauda_cli.errors import ArchiveError
-from endauda_cli.events import Note, Tick, silent
 from endauda_cli.inspecting import SAMPLED_IMAGES, heat, inspect_archive
+from endauda_cli.progress import Note, Tick, silent
 from endauda_cli.types import Codec
-from tests.archive_samples import noise, samples, smooth, write
-from tests.command_lines import (
+from tests.support.archive_samples import noise, samples, smooth, write
+from tests.support.command_lines import (
     HEIGHT,
     TRAIN,
     VAL,

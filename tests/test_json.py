@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 from jsonschema import Draft202012Validator
 
 from endauda_cli.cli import app
-from tests.command_lines import SIZE_FLAGS, TRAIN, Outcome, endauda, make_workspace, put_outputs
-from tests.results_schema import RESULTS, schema, text
+from tests.support import ROOT
+from tests.support.command_lines import SIZE_FLAGS, TRAIN, Outcome, endauda, make_workspace, put_outputs
+from tests.support.results_schema import RESULTS, schema, text
 
-FILE = Path(__file__).parent.parent / "docs" / "results.schema.json"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = ROOT / "docs" / "results.schema.json"
 
 
 def strict(node: Any) -> Any:
@@ -39,7 +42,7 @@ def document(outcome: Outcome) -> Any:
 
 
 def test_the_file_is_what_the_code_makes() -> None:
-    """Mend with: python -m tests.results_schema > docs/results.schema.json"""
+    """Mend with: python -m tests.support.results_schema > docs/results.schema.json"""
     assert FILE.read_text(encoding="utf-8") == text()
     Draft202012Validator.check_schema(json.loads(text()))
 

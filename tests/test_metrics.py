@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,21 +18,24 @@ from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, DOMAINS, make_task
 from endauda_cli.errors import DataError
 from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions
-from endauda_cli.events import silent
 from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth, write_label
 from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter, certainty_maps, label_map
 from endauda_cli.transforms import Preprocessing
+from tests import support
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from torch import Tensor
 
     Array = NDArray[np.generic]
     UInt8 = NDArray[np.uint8]
 
-DATA = Path(__file__).parent / "data" / "evaluation"
+DATA = support.DATA / "evaluation"
 DOMAIN_OF = {19: CITYSCAPES, 16: make_task(DOMAINS["synthia"], CITYSCAPES).target}
 NAN = float("nan")
 

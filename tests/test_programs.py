@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from endauda_cli.config import InferenceConfig
 from endauda_cli.errors import CheckpointError, ConfigError
-from endauda_cli.events import silent
 from endauda_cli.exporting import teacher_maps
 from endauda_cli.models import build_student
+from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import Teacher, open_teacher
 from endauda_cli.teachers.descriptions import read_description
 from endauda_cli.teachers.programs import program_kind
 from endauda_cli.transforms import Preprocessing
-from tests.command_lines import make_cityscapes, result_of
+from tests.support.command_lines import make_cityscapes, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,7 +306,7 @@ def test_programs_need_a_description(network: nn.Module, tmp_path: Path) -> None
 
 
 def test_description_changes_what_a_checkpoint_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from tests.training_runs import CLASSES as TINY
+    from tests.support.training_runs import CLASSES as TINY
 
     text = (
         '[input]\nsize = [48, 24]\nfilter = "nearest"\n[output]\nsoftmax = "before"\n[passes]\nflip = true\n'

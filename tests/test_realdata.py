@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import ROOT
+
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "realdata.py"
+SCRIPT = ROOT / "benchmarks" / "realdata.py"
 
 
 def load() -> ModuleType:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import runpy
-from pathlib import Path
 
 import pytest
 import typer
 
 from endauda_cli.cli import COMMANDS, app
 from endauda_cli.terminal.parsing import Group
-from tests.command_lines import succeed
+from tests.support import ROOT
+from tests.support.command_lines import succeed
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def whole_program() -> Group:

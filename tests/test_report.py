@@ -24,7 +24,7 @@ from endauda_cli.report import (
     thumbnail,
     write_report,
 )
-from tests.command_lines import UInt8, read_png
+from tests.support.command_lines import UInt8, read_png
 
 if TYPE_CHECKING:
     from pathlib import Path

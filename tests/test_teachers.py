@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from endauda_cli.config import InferenceConfig
 from endauda_cli.domains import CITYSCAPES_CLASSES, DOMAINS
 from endauda_cli.errors import CheckpointError, ConfigError
-from endauda_cli.events import silent
 from endauda_cli.exporting import teacher_maps
 from endauda_cli.models import build_student, build_teacher, load_checkpoint
+from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import TEACHERS, Teacher, at_temperature, open_teacher, teacher_names, with_passes
 from endauda_cli.types import TeacherName
-from tests.command_lines import TRAIN, make_cityscapes, refused, result_of
+from tests.support.command_lines import TRAIN, make_cityscapes, refused, result_of
 from tests.test_segmenter import Net, large
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +16,16 @@ from PIL import Image
 from endauda_cli.domains import DOMAINS
 from endauda_cli.labels import read_truth
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, Crop, Preprocessing, cut, random_crop, resize
+from tests import support
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
 
-GOLDEN = dict(np.load(Path(__file__).parent / "data" / "preprocess" / "preprocess.npz"))
+GOLDEN = dict(np.load(support.DATA / "preprocess" / "preprocess.npz"))
 SIZE = (int(GOLDEN["resize_wh"][0]), int(GOLDEN["resize_wh"][1]))
 CROP = (int(GOLDEN["crop_hw"][0]), int(GOLDEN["crop_hw"][1]))
 # The golden files were made with Pillow 13; other versions may round a bicubic pixel the other way.

@@ -17,7 +17,7 @@ from endauda_cli.archive import index, shard
 from endauda_cli.archive.manifest import Attribute, read_info
 from endauda_cli.archive.shard import ImageFile
 from endauda_cli.errors import ArchiveError
-from endauda_cli.pipeline import cores
+from endauda_cli.threads import cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

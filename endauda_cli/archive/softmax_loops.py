@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from endauda_cli.compiling import jit
+from endauda_cli.jit import jit
 
 SYMBOLS = 101
 """Values are 0 to 100, and differences are counted modulo this."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.archive import index, shard
 from endauda_cli.archive.manifest import PART_SUFFIX, ShardManifest, read_info
 from endauda_cli.errors import ArchiveError
-from endauda_cli.events import Reporter, Tick, silent
+from endauda_cli.progress import Reporter, Tick, silent
 
 if TYPE_CHECKING:
     import os

@@ -34,7 +34,7 @@ from endauda_cli.archive.manifest import (
 )
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
-from endauda_cli.locking import WriterLock
+from endauda_cli.files import WriterLock
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:

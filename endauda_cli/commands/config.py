@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.errors import ConfigError, did_you_mean, known_are
 from endauda_cli.results import ConfigResult, ConfigRow
-from endauda_cli.terminal import completing
 from endauda_cli.terminal.parsing import Command, Group
 from endauda_cli.terminal.settings import COMMON, PREFIX, resolve, variable
 from endauda_cli.workspace import CONFIG_FILE, Workspace, find_workspace
@@ -40,7 +40,7 @@ def show(
     ctx: typer.Context,
     command: Annotated[
         str | None,
-        typer.Argument(help="Only this command's options.", autocompletion=completing.commands),
+        typer.Argument(help="Only this command's options.", autocompletion=values.commands),
     ] = None,
     changed: Annotated[
         bool, o.option("--changed", help="Only what is not as the program has it built in.")
@@ -61,7 +61,7 @@ def show(
     - `endauda config show --changed`
     - `ENDAUDA_FUSE_THRESHOLD=70 endauda config show fuse`
     """
-    from endauda_cli.events import Note
+    from endauda_cli.progress import Note
     from endauda_cli.terminal.console import Terminal
 
     group: Any = ctx.find_root().command

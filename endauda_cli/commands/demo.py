@@ -31,7 +31,7 @@ def command(
     check_seed(seed)
     terminal = Terminal("demo", json, quiet, verbose)
     with terminal.loading("torch"):
-        from endauda_cli.demo import run_demo
+        from endauda_cli.demo.story import run_demo
         from endauda_cli.distributed import pick_device
 
     with terminal:

@@ -41,7 +41,7 @@ def command(
     - `endauda doctor --no-speed --workspace /data/uda --source synthia`
     - `endauda doctor --device cuda:1 --json`
     """
-    from endauda_cli.checkup import Asked, check_up
+    from endauda_cli.doctor import Asked, check_up
     from endauda_cli.terminal.console import Terminal
 
     origin = ctx.get_parameter_source("target")

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.errors import ConfigError, DownloadError
-from endauda_cli.terminal import completing
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
         list[str] | None,
         typer.Argument(
             help="Which, or patterns such as 'gta5/*'; without any, what there is gets listed.",
-            autocompletion=completing.published,
+            autocompletion=values.published,
         ),
     ] = None,
     show_list: Annotated[

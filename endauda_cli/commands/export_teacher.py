@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.errors import ConfigError
-from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Codec, Split
 
 if TYPE_CHECKING:
@@ -26,15 +26,13 @@ archive = o.panel("The archive")
 
 
 def command(
-    name: Annotated[
-        str, typer.Argument(help="What to call the teacher.", autocompletion=completing.archives)
-    ],
+    name: Annotated[str, typer.Argument(help="What to call the teacher.", autocompletion=values.archives)],
     weights: Annotated[
         Path | None,
         origin(
             "--weights",
             help="Checkpoint to run, or a folder of transformers or segmentation-models-pytorch.",
-            autocompletion=completing.weights,
+            autocompletion=values.weights,
         ),
     ] = None,
     program: Annotated[
@@ -47,7 +45,7 @@ def command(
             "--network",
             help="Of the checkpoint: dacs, crst, mrkld, lrent, cbst, mrnet, cbst-mxnet, or an installed package's. "
             "[default: NAME, if it is one of these; else as the file tells]",
-            autocompletion=completing.networks,
+            autocompletion=values.networks,
             show_default=False,
         ),
     ] = None,
@@ -83,7 +81,7 @@ def command(
         archive(
             "--codec",
             help="Lossless compression of the archive; other programs read all but softmax.",
-            autocompletion=completing.codecs,
+            autocompletion=values.codecs,
         ),
     ] = Codec.SOFTMAX,
     shard: Annotated[
@@ -98,7 +96,7 @@ def command(
             "--temperature",
             help="Divide the logits: a number; or fit it on labelled images: auto (target's val, else the source), "
             "val, source.",
-            autocompletion=completing.temperatures,
+            autocompletion=values.temperatures,
         ),
     ] = "1",
     size: o.SizeOption = None,
@@ -128,7 +126,7 @@ def command(
     - `endauda export-teacher dacs --import outputs/dacs --split train val`
     """
     from endauda_cli.config import ExportConfig, InferenceConfig
-    from endauda_cli.events import phase
+    from endauda_cli.progress import phase
 
     if sum(given is not None for given in (weights, program, imported)) != 1:
         raise ConfigError(
@@ -201,8 +199,8 @@ def _with_temperature(
 ) -> Teacher:
     """The teacher at the temperature asked for: a number, one that its archive has, or a fitted one."""
     from endauda_cli.calibration import fit_temperature
-    from endauda_cli.events import Note
     from endauda_cli.exporting import stored_temperature
+    from endauda_cli.progress import Note
     from endauda_cli.teachers import at_temperature
 
     if asked not in FITTED:

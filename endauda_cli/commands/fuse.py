@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.terminal import completing
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, Border, FusionRule, PolicyKind, Split, Unclaimed
 
 if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
-    from endauda_cli.fusing.live import NetworkReader
+    from endauda_cli.fusion.live import NetworkReader
 
 deciding = o.panel("How labels are decided")
 output = o.panel("What is made")
@@ -30,7 +30,7 @@ def command(
             metavar="A B C",
             help="Archives to fuse; NAME=CHECKPOINT runs a network instead, and stores nothing. "
             "[default: all archives of the workspace]",
-            autocompletion=completing.teachers,
+            autocompletion=values.teachers,
             show_default=False,
         ),
     ] = None,
@@ -41,7 +41,7 @@ def command(
             help="consensus: every teacher's vote, weighed by class; plf: each class from the teacher that owns it; "
             "certainty: the highest mean; majority: plain vote; soft-label: mean of certainties by their rank. "
             "[default: consensus; plf for policies that say who owns which class]",
-            autocompletion=completing.rules,
+            autocompletion=values.rules,
             show_default=False,
         ),
     ] = None,
@@ -50,7 +50,7 @@ def command(
         deciding(
             "--policy",
             metavar="POLICY",
-            autocompletion=completing.policies,
+            autocompletion=values.policies,
             help="How it is found out which teacher is good at which class: auto, by their agreement, without labels; "
             "few-shot, by that and a few labelled target images; val, by all labelled ones; a policy file. "
             "With --rule plf also certainty (their mean) and paper (the published lists).",
@@ -62,7 +62,7 @@ def command(
             "--few-shot",
             metavar="N|A B C",
             help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
-            autocompletion=completing.labelled_images,
+            autocompletion=values.labelled_images,
             show_default=False,
         ),
     ] = None,
@@ -104,7 +104,7 @@ def command(
         output(
             "--name",
             help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
-            autocompletion=completing.label_sets,
+            autocompletion=values.label_sets,
             show_default=False,
         ),
     ] = None,
@@ -158,7 +158,7 @@ def command(
         "fuse", workspace, source, target, device, json, quiet, verbose, target_data=target_data
     )
     with session.terminal.loading("the rules"):
-        from endauda_cli.fusing import fuse
+        from endauda_cli.fusion.job import fuse
 
     rule = rule or _rule_for(policy)
     if name is None:
@@ -220,13 +220,13 @@ def _networks(
 ) -> dict[str, NetworkReader]:
     """The teachers that are to be run, by name; a teacher whose archive was made by the same network is read."""
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.events import phase
+    from endauda_cli.progress import phase
 
     report = session.terminal.report
     with phase(report, "loading torch"):
         import torch
 
-        from endauda_cli.fusing.live import NetworkReader, open_network, refuse_other_archive
+        from endauda_cli.fusion.live import NetworkReader, open_network, refuse_other_archive
         from endauda_cli.teachers import teacher_names
 
     if samples is None:

@@ -8,23 +8,21 @@ from typing import Annotated
 import typer
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.errors import ArchiveError
-from endauda_cli.terminal import completing
 
 
 def command(
     archive: Annotated[
         str,
-        typer.Argument(
-            help="A teacher's name, or the folder of an archive.", autocompletion=completing.archives
-        ),
+        typer.Argument(help="A teacher's name, or the folder of an archive.", autocompletion=values.archives),
     ],
     image: Annotated[
         str | None,
         o.option(
             "--image",
             help="Draw this image's label and certainty maps as PNG.",
-            autocompletion=completing.images,
+            autocompletion=values.images,
         ),
     ] = None,
     out: Annotated[

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from endauda_cli.completion import values
 from endauda_cli.config import launched
 from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
-from endauda_cli.terminal import completing
 from endauda_cli.terminal.answer import current
 from endauda_cli.terminal.parsing import full_name
 from endauda_cli.types import Split
@@ -53,13 +53,11 @@ WorkspaceOption = Annotated[
 SourceOption = Annotated[
     str | None, data("--source", help="Labelled domain that the teachers come from: gta5, synthia, synthia-19, "
                        "synthia-13, or a .toml file. [default: gta5; with a .toml target, the target's own classes]",
-                       autocompletion=completing.sources, show_default=False)
+                       autocompletion=values.sources, show_default=False)
 ]  # fmt: skip
 TargetOption = Annotated[
     str,
-    data(
-        "--target", help="Unlabelled domain: cityscapes, or a .toml file.", autocompletion=completing.targets
-    ),
+    data("--target", help="Unlabelled domain: cityscapes, or a .toml file.", autocompletion=values.targets),
 ]
 SourceDataOption = Annotated[
     Path | None,
@@ -70,7 +68,7 @@ TargetDataOption = Annotated[
     data("--target-data", help="Folder of the target's images and labels, if not in the workspace."),
 ]
 DeviceOption = Annotated[
-    str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=completing.devices)
+    str, common("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=values.devices)
 ]
 JsonOption = Annotated[
     bool,
@@ -86,12 +84,12 @@ AmpOption = Annotated[bool, passes("--amp", help="bfloat16 where it helps.")]
 WorkersOption = Annotated[int, common("--workers", help="Threads that read, resize and code.")]
 SizeOption = Annotated[
     str | None, passes("--size", metavar="WxH", help="Network input. [default: the checkpoint's, else 1024x512]",
-                       autocompletion=completing.sizes, show_default=False)
+                       autocompletion=values.sizes, show_default=False)
 ]  # fmt: skip
 ScalesOption = Annotated[
     list[str] | None, passes("--scales", metavar="S S", help="Sizes to run and average, such as 0.75 1 1.25. "
                              "[default: the network's own]",
-                             autocompletion=completing.scales, show_default=False)
+                             autocompletion=values.scales, show_default=False)
 ]  # fmt: skip
 FlipOption = Annotated[
     bool | None, passes("--flip/--no-flip", help="Run mirrored too, and average. [default: the network's own]",
@@ -103,7 +101,7 @@ TileOption = Annotated[
         "--tile",
         metavar="WxH",
         help="Run larger inputs in overlapping pieces, to save memory.",
-        autocompletion=completing.sizes,
+        autocompletion=values.sizes,
     ),
 ]
 
@@ -138,7 +136,7 @@ class Session:
         Raises:
             DataError: if the split is empty, but others are not.
         """
-        from endauda_cli.events import Note
+        from endauda_cli.progress import Note
 
         try:
             return self.target_samples(split)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.errors import ConfigError
-from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Split
 from endauda_cli.workspace import check_label_set
 
@@ -21,7 +21,7 @@ def command(
             "--weights",
             help="Checkpoint to score: a file, or a name of download-weights. [default: best.pt, else last.pt, "
             "of the newest run]",
-            autocompletion=completing.weights,
+            autocompletion=values.weights,
             show_default=False,
         ),
     ] = None,
@@ -68,7 +68,7 @@ def command(
     - `endauda test --predictions outputs/labels --source synthia`
     """  # fmt: skip
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.events import phase
+    from endauda_cli.progress import phase
 
     if predictions is not None and weights is not None:
         raise ConfigError("give either --weights or --predictions")

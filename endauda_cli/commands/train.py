@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from endauda_cli.commands import options as o
+from endauda_cli.completion import values
 from endauda_cli.config import check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.terminal import completing
 from endauda_cli.types import Arch, Backbone, Method
 from endauda_cli.workspace import check_label_set
 
 if TYPE_CHECKING:
-    from endauda_cli.training import Example
+    from endauda_cli.training.loop import Example
 
 learning = o.panel("What is learnt")
 network = o.panel("Network")
@@ -33,7 +33,7 @@ def command(
         learning(
             "--labels",
             help="Label set, or a folder of label PNGs. [default: the newest label set]",
-            autocompletion=completing.label_sets,
+            autocompletion=values.label_sets,
             show_default=False,
         ),
     ] = None,
@@ -42,7 +42,7 @@ def command(
         network(
             "--init",
             help="Checkpoint to start from, a source model or a backbone: a file, or a name of download-weights.",
-            autocompletion=completing.weights,
+            autocompletion=values.weights,
         ),
     ] = None,
     name: Annotated[
@@ -50,7 +50,7 @@ def command(
         learning(
             "--name",
             help="Name of the run. [default: from network and labels]",
-            autocompletion=completing.runs,
+            autocompletion=values.runs,
             show_default=False,
         ),
     ] = None,
@@ -64,12 +64,10 @@ def command(
     ] = 1e-4,
     size: Annotated[
         str,
-        pictures(
-            "--size", metavar="WxH", help="Images are resized to this.", autocompletion=completing.sizes
-        ),
+        pictures("--size", metavar="WxH", help="Images are resized to this.", autocompletion=values.sizes),
     ] = "1024x512",
     crop: Annotated[
-        str, pictures("--crop", metavar="WxH", help="Random crop.", autocompletion=completing.sizes)
+        str, pictures("--crop", metavar="WxH", help="Random crop.", autocompletion=values.sizes)
     ] = "512x256",
     mirror: Annotated[bool, pictures("--mirror", help="Flip half of the crops.")] = False,
     augment: Annotated[
@@ -78,7 +76,7 @@ def command(
             "--augment",
             metavar="A B",
             help="Photometric changes: colour, light, texture. [default: none]",
-            autocompletion=completing.augmentations,
+            autocompletion=values.augmentations,
             show_default=False,
         ),
     ] = None,
@@ -137,7 +135,7 @@ def command(
     with session.terminal.loading("torch"):
         from endauda_cli.distributed import process_group
         from endauda_cli.evaluation import evaluate
-        from endauda_cli.training import train
+        from endauda_cli.training.loop import train
         from endauda_cli.transforms import AUGMENTATIONS, Preprocessing
 
     for change in augment or ():
@@ -176,7 +174,7 @@ def command(
 def _examples(session: o.Session, method: Method, labels: str | None) -> tuple[list[Example], str]:
     """Images with their label files, and a word for the run's name."""
     from endauda_cli.datasets import find_samples
-    from endauda_cli.training import Example
+    from endauda_cli.training.loop import Example
 
     task = session.task
     if method == Method.SOURCE:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from endauda_cli.events import Tick
+    from endauda_cli.progress import Tick
 
 SCHEMA = 1
 """Version of ``--json``; it grows when a field is renamed or removed, or means something else."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from endauda_cli import stopping
-from endauda_cli.events import Note, Tick, phase
+from endauda_cli import signals
+from endauda_cli.progress import Note, Tick, phase
 from endauda_cli.terminal.answer import current
-from endauda_cli.terminal.progress import PATIENCE_S, Bars, Display, Lines, Silence, amount, duration, rate
+from endauda_cli.terminal.bars import PATIENCE_S, Bars, Display, Lines, Silence, amount, duration, rate
 from endauda_cli.terminal.screens import error_screen, moves, output_screen
 from endauda_cli.terminal.showing import Page
 
@@ -52,7 +52,7 @@ class Terminal:
 
     def __enter__(self) -> Terminal:
         self.display.start()
-        self.open.enter_context(stopping.working())
+        self.open.enter_context(signals.working())
         return self
 
     def __exit__(
@@ -83,7 +83,7 @@ class Terminal:
             self.answer.note(event)
             self.display.tick(event)
             self._took(event)
-        stopping.remind()
+        signals.remind()
 
     def _note(self, note: Note) -> None:
         if note.level == "warning":

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from endauda_cli import stopping
+from endauda_cli import signals
 from endauda_cli.errors import EndaudaError, did_you_mean
-from endauda_cli.stopping import Stopped
+from endauda_cli.signals import Stopped
 from endauda_cli.terminal.answer import Answer, Failure, answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from endauda_cli.events import Tick
+    from endauda_cli.progress import Tick
 
 INTERRUPTED, MENDABLE, BUG, USAGE = "Interrupted", "SystemError", "InternalError", "UsageError"
 """Kinds of a :class:`Failure` that are no class of ``errors``."""
@@ -36,7 +36,7 @@ def run(program: Callable[[], object], words: Sequence[str]) -> int:
         program: parses and does it; what it returns is an exit code if it is a number.
         words: the command line as typed.
     """
-    with answering(words) as answer, stopping.handled(lambda stopped: _leave(answer, stopped)):
+    with answering(words) as answer, signals.handled(lambda stopped: _leave(answer, stopped)):
         try:
             code, failure = _outcome(program, answer)
             if failure is not None:
@@ -64,7 +64,7 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
     try:
         code = program()
         if code == INTERRUPT_CODE:  # what Typer makes of KeyboardInterrupt
-            raise stopping.asked() or Stopped()
+            raise signals.asked() or Stopped()
         return (code if isinstance(code, int) else 0), None
     except EndaudaError as error:
         return 1, Failure(type(error).__name__, str(error))
@@ -72,7 +72,7 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
         helped = type(error).__name__ == "NoArgsIsHelpError"  # the help has been printed
         return error.exit_code, None if helped else Failure(USAGE, _usage(error, answer))
     except KeyboardInterrupt as error:
-        stopped = error if isinstance(error, Stopped) else stopping.asked() or Stopped()
+        stopped = error if isinstance(error, Stopped) else signals.asked() or Stopped()
         return stopped.exit_code, Failure(INTERRUPTED, interruption(answer))
     except typer.Abort:  # standard input ended in the midst of a question
         return 1, Failure(USAGE, "nobody answered")
@@ -84,7 +84,7 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
     except BrokenPipeError:
         raise
     except Exception as error:
-        if (asked := stopping.asked()) is not None:  # what an interrupted library makes of it
+        if (asked := signals.asked()) is not None:  # what an interrupted library makes of it
             return asked.exit_code, Failure(INTERRUPTED, interruption(answer))
         from endauda_cli.terminal import crash  # only who needs it waits for it
 
@@ -145,7 +145,7 @@ def interruption(answer: Answer) -> str:
 
 def _kept(tick: Tick) -> str:
     """``interrupted at step 412 of 1000 (saved)``."""
-    from endauda_cli.diskspace import size_text
+    from endauda_cli.files import size_text
 
     if tick.unit == "steps":
         if tick.kept == tick.done:

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from endauda_cli.diskspace import size_text
+from endauda_cli.files import size_text
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from endauda_cli.errors import CheckpointError, ConfigError, DownloadError
-from endauda_cli.events import Note, Tick, phase
-from endauda_cli.locking import WriterLock
+from endauda_cli.files import WriterLock
+from endauda_cli.progress import Note, Tick, phase
 from endauda_cli.results import DownloadResult, FetchedWeights, ListedWeights, WeightsFailure, WeightsList
 from endauda_cli.weights import drive, transport
 from endauda_cli.weights.lockfile import PATH as LOCK_PATH
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import requests
 
-    from endauda_cli.events import Reporter
+    from endauda_cli.progress import Reporter
     from endauda_cli.workspace import Workspace
 
 ARCHIVES = (".zip", ".tar")

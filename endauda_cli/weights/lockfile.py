@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import DownloadError
-from endauda_cli.locking import WriterLock
+from endauda_cli.files import WriterLock
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:

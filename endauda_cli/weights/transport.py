@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from endauda_cli import __version__
-from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.errors import DownloadError
+from endauda_cli.files import free_bytes, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

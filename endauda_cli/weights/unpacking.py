@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-from endauda_cli.diskspace import free_bytes, size_text
 from endauda_cli.errors import DownloadError
+from endauda_cli.files import free_bytes, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

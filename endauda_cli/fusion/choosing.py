@@ -1,0 +1,503 @@
+"""Engine: from archives, labels or a file to the policy that ``fuse`` follows."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from endauda_cli.errors import DataError, PolicyError
+from endauda_cli.fusion.rules import consensus
+from endauda_cli.fusion.rules import policies as rules
+from endauda_cli.fusion.rules.consensus import Consensus
+from endauda_cli.fusion.rules.policies import Overlaps, Policy
+from endauda_cli.labels import read_truth
+from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.progress import Reporter, Tick, phase
+from endauda_cli.types import CONSENSUS_FILE, PolicyKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from endauda_cli.archive import CertaintyReader
+    from endauda_cli.datasets import Sample
+    from endauda_cli.domains import Task
+
+SAMPLED_IMAGES = 200
+SAMPLED_PIXELS = 100_000
+"""Label-free statistics need no more: they are means over pixels, and neighbours say the same."""
+STATISTICS_VERSION = 1
+"""Grows when what is computed from the same archives changes, so that what was kept is computed again."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a policy may be chosen by.
+
+    Attributes:
+        task: source and target.
+        readers: teacher name -> archive, in the order of ``--teachers``.
+        ids: images to fuse; label-free policies look at their certainties.
+        labelled: finds the labelled target images (``val``); only called by policies that use labels.
+        few_shot: which of them ``few-shot`` may look at: a number, or ids separated by commas.
+        store: folder where statistics of archives are kept for the next run; ``None`` keeps none.
+    """
+
+    task: Task
+    readers: Mapping[str, CertaintyReader]
+    ids: Sequence[str]
+    labelled: Callable[[], list[Sample]]
+    few_shot: str = "5"
+    store: Path | None = None
+
+
+def choose_policy(spec: str, evidence: Evidence, report: Reporter) -> Policy:
+    """The policy that ``--policy`` asks for: who owns which class.
+
+    Args:
+        spec: a ``PolicyKind`` value, or the path of a policy file.
+        evidence: what there is to choose by.
+        report: told of progress.
+
+    Raises:
+        PolicyError: if the file is wrong, or the paper's policy does not apply.
+        DataError, ArchiveError: if images, labels or certainties that are needed are not there.
+    """
+    if spec in POLICIES:
+        return POLICIES[spec](evidence, report)
+    return read_policy(Path(spec), evidence.task.classes, list(evidence.readers))
+
+
+def choose_consensus(spec: str, evidence: Evidence, report: Reporter) -> tuple[Policy, Consensus]:
+    """What the rule ``consensus`` goes by, and which teacher leads in which class, for the record.
+
+    Args:
+        spec: ``auto``, ``few-shot``, ``val``, or the path of a ``policy.json`` beside labels of this rule.
+        evidence: what there is to fit to.
+        report: told of progress.
+
+    Raises:
+        PolicyError: if the policy names owners, which this rule does not have, or the file is wrong.
+        DataError, ArchiveError: if images, labels or certainties that are needed are not there.
+    """
+    if spec in (PolicyKind.CERTAINTY, PolicyKind.PAPER):
+        raise PolicyError(f"--policy {spec} says who owns which class, which rule consensus has no use for; "
+                          "add --rule plf, or use --policy auto, few-shot or val")  # fmt: skip
+    if spec not in POLICIES:
+        classes, teachers = evidence.task.classes, list(evidence.readers)
+        path = Path(spec)
+        return read_policy(path, classes, teachers), read_consensus(path, classes, teachers)
+    shown = [] if spec == PolicyKind.AUTO else _labelled(spec, evidence)
+    fitted = _fitted(evidence, shown, report)
+    return _by_agreement(spec, fitted, [sample.id for sample in shown]), fitted.model
+
+
+def policy_of_all_rules(spec: str) -> str:
+    """What the other rules go by when they are scored beside one that goes by ``spec``: the same, if they can."""
+    return spec if spec in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL) else PolicyKind.AUTO
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What was learnt from the archives, see ``consensus``."""
+
+    model: Consensus
+    overlaps: Overlaps
+    sureness: NDArray[np.float64]
+    """(T, C) mean certainty of each teacher's classes, once all were brought to one mean certainty."""
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(T, C) expected IoU; NaN where a teacher never gives the class."""
+        scores = self.overlaps.iou()
+        scores[self.overlaps.common.sum(0) == 0] = np.nan
+        return scores
+
+
+def _by_agreement(kind: str, fitted: _Fitted, labelled: Sequence[str] = ()) -> Policy:
+    owners = rules.owners_by_score(fitted.scores)
+    sure = rules.sureness(fitted.overlaps, owners)
+    return _in_class_order(owners, kind, fitted.scores, labelled, sure)
+
+
+def _auto(evidence: Evidence, report: Reporter) -> Policy:
+    fitted = _fitted(evidence, [], report)
+    scores = fitted.scores * fitted.sureness
+    owners = rules.owners_by_score(scores)
+    sure = rules.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
+    return _in_class_order(owners, PolicyKind.AUTO, scores, (), sure)
+
+
+def _certainty(evidence: Evidence, report: Reporter) -> Policy:
+    """Means over all pixels of all images, as the follow-up project takes them."""
+    num_classes = len(evidence.task.classes)
+    total = np.zeros((len(evidence.readers), num_classes))
+    pixels = np.zeros_like(total)
+    for t, (name, reader) in enumerate(evidence.readers.items()):
+        report(Tick(f"certainty of {name}", 0, len(evidence.ids)))
+        for done, image in enumerate(evidence.ids, 1):
+            top = reader.certainty(image).max(0).ravel()
+            given = reader.labels(image).ravel()
+            known = given < num_classes
+            total[t] += np.bincount(given[known], top[known], num_classes)
+            pixels[t] += np.bincount(given[known], minlength=num_classes)
+            report(Tick(f"certainty of {name}", done, len(evidence.ids)))
+    with np.errstate(invalid="ignore"):
+        table = total / pixels
+    return _in_class_order(rules.owners_by_certainty(table), PolicyKind.CERTAINTY, table)
+
+
+def _val(evidence: Evidence, report: Reporter) -> Policy:
+    samples = _labelled(PolicyKind.VAL, evidence)
+    return _by_labels(PolicyKind.VAL, samples, _true_overlaps(evidence, samples, None, report))
+
+
+def _few_shot(evidence: Evidence, report: Reporter) -> Policy:
+    samples = _labelled(PolicyKind.FEW_SHOT, evidence)
+    before = _fitted(evidence, [], report).scores
+    return _by_labels(PolicyKind.FEW_SHOT, samples, _true_overlaps(evidence, samples, before, report))
+
+
+def _by_labels(kind: str, samples: Sequence[Sample], overlaps: Overlaps) -> Policy:
+    scores = overlaps.iou()
+    owners = rules.owners_by_score(scores)
+    ids = [sample.id for sample in samples]
+    return _in_class_order(owners, kind, scores, ids, rules.sureness(overlaps, owners))
+
+
+def _true_overlaps(
+    evidence: Evidence, samples: Sequence[Sample], before: NDArray[np.float64] | None, report: Reporter
+) -> Overlaps:
+    """What each teacher has in common with the truth, per labelled image."""
+    num_classes = len(evidence.task.classes)
+    common = np.zeros((len(samples), len(evidence.readers), num_classes))
+    union = np.zeros_like(common)
+    report(Tick("IoU of the teachers", 0, len(samples)))
+    for n, sample in enumerate(samples):
+        truth = read_truth(_label_file(sample), evidence.task.target)
+        for t, (name, reader) in enumerate(evidence.readers.items()):
+            confusion = ConfusionMatrix(num_classes)
+            confusion.update(truth, _given(name, reader, sample, truth.shape))
+            common[n, t] = confusion.matrix.diagonal()
+            union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
+        report(Tick("IoU of the teachers", n + 1, len(samples)))
+    return Overlaps(common, union, before)
+
+
+def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
+    """The labelled target images that a policy looks at."""
+    found = evidence.labelled()
+    if spec == PolicyKind.VAL:
+        return found
+    names = {sample.id: sample for sample in found}
+    if not evidence.few_shot.strip().isdigit():
+        ids = [name.strip() for name in evidence.few_shot.split(",") if name.strip()]
+        unknown = [name for name in ids if name not in names]
+        if unknown or not ids:
+            raise PolicyError(
+                f"--few-shot {evidence.few_shot}: {unknown[0] if unknown else 'nothing'!r} is not a labelled "
+                f"image of the target; name some of its {len(found)}, such as {found[0].id}, or a number of them"
+            )
+        return [names[name] for name in dict.fromkeys(ids)]
+    number = int(evidence.few_shot)
+    if not 1 <= number <= len(found):
+        raise PolicyError(
+            f"--few-shot {number}: the target has {len(found)} labelled images, so 1 to {len(found)}"
+        )
+    ordered = [names[name] for name in sorted(names)]
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * number)] for i in range(number)]
+
+
+def _given(name: str, reader: CertaintyReader, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A teacher's labels of a labelled image."""
+    if sample.id not in reader:
+        raise DataError(
+            f"{name}: its archive lacks {sample.id}, one of the labelled target images that the policy needs; "
+            f"run 'endauda export-teacher {name} --split val' first"
+        )
+    given = reader.labels(sample.id)
+    if shape != given.shape:
+        raise DataError(f"{sample.label}: {wxh(shape)} pixels, but {name} has {wxh(given.shape)} for it")
+    return given
+
+
+def _label_file(sample: Sample) -> Path:
+    if sample.label is None:
+        raise DataError(f"{sample.image}: has no label, which the policy needs")
+    return sample.label
+
+
+def _paper(evidence: Evidence, report: Reporter) -> Policy:
+    return rules.paper_policy(evidence.task.source.name, list(evidence.readers))
+
+
+POLICIES: dict[str, Callable[[Evidence, Reporter], Policy]] = {
+    PolicyKind.AUTO: _auto,
+    PolicyKind.VAL: _val,
+    PolicyKind.FEW_SHOT: _few_shot,
+    PolicyKind.CERTAINTY: _certainty,
+    PolicyKind.PAPER: _paper,
+}
+
+
+def read_policy(path: Path, classes: Sequence[str], teachers: Sequence[str]) -> Policy:
+    """A policy from JSON ``[["road", "dacs"], ...]`` (names or numbers), or from the follow-up's ``.npy``.
+
+    Raises:
+        PolicyError: if the file is absent, of another form, or names what is not there.
+    """
+    try:
+        if path.suffix == ".npy":
+            pairs: Any = np.load(path, allow_pickle=False).tolist()
+        else:
+            pairs = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        kinds = ", ".join(PolicyKind)
+        raise PolicyError(f"--policy {path}: neither one of {kinds} nor a file that exists") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise PolicyError(f"{path}: neither JSON nor a NumPy file ({error})") from error
+    if isinstance(pairs, dict):  # as written beside fused labels
+        pairs = pairs.get("pairs")
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise PolicyError(f'{path}: expected a list of pairs such as [["road", "dacs"], ...]')
+    numbered = [(_index(path, c, classes, "class"), _index(path, t, teachers, "teacher")) for c, t in pairs]
+    return rules.make_policy(numbered, len(classes), len(teachers), str(path))
+
+
+def policy_record(policy: Policy, classes: Sequence[str], teachers: Sequence[str]) -> dict[str, Any]:
+    """The policy as plain values for ``policy.json``; ``read_policy`` reads it back."""
+    record: dict[str, Any] = {
+        "kind": policy.kind,
+        "used_labels": policy.used_labels,
+        "labelled_images": list(policy.labelled),
+        "pairs": [[classes[c], teachers[t]] for c, t in policy.pairs],
+    }
+    if policy.scores is not None:
+        record["scores"] = {
+            name: {classes[c]: None if np.isnan(v) else round(v, 6) for c, v in enumerate(row)}
+            for name, row in zip(teachers, policy.scores, strict=True)
+        }
+    if policy.sureness is not None:
+        record["sureness"] = dict(zip(classes, policy.sureness, strict=True))
+    return record
+
+
+def _index(path: Path, value: Any, names: Sequence[str], what: str) -> int:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    if value not in names:
+        raise PolicyError(f"{path}: {what} {value!r} is not one of {', '.join(names)}")
+    return list(names).index(value)
+
+
+def _in_class_order(
+    owners: list[int],
+    kind: str,
+    table: NDArray[np.float64],
+    labelled: Sequence[str] = (),
+    sure: tuple[float, ...] | None = None,
+) -> Policy:
+    scores = tuple(tuple(float(v) for v in row) for row in table)
+    return Policy(tuple(enumerate(owners)), kind, scores, bool(labelled), tuple(labelled), sure)
+
+
+# ---------------------------------------------------------------------------- what is learnt from the archives
+
+
+def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) -> _Fitted:
+    """The consensus of the teachers; kept in ``evidence.store`` for as long as its inputs are the same."""
+    step = max(1, -(-len(evidence.ids) // SAMPLED_IMAGES))
+    ids = list(evidence.ids)[::step]
+    file = None
+    if evidence.store is not None:
+        file = evidence.store / f"{_inputs_digest(evidence, ids, labelled)}.npz"
+        kept = _read_fitted(file)
+        if kept is not None:
+            return kept
+    num_classes = len(evidence.task.classes)
+    sample = _sample(evidence.readers, ids, report)
+    shown = _labelled_pixels(evidence, labelled, report) if labelled else None
+    with phase(report, "fitting the consensus"):
+        model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
+        belief = consensus.believe(sample.labels, sample.certainties, model)
+        fitted = _Fitted(
+            model,
+            consensus.overlaps(sample.labels, belief, sample.image),
+            rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
+        )
+    if file is not None:
+        _write_fitted(file, fitted)
+    return fitted
+
+
+def _inputs_digest(evidence: Evidence, ids: Sequence[str], labelled: Sequence[Sample]) -> str:
+    parts: list[Any] = [STATISTICS_VERSION, SAMPLED_PIXELS, evidence.task.classes]
+    for reader in evidence.readers.values():
+        parts.append([reader.classes, *((image, reader.digest(image)) for image in ids)])
+        parts.append([reader.digest(sample.id) for sample in labelled if sample.id in reader])
+    for sample in labelled:
+        parts.append([sample.id, hashlib.sha256(_label_file(sample).read_bytes()).hexdigest()])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read_fitted(file: Path) -> _Fitted | None:
+    try:
+        arrays = _read_arrays(file)
+        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
+        return _Fitted(model, Overlaps(arrays["common"], arrays["union_per_image"]), arrays["sureness"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # not there, or cut short: it is computed again
+
+
+def _write_fitted(file: Path, fitted: _Fitted) -> None:
+    arrays = _model_arrays(fitted.model) | {
+        "common": fitted.overlaps.common,
+        "union_per_image": fitted.overlaps.union,
+        "sureness": fitted.sureness,
+    }
+    with suppress(OSError, DataError):  # a folder that cannot be written to only costs time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_arrays(file, arrays)
+
+
+MODEL_ARRAYS = tuple(field.name for field in fields(Consensus))
+
+
+def _model_arrays(model: Consensus) -> dict[str, NDArray[Any]]:
+    return {name: getattr(model, name) for name in MODEL_ARRAYS}
+
+
+def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    # Through memory: NumPy leaves a file open that turns out to be cut short.
+    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(content.getvalue())
+        partial.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(f"{file}: cannot be written ({error}); free disk space and run again") from error
+
+
+def write_consensus(
+    policy_file: Path, model: Consensus, classes: Sequence[str], teachers: Sequence[str]
+) -> None:
+    """Write the fitted rule beside its ``policy.json``; ``read_consensus`` reads it back."""
+    names = {"classes": np.array(classes), "teachers": np.array(teachers)}
+    _write_arrays(policy_file.with_name(CONSENSUS_FILE), _model_arrays(model) | names)
+
+
+def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence[str]) -> Consensus:
+    """The fitted rule that lies beside a ``policy.json``.
+
+    Raises:
+        PolicyError: if there is none, or it was fitted to other teachers or classes.
+    """
+    file = policy_file.with_name(CONSENSUS_FILE)
+    try:
+        arrays = _read_arrays(file)
+        found = tuple(arrays["teachers"].tolist()), tuple(arrays["classes"].tolist())
+        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
+    except FileNotFoundError as error:
+        raise PolicyError(
+            f"{policy_file}: there is no {CONSENSUS_FILE} beside it, which rule consensus needs; name the "
+            "policy.json of labels of that rule, or use --policy auto"
+        ) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise PolicyError(f"{file}: cannot be read ({error}); fuse again with --policy auto") from error
+    if found != (tuple(teachers), tuple(classes)):
+        raise PolicyError(
+            f"{file}: fitted to the teachers {' '.join(found[0])} and {len(found[1])} classes, not to "
+            f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Sampled pixels: (T, S) labels, (T, S, C) certainties, and (S,) the number of their image."""
+
+    labels: NDArray[np.uint8]
+    certainties: NDArray[np.uint8]
+    image: NDArray[np.intp]
+
+
+def _sample(readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter) -> _Pixels:
+    """Pixels on a regular grid over the images."""
+    labels, certainties, image_of = [], [], []
+    report(Tick("weighing the teachers", 0, len(ids)))
+    for number, image in enumerate(ids):
+        pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
+        labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))
+        certainties.append(
+            np.stack(
+                [
+                    reader.certainty(image).reshape(len(reader.classes), -1)[:, pixels].T
+                    for reader in readers.values()
+                ]
+            )
+        )
+        image_of.append(np.full(len(pixels), number))
+        report(Tick("weighing the teachers", number + 1, len(ids)))
+    return _Pixels(np.concatenate(labels, 1), np.concatenate(certainties, 1), np.concatenate(image_of))
+
+
+def _labelled_pixels(evidence: Evidence, samples: Sequence[Sample], report: Reporter) -> consensus.Labelled:
+    truths = [read_truth(_label_file(sample), evidence.task.target) for sample in samples]
+    for sample, truth in zip(samples, truths, strict=True):
+        for name, reader in evidence.readers.items():
+            _given(name, reader, sample, truth.shape)
+    pixels = _sample(evidence.readers, [sample.id for sample in samples], report)
+    sampled = [
+        truth.ravel()[_grid(truth.shape, SAMPLED_PIXELS // len(samples) + 1, number)]
+        for number, truth in enumerate(truths, 1)
+    ]
+    return consensus.Labelled(pixels.labels, pixels.certainties, np.concatenate(sampled), pixels.image)
+
+
+def _grid(size: tuple[int, ...], wanted: int, seed: int) -> NDArray[np.int64]:
+    """About ``wanted`` flat pixel positions, evenly spread with a jitter that differs per image."""
+    pixels = size[0] * size[1]
+    if wanted >= pixels:
+        return np.arange(pixels)
+    edges = np.linspace(0, pixels, wanted + 1)
+    jitter = np.random.default_rng(seed).random(wanted)
+    return (edges[:-1] + jitter * np.diff(edges)).astype(np.int64)
+
+
+def common_size(readers: Mapping[str, CertaintyReader], image: str) -> tuple[int, int]:
+    """(H, W) of an image, the same in all archives.
+
+    Raises:
+        DataError: if it differs.
+    """
+    sizes = {name: reader.size(image) for name, reader in readers.items()}
+    first, size = next(iter(sizes.items()))
+    for name, other in sizes.items():
+        if other != size:
+            raise DataError(
+                f"{image}: {wxh(size)} pixels in the archive of {first}, but {wxh(other)} in that of {name}; "
+                "export both at one size"
+            )
+    return size
+
+
+def wxh(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,377 @@
+"""Kernels: the rule ``consensus``, a weighing of what all teachers say, fitted without a label.
+
+Nobody owns a class here. Every teacher is an annotator whose word, a label and how sure it was, has a weight of
+its own for every class, learnt from how it agrees with the others:
+
+1. *Who errs how?* Dawid & Skene (1979) on the labels alone: one confusion matrix per teacher, by expectation
+   maximisation from the vote.
+2. *How sure is sure?* Teachers are calibrated differently, so their probabilities are brought to one mean
+   certainty, each by a power of its own (a temperature), and only then averaged.
+3. *What does each word mean?* A teacher's word is its label, its runner-up, and the quarter of that label's
+   certainties that the pixel falls into. ``evidence`` is the log probability of each word given the true class,
+   where the truth is taken from the geometric mean of 1 and 2 over the *other* teachers: one that is sure of its
+   errors finds no support for them, and nobody confirms himself.
+4. A pixel's belief in a class is the geometric mean of two opinions: the product of all evidence, discounted
+   because teachers err at the same pixels, and the mean of the scaled probabilities.
+5. The label is not the most likely class but the one whose choice adds most to the expected mean IoU: a pixel of
+   a small class is worth more than one of a large class. Adding a pixel of probability p to a class of expected
+   IoU J and union U changes that IoU by (p (1 + J) - J) / U. Only classes are looked at that are believed at least
+   half as much as the most likely one, so that no class floods an image which is merely hard to rule out.
+
+With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
+much as one image.
+
+Legend of shapes: T teacher, C class, H, W, S sampled pixel, K word ((label * C + runner-up) * BINS + quarter).
+Labels are uint8 train ids, 255 = none; certainties are percent, uint8 0..100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from endauda_cli.fusion.rules.policies import Overlaps, annotators, combinations, power_for
+from endauda_cli.jit import jit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Int = NDArray[np.int32]
+    Float = NDArray[np.float64]
+    Float32 = NDArray[np.float32]
+    UInt8 = NDArray[np.uint8]
+
+BINS = 4
+"""Degrees of certainty that a word distinguishes. Quarters; two to eight give the same within 0.3 mIoU."""
+SMOOTHING = 1e-3
+"""Pseudo counts per class, as a share of an even class's pixels: a word hardly ever heard convinces nobody."""
+DISCOUNT = 0.7
+"""Exponent of the product of evidence: 1 would be right if teachers erred independently."""
+FLOOR = 1e-6
+SMALLEST = 1e-4
+"""Share of pixels below which a class is worth no more per pixel."""
+RIVAL = 0.5
+"""Share of the highest belief that a class must have to be chosen instead. It costs nothing where all classes occur
+and spares classes that do not."""
+DECISION_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """A fitted rule.
+
+    Attributes:
+        edges: (T, C, BINS - 1) uint8, the quartiles of a teacher's certainty where it gives a class.
+        evidence: (T, K + 1, C) float32, log probability of a word given the true class; the last row, of a
+            pixel without a label, is 0.
+        prior: (C,) float32, log share of each class.
+        powers: (T,) what brings each teacher's probabilities to one mean certainty.
+        iou: (C,) expected IoU of each class's labels.
+        union: (C,) expected share of pixels that are of the class or labelled so.
+    """
+
+    edges: UInt8
+    evidence: Float32
+    prior: Float32
+    powers: Float
+    iou: Float
+    union: Float
+
+
+class Believed(NamedTuple):
+    """A fused image."""
+
+    candidate: UInt8
+    """(H, W) uint8, the label of each pixel."""
+    certainty: Float32
+    """(H, W) percent, the belief in that label."""
+    claims: UInt8
+    """(H, W) uint8, how many different classes the teachers give."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Sampled pixels of labelled target images.
+
+    Attributes:
+        labels: (T, S) uint8.
+        certainties: (T, S, C) uint8, percent.
+        truth: (S,) uint8 train ids, 255 = none.
+        image: (S,) int, which image a pixel is of.
+    """
+
+    labels: UInt8
+    certainties: UInt8
+    truth: UInt8
+    image: NDArray[np.intp]
+
+
+def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled | None = None) -> Consensus:
+    """Fit the rule to sampled pixels of the teachers' outputs.
+
+    Args:
+        labels: (T, S) uint8.
+        certainties: (T, S, C) uint8, percent.
+        num_classes: C.
+        labelled: pixels whose class is known, if there are any.
+    """
+    num_teachers = len(labels)
+    edges = _edges(labels, certainties, num_classes)
+    words = _words(labels, certainties, edges)
+    powers = _powers(certainties)
+    scaled = np.stack([_scaled(certainties[t], powers[t]) for t in range(num_teachers)])  # (T, S, C)
+    agreed = _agreements(labels, num_classes)  # per teacher (S, C), without him
+    evidence, share = [], np.zeros(num_classes)
+    for t in range(num_teachers):
+        others = _others(range(num_teachers), t)
+        reference = _normalised(np.sqrt(agreed[t] * scaled[others].mean(0)) + FLOOR)
+        evidence.append(_meaning(_count(words[t], reference, num_classes)))
+        share += reference.mean(0) / num_teachers
+    if labelled is not None:
+        evidence, share = _shrunk(evidence, share, labelled, edges)
+    log_evidence = np.log(np.stack(evidence)).astype(np.float32)
+    prior = np.log(share + FLOOR).astype(np.float32)
+    belief = _normalised(np.sqrt(_product(words, log_evidence, prior) * scaled.mean(0)) + FLOOR)
+    iou, union = expected_iou(belief)
+    return Consensus(edges, log_evidence, prior, powers, iou, union)
+
+
+def fuse_image(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
+    """Fuse one image.
+
+    Args:
+        labels: (T, H, W) uint8.
+        planes: (T, C, H, W) uint8, percent.
+        model: see ``fit``.
+    """
+    num_teachers, num_classes, height, width = planes.shape
+    table = np.stack([_byte_powers(power) for power in model.powers])
+    candidate, certainty, claims = _decide(
+        labels.reshape(num_teachers, -1), planes.reshape(num_teachers, num_classes, -1), model.edges,
+        model.evidence, np.float32(DISCOUNT), model.prior, table, model.iou.astype(np.float32), _weights(model.union),
+        np.float32(RIVAL),
+    )  # fmt: skip
+    shape = (height, width)
+    return Believed(candidate.reshape(shape), certainty.reshape(shape), claims.reshape(shape))
+
+
+@jit
+def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight, rival):  # type: ignore[no-untyped-def]
+    """Steps 4 and 5 of the rule for every pixel."""
+    num_teachers, num_classes, pixels = planes.shape
+    bins = edges.shape[2] + 1
+    candidate = np.empty(pixels, np.uint8)
+    certainty = np.empty(pixels, np.float32)
+    claims = np.zeros(pixels, np.uint8)
+    product = np.empty(num_classes, np.float32)
+    mean = np.empty(num_classes, np.float32)
+    for i in range(pixels):
+        for c in range(num_classes):
+            product[c] = prior[c]
+            mean[c] = 0
+        for t in range(num_teachers):
+            total = np.float32(0)
+            for c in range(num_classes):
+                total += table[t, planes[t, c, i]]
+            for c in range(num_classes):
+                mean[c] += table[t, planes[t, c, i]] / total
+            given = labels[t, i]
+            if given < num_classes:
+                second, highest = 0, np.int64(-1)
+                for c in range(num_classes):
+                    if c != given and np.int64(planes[t, c, i]) > highest:
+                        second, highest = c, np.int64(planes[t, c, i])
+                word = (given * num_classes + second) * bins
+                for edge in edges[t, given]:
+                    word += planes[t, given, i] > edge
+                for c in range(num_classes):
+                    product[c] += discount * evidence[t, word, c]
+                new = True
+                for s in range(t):
+                    new = new and labels[s, i] != given
+                claims[i] += new
+        top = product.max()
+        total = np.float32(0)
+        for c in range(num_classes):
+            product[c] = np.exp(product[c] - top)
+            total += product[c]
+        whole, most = np.float32(0), np.float32(0)
+        for c in range(num_classes):
+            mean[c] = np.sqrt(product[c] / total * mean[c] / num_teachers) + np.float32(FLOOR)
+            whole += mean[c]
+            most = max(most, mean[c])
+        best = np.float32(-np.inf)
+        for c in range(num_classes):
+            if mean[c] < rival * most:
+                continue
+            p = mean[c] / whole
+            gain = (p * (1 + iou[c]) - iou[c]) * weight[c]
+            if gain > best:
+                best = gain
+                candidate[i] = c
+                certainty[i] = 100 * p
+    return candidate, certainty, claims
+
+
+def expected_iou(belief: Float32) -> tuple[Float, Float]:
+    """(C,) IoU and (C,) union, as a share of all pixels, that the best labels of (S, C) beliefs can expect."""
+    num_classes, pixels = belief.shape[1], len(belief)
+    mass = belief.mean(0, dtype=np.float64)
+    rival = belief >= RIVAL * belief.max(1, keepdims=True)
+    label = belief.argmax(1)
+    common, union = mass, mass
+    for number in range(DECISION_ROUNDS):
+        given = np.bincount(label, minlength=num_classes) / pixels
+        now = np.bincount(label, belief[np.arange(pixels), label], num_classes) / pixels
+        step = 1 if number == 0 else 0.3  # damped, else a small class swings between everything and nothing
+        common = common + step * (now - common)
+        union = union + step * (mass + given - now - union)
+        iou = common / np.maximum(union, FLOOR)
+        gain = (belief * (1 + iou) - iou) * _weights(union)
+        label = np.argmax(np.where(rival, gain, -np.inf), 1)
+    return iou, union
+
+
+def _weights(union: Float) -> Float32:
+    """What a pixel is worth; that of a class which hardly occurs is bounded."""
+    return (1 / np.maximum(union, SMALLEST)).astype(np.float32)
+
+
+def believe(labels: UInt8, certainties: UInt8, model: Consensus) -> Float32:
+    """(S, C) belief in each class at sampled pixels, see ``fit``."""
+    scaled = np.mean([_scaled(c, power) for c, power in zip(certainties, model.powers, strict=True)], axis=0)
+    product = _product(_words(labels, certainties, model.edges), model.evidence, model.prior)
+    return _normalised(np.sqrt(product * scaled) + FLOOR)
+
+
+def overlaps(labels: UInt8, belief: Float32, image: NDArray[np.intp]) -> Overlaps:
+    """What each teacher's labels have in common with the belief, per image.
+
+    Args:
+        labels: (T, S) uint8.
+        belief: (S, C).
+        image: (S,) which image a pixel is of, from 0 without gaps.
+    """
+    num_classes = belief.shape[1]
+    shape = (int(image.max()) + 1, num_classes)
+    size = shape[0] * num_classes
+    cell = image[:, None] * num_classes + np.arange(num_classes)
+    mass = np.bincount(cell.ravel(), belief.ravel(), size).reshape(shape)
+    common, union = [], []
+    for given in labels:
+        known = np.flatnonzero(given < num_classes)
+        place = image[known] * num_classes + given[known]
+        common.append(np.bincount(place, belief[known, given[known]], size).reshape(shape))
+        union.append(mass + np.bincount(place, minlength=size).reshape(shape) - common[-1])
+    return Overlaps(np.stack(common, 1), np.stack(union, 1))
+
+
+def _edges(labels: UInt8, certainties: UInt8, num_classes: int) -> UInt8:
+    """(T, C, BINS - 1) quartiles of each teacher's certainty where it gives a class."""
+    edges = np.zeros((len(labels), num_classes, BINS - 1), np.uint8)
+    for t, given in enumerate(labels):
+        for c in np.unique(given[given < num_classes]):
+            own = certainties[t, given == c, c]
+            edges[t, c] = np.quantile(own, np.linspace(0, 1, BINS + 1)[1:-1], method="lower")
+    return edges
+
+
+def _words(labels: UInt8, certainties: UInt8, edges: UInt8) -> Int:
+    """(T, S) the word of every pixel; the last one stands for no label."""
+    num_classes = certainties.shape[2]
+    words = np.full(labels.shape, num_classes * num_classes * BINS, np.int32)
+    for t, given in enumerate(labels):
+        heard = np.flatnonzero(given < num_classes)
+        label = given[heard].astype(np.int32)
+        values = certainties[t, heard].astype(np.int16)
+        own = values[np.arange(len(heard)), label]
+        values[np.arange(len(heard)), label] = -1
+        quarter = (own[:, None] > edges[t, label]).sum(1)
+        words[t, heard] = (label * num_classes + values.argmax(1)) * BINS + quarter
+    return words
+
+
+def _count(words: Int, truth: Float32, num_classes: int) -> Float:
+    """(K + 1, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
+    size = num_classes * num_classes * BINS + 1
+    return np.stack([np.bincount(words, truth[:, c], size) for c in range(num_classes)], 1)
+
+
+def _meaning(counts: Float) -> Float:
+    """(K + 1, C) probability of each word given the class; smoothed with how often it is said at all."""
+    num_classes = counts.shape[1]
+    heard = counts[:-1].sum(1, keepdims=True) + FLOOR
+    meaning = counts[:-1] + SMOOTHING * counts.sum() / num_classes * heard / heard.sum()
+    meaning /= meaning.sum(0)
+    return np.concatenate([meaning, np.ones((1, num_classes))])  # no label, no evidence
+
+
+def _shrunk(
+    evidence: list[Float], share: Float, labelled: Labelled, edges: UInt8
+) -> tuple[list[Float], Float]:
+    """Evidence and shares from labelled pixels, shrunk towards those without labels.
+
+    Pixels of an image say much the same, so it is images that count: what is known without labels weighs as
+    much as one image that has the class.
+    """
+    num_classes = len(share)
+    known = labelled.truth < num_classes
+    if not known.any():
+        return evidence, share
+    one_hot = np.eye(num_classes, dtype=np.float32)[labelled.truth[known]]
+    per_image = np.zeros((labelled.image.max() + 1, num_classes))
+    np.add.at(per_image, (labelled.image[known], labelled.truth[known]), 1)
+    pixels = per_image.sum(0)
+    one_image = pixels / np.maximum((per_image > 0).sum(0), 1)
+    one_image[pixels == 0] = 1
+    words = _words(labelled.labels, labelled.certainties, edges)
+    counted = []
+    for t, before in enumerate(evidence):
+        counts = _count(words[t, known], one_hot, num_classes)[:-1] + one_image * before[:-1]
+        counted.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
+    mean_size = known.sum() / len(per_image)
+    return counted, (pixels + mean_size * share) / (known.sum() + mean_size)
+
+
+def _product(words: Int, evidence: Float32, prior: Float32) -> Float32:
+    """(S, C) probabilities from all evidence."""
+    total = np.tile(prior, (words.shape[1], 1))
+    for t, word in enumerate(words):
+        total += DISCOUNT * evidence[t][word]
+    return _normalised(np.exp(total - total.max(1, keepdims=True)))
+
+
+def _agreements(labels: UInt8, num_classes: int) -> list[Float32]:
+    """Per teacher the (S, C) posterior of Dawid & Skene from the labels of all others."""
+    votes, counts, which = combinations(labels)
+    model = annotators(votes, counts, num_classes)
+    everyone = range(len(labels))
+    return [model.posterior(votes, _others(everyone, t)).astype(np.float32)[which] for t in everyone]
+
+
+def _others(everyone: range, t: int) -> list[int]:
+    """All but one; a teacher alone is its own company."""
+    return [other for other in everyone if other != t] or [t]
+
+
+def _scaled(certainties: UInt8, power: float) -> Float32:
+    """(S, C) probabilities of (S, C) bytes, raised to a power."""
+    return _normalised(_byte_powers(power)[certainties])
+
+
+def _byte_powers(power: float) -> Float32:
+    """(256,) what a byte of certainty stands for, raised to a power; 0.5 is what truncation took on average."""
+    return (((np.arange(256) + 0.5) / 100) ** power).astype(np.float32)
+
+
+def _powers(certainties: UInt8) -> Float:
+    """(T,) the power that brings each teacher's mean certainty to that of all."""
+    probabilities = _normalised(certainties[:, :: max(1, certainties.shape[1] // 50_000)] + np.float32(0.5))
+    goal = float(probabilities.max(2).mean())
+    return np.array([power_for(p, goal) for p in probabilities])
+
+
+def _normalised(values: Float32) -> Float32:
+    return np.asarray(values / values.sum(-1, keepdims=True), np.float32)

@@ -1,0 +1,143 @@
+"""The rules on CUDA, by torch; on the CPU they run too, for comparison with the compiled ones.
+
+Nothing waits for the device but the list of classes that occur. Legend of shapes: T teacher, C class, H, W.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from endauda_cli.domains import IGNORE
+from endauda_cli.fusion.rules import Fused, Planes, Recipe, cpu
+from endauda_cli.types import Border, Unclaimed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def plf(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules."""
+    owner_of = torch.full((256,), -1, dtype=torch.int16, device=labels.device)
+    owner_of[: recipe.num_classes] = torch.tensor(recipe.owners, dtype=torch.int16, device=labels.device)
+    # A teacher claims a pixel iff it owns the class it gives there: T look-ups instead of C masks.
+    numbers = torch.arange(len(labels), device=labels.device)[:, None, None]
+    claimed = owner_of[labels.int()] == numbers  # (T, H, W)
+    claims = claimed.sum(0, dtype=torch.uint8)
+    label = torch.where(claimed, labels, 0).sum(0, dtype=torch.uint8)  # right where claims == 1
+    unclear = claims != 1
+    candidate = torch.where(unclear, _window_vote(labels, claimed, recipe), label)
+    if recipe.unclaimed == Unclaimed.IGNORE:
+        candidate = torch.where(claims == 0, IGNORE, candidate)
+    if recipe.threshold <= 0:
+        return Fused(candidate, candidate, claims)
+    reached = torch.zeros_like(unclear)
+    size = _window_size(candidate, recipe)
+    for c in _present(candidate, recipe.num_classes):
+        sure = planes(recipe.owners[c], [c])[0]
+        around = _box_sum(sure, *recipe.window) >= recipe.threshold * size
+        reached |= (candidate == c) & torch.where(unclear, around, sure >= recipe.threshold)
+    return Fused(torch.where(reached, candidate, IGNORE), candidate, claims)
+
+
+def certainty(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules."""
+    best = torch.full(labels.shape[1:], -1, dtype=torch.float32, device=labels.device)
+    candidate = torch.zeros_like(labels[0])
+    for c in range(recipe.num_classes):
+        total = torch.zeros_like(best)
+        for t in range(len(labels)):
+            total += planes(t, [c])[0]  # sums of bytes are exact in float32
+        _raise(best, candidate, total / len(labels), c)
+    return _kept(labels, recipe, candidate, best)
+
+
+def soft_label(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules."""
+    delta = torch.tensor(recipe.delta, dtype=torch.float32, device=labels.device)
+    totals = torch.zeros((recipe.num_classes, *labels.shape[1:]), device=labels.device)  # (C, H, W)
+    for t in range(len(labels)):
+        order = planes(t, range(recipe.num_classes)).argsort(dim=0, stable=True)  # class at each rank
+        totals.scatter_add_(0, order, delta[:, None, None].expand_as(totals))
+    best = torch.full_like(totals[0], -1)
+    candidate = torch.zeros_like(labels[0])
+    for c, total in enumerate(totals):
+        _raise(best, candidate, total / len(labels), c)
+    return _kept(labels, recipe, candidate, best)
+
+
+def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules. Runs where the compiled kernel does; the result goes back to the device."""
+    fused = cpu.consensus(labels.cpu().numpy(), lambda t, c: planes(t, c).cpu().numpy(), recipe)
+    return Fused(*(torch.from_numpy(array).to(labels.device) for array in fused))
+
+
+def majority(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """See the table of rules."""
+    candidate, most = torch.zeros_like(labels[0]), torch.zeros_like(labels[0])
+    for c in _present(labels, recipe.num_classes):
+        _raise(most, candidate, (labels == c).sum(0, dtype=torch.uint8), c)
+    return _kept(labels, recipe, candidate, None)
+
+
+def _raise(best: Tensor, label: Tensor, value: Tensor, c: int) -> None:
+    """Put class c in place where it is strictly higher: ties stay with the lower class."""
+    higher = value > best
+    label.masked_fill_(higher, c)
+    torch.where(higher, value, best, out=best)
+
+
+def _kept(labels: Tensor, recipe: Recipe, candidate: Tensor, best: Tensor | None) -> Fused:
+    """The threshold, and what is common to the rules that look at all teachers."""
+    claims = _distinct(labels, recipe.num_classes)
+    if recipe.unclaimed == Unclaimed.IGNORE:
+        candidate = torch.where(claims == 0, IGNORE, candidate)
+    if best is None or recipe.threshold <= 0:
+        return Fused(candidate, candidate, claims)
+    return Fused(torch.where(best >= recipe.threshold, candidate, IGNORE), candidate, claims)
+
+
+def _window_vote(labels: Tensor, claimed: Tensor, recipe: Recipe) -> Tensor:
+    """(H, W) uint8: the class with most claims in the window around each pixel; class 0 if there are none."""
+    label = torch.zeros_like(labels[0])
+    most = torch.zeros_like(labels[0], dtype=torch.int32)
+    for c in _present(labels, recipe.num_classes):
+        t = recipe.owners[c]
+        _raise(most, label, _box_sum(claimed[t] & (labels[t] == c), *recipe.window), c)
+    return label
+
+
+def _window_size(label: Tensor, recipe: Recipe) -> Tensor | int:
+    """How many pixels a window's sum is divided by."""
+    kh, kw = recipe.window
+    return _box_sum(torch.ones_like(label), kh, kw) if recipe.border == Border.INSIDE else kh * kw
+
+
+def _box_sum(values: Tensor, kh: int, kw: int) -> Tensor:
+    """(H, W) int32, of floats float64: sums over kh x kw windows, zeros outside; bytes exactly."""
+    if values.is_floating_point():  # running sums would carry errors, and NaN, along the row
+        padded = torch.nn.functional.pad(values.double(), (kw // 2, kw // 2, kh // 2, kh // 2))
+        return padded.unfold(0, kh, 1).sum(-1).unfold(1, kw, 1).sum(-1)
+    total = values.to(torch.int32)
+    for size, axis in ((kh, 0), (kw, 1)):
+        r = size // 2
+        pad = (0, 0, r + 1, r) if axis == 0 else (r + 1, r)
+        running = torch.nn.functional.pad(total, pad).cumsum(axis, dtype=total.dtype)
+        length = values.shape[axis]
+        total = running.narrow(axis, size, length) - running.narrow(axis, 0, length)
+    return total
+
+
+def _present(labels: Tensor, num_classes: int) -> list[int]:
+    """The classes that occur, ascending."""
+    found = torch.bincount(labels.flatten(), minlength=num_classes)[:num_classes]
+    return [int(c) for c in found.nonzero()[:, 0]]
+
+
+def _distinct(labels: Tensor, num_classes: int) -> Tensor:
+    """(H, W) uint8: how many different classes the teachers give."""
+    ordered = labels.sort(0).values  # (T, H, W)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return (new & (ordered < num_classes)).sum(0, dtype=torch.uint8)

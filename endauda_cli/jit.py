@@ -1,0 +1,80 @@
+"""Functions over pixels, compiled by numba.
+
+Machine code is kept beside the source, else in the user's own cache folder, so only the first call on a machine
+waits for the compiler. Compiled functions leave Python's lock.
+"""
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numba
+from numba.core import event
+from numba.core.caching import FunctionCache
+
+from endauda_cli.progress import Tick
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from endauda_cli.progress import Reporter
+
+COMPILING = "compiling loops, once per machine"
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as machine code, made at its first call for each kind of arguments.
+
+    Where the code cannot be kept, each process compiles anew.
+    """
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    # No folder to keep it in: a read-only installation of a user without a home.
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def compiling_told(report: Reporter) -> Iterator[None]:
+    """While open, say so when machine code is made: the first run on a machine waits for it."""
+    with event.install_listener("numba:compile", _Listener(report)):
+        yield
+
+
+class _Listener(event.Listener):
+    """Functions compile each other, and threads wait for one that does."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.report, self.depth = report, 0
+
+    def on_start(self, event: Any) -> None:
+        self.depth += 1
+        if self.depth == 1:
+            self.report(Tick(COMPILING, 0, None))
+
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.report(Tick(COMPILING, 1, 1))
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, but for its troubles: without it there is the compiler.
+
+    A full disk ends numba's own in an error, and so does, in every run from then on, a file that a power cut
+    left empty.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling damaged bytes raises many things
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)

@@ -1,0 +1,1 @@
+"""Engine: the distillation step of EnD-UDA, and the run around it."""

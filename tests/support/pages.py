@@ -1,0 +1,112 @@
+"""The pages of ``docs/`` and the README as something to run: their files, command lines and Python.
+
+A fenced block that begins with a file's name in a comment (``# mine.toml``) is that file. ``bash`` blocks are
+command lines, ``python`` blocks a program, ``text`` blocks what a command printed. ``python -m tests.support.pages
+docs/tutorial.md FOLDER`` follows a page in a folder, as a reader would; that is where its figures come from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_FILE = re.compile(r"# (?P<name>[\w./-]+\.(?:toml|py))\b")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        language: the word after the fence.
+        text: what is in it.
+        line: where it begins in the page.
+    """
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that the block is, if its first line names one."""
+        match = _FILE.match(self.text)
+        return match["name"] if match and self.language in ("toml", "python") else None
+
+    @property
+    def lines(self) -> list[str]:
+        """Command lines, those that go on after a backslash joined; without comments."""
+        whole = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in whole if (words := line.strip()) and not words.startswith("#")]
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(match["language"], match["text"], text.count("\n", 0, match.start()) + 1)
+        for match in _FENCE.finditer(text)
+    ]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def inline(page: Path) -> list[str]:
+    """What stands between single backticks; line ends in it are blanks."""
+    return [" ".join(match.split()) for match in _INLINE.findall(prose(page))]
+
+
+def follow(page: Path, folder: Path, run: Callable[[str, Path], None]) -> None:
+    """Do what a page says, block by block: write its files, run its command lines.
+
+    Args:
+        page: the page.
+        folder: where the reader starts; ``cd`` leads on from there.
+        run: runs one command line in a folder.
+    """
+    for line, here in _steps(page, folder):
+        run(line, here)
+
+
+def _steps(page: Path, here: Path) -> Iterator[tuple[str, Path]]:
+    for block in blocks(page):
+        if block.file:
+            (here / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (here / block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "bash":
+            for line in block.lines:
+                if line.startswith("cd "):
+                    here = here / shlex.split(line)[1]
+                else:
+                    yield line, here
+
+
+def in_shell(line: str, here: Path) -> None:
+    """Run a command line as a reader would, with this checkout's program."""
+    print(f"$ {line}", flush=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-c", line], cwd=here, env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}, check=True
+    )
+
+
+if __name__ == "__main__":
+    follow(Path(sys.argv[1]), Path(sys.argv[2]), in_shell)

@@ -1,0 +1,154 @@
+"""A data set of six tiny images and short runs on it, and a program that can be killed in the middle.
+
+usage: training_runs.py SET OUT WORKERS [KILL_AT]      (with torchrun: as many processes as it starts)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from endauda_cli.config import InferenceConfig, TrainConfig
+from endauda_cli.datasets import find_samples, load_domain
+from endauda_cli.distributed import process_group, world_size
+from endauda_cli.domains import Task, make_task
+from endauda_cli.evaluation import evaluate
+from endauda_cli.progress import Note, Reporter, Tick, silent
+from endauda_cli.training.loop import Example, train
+from endauda_cli.transforms import Preprocessing
+from endauda_cli.types import Arch, Backbone
+
+if TYPE_CHECKING:
+    from endauda_cli.domains import Domain
+    from endauda_cli.results import EvalResult, TrainResult
+
+CLASSES = ("road", "car", "sky")
+LABEL_IDS = (7, 26, 23)
+SIZE = (64, 32)  # width, height
+TOML = """
+name = "tiny"
+classes = ["road", "car", "sky"]
+label_ids = { "7" = "road", "26" = "car", "23" = "sky" }
+[train]
+images = "images/train/*.png"
+labels = "truth/train/*.png"
+[val]
+images = "images/val/*.png"
+labels = "truth/val/*.png"
+"""
+
+
+@dataclass(frozen=True)
+class TinySet:
+    """Four images to train on and two to validate on, 64x32; sky above, road below, a car in most."""
+
+    root: Path
+
+    @property
+    def toml(self) -> Path:
+        return self.root / "tiny.toml"
+
+    @property
+    def domain(self) -> Domain:
+        return load_domain(str(self.toml))
+
+    @property
+    def task(self) -> Task:
+        return make_task(None, self.domain)
+
+    def examples(self) -> list[Example]:
+        """The images to train on with their fused labels (train ids, some 255)."""
+        samples = find_samples(self.domain, [self.root], "train")
+        return [Example(s.id, s.image, self.root / "fused" / f"{s.id}.png") for s in samples]
+
+    def source_examples(self) -> list[Example]:
+        """The images to train on with their ground truth (label ids)."""
+        samples = find_samples(self.domain, [self.root], "train", need_labels=True)
+        return [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
+
+    def validate(self, model: torch.nn.Module) -> EvalResult:
+        samples = find_samples(self.domain, [self.root], "val", need_labels=True)
+        device, inference = torch.device("cpu"), InferenceConfig()
+        return evaluate(model, Preprocessing(SIZE), samples, self.domain, inference, device, silent, "it")
+
+
+def make_set(root: Path) -> TinySet:
+    """Write the data set."""
+    generator = np.random.default_rng(0)
+    for folder in ("images/train", "images/val", "truth/train", "truth/val", "fused"):
+        (root / folder).mkdir(parents=True)
+    for i in range(6):
+        split = "train" if i < 4 else "val"
+        label = np.zeros((32, 64), np.uint8)
+        label[:14] = 2
+        top, left = generator.integers(8, 18), generator.integers(0, 40)
+        if i not in (1, 2):  # so that some batches show no car
+            label[top : top + 8, left : left + 20] = 1
+        colours = np.array([(90, 60, 90), (200, 40, 30), (120, 170, 230)])
+        image = (colours[label] + generator.normal(0, 12, (32, 64, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / split / f"{i}.png")
+        Image.fromarray(np.array(LABEL_IDS, np.uint8)[label]).save(root / "truth" / split / f"{i}.png")
+        label[generator.random(label.shape) < 0.2] = 255
+        if split == "train":
+            Image.fromarray(label).save(root / "fused" / f"{i}.png")
+    (root / "tiny.toml").write_text(TOML)
+    return TinySet(root)
+
+
+CONFIG = TrainConfig(
+    backbone=Backbone.TINY,
+    arch=Arch.DEEPLABV3PLUS,
+    steps=15,
+    batch_size=2,
+    learning_rate=1e-3,
+    size=SIZE,
+    crop=(32, 16),  # small enough to miss a class now and then
+    mirror=True,
+    augment=("colour", "light", "texture"),
+    balance_area=16,
+    save_every=4,
+    validate_every=5,
+    workers=1,
+)
+
+
+def run(
+    data: TinySet, out: Path, report: Reporter = silent, resume: bool = False, **changes: Any
+) -> TrainResult:
+    """A run with ``CONFIG``, or with some of it changed."""
+    config = dataclasses.replace(CONFIG, **changes)
+    examples = data.examples() if config.method == "distill" else data.source_examples()
+    validate = data.validate if config.validate_every else None
+    return train(
+        config, data.task, data.domain, examples, out, out.parent / "cache", None, resume, torch.device("cpu"),
+        validate, report,
+    )  # fmt: skip
+
+
+def after(step: int, act: Any) -> Reporter:
+    """A reporter that acts once ``step`` steps are done. Every tenth is reported, and the beginning; 0 is never."""
+
+    def report(event: Tick | Note) -> None:
+        if isinstance(event, Tick) and event.task == "training" and event.done == step > 0:
+            act()
+
+    return report
+
+
+def main(data: str, out: str, workers: str, kill_at: str = "0") -> None:
+    report = after(int(kill_at), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with process_group(torch.device("cpu")):
+        run(TinySet(Path(data)), Path(out), report, workers=int(workers), batch_size=2 * world_size())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
