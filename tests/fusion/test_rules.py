@@ -385,9 +385,9 @@ def test_bands_make_no_difference(rule: str, monkeypatch: pytest.MonkeyPatch) ->
     case = Case(3, 3, 6, 256, 40, 11)
     told: dict[str, Any] = {"owners": tuple(case.owner), "delta": tuple(case.delta), "threshold": 50}
     told["model"] = model_of(case)
-    monkeypatch.setattr("endauda_cli.jit.cores", lambda: 3)
+    monkeypatch.setattr("endauda_cli.threads.cores", lambda: 3)
     shared = run("numpy", rule, case.labels, case.certainties, **told)
-    monkeypatch.setattr("endauda_cli.jit.cores", lambda: 1)
+    monkeypatch.setattr("endauda_cli.threads.cores", lambda: 1)
     assert all(map(np.array_equal, shared, run("numpy", rule, case.labels, case.certainties, **told)))
 
 
