@@ -57,8 +57,8 @@ def test_labels_are_recognised(workspace: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_labels_are_made_the_same(workspace: Path, name: str) -> None:
-    line = ("fuse", "--teachers", *TEACHERS, *SETS[name], "--name", "anew", "--workspace", workspace)
-    assert result_of(*line)["skipped"] == 0
+    line = ("fuse", "--teachers", *TEACHERS, *SETS[name], "--name", "anew")
+    assert result_of(*line, "--workspace", workspace)["skipped"] == 0
     for path in (EARLIER / CITIES / "gtFine" / name).glob("*.png"):
         assert (workspace / CITIES / "gtFine/anew" / path.name).read_bytes() == path.read_bytes()
 
