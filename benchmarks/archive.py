@@ -524,7 +524,7 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
     with CertaintyReader(archives[0]) as reader:
         classes = reader.classes
     domain = Domain("generated", classes, palette_of(classes), {}, (), (), "labels")
-    config = FuseConfig(tuple(paths))
+    config = FuseConfig(teachers=tuple(paths))
     return partial(fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), "cpu", silent)
 
 

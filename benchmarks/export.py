@@ -138,7 +138,10 @@ def main() -> None:
     network = teacher.segmenter.network.eval().to(device)
     network = network.to(memory_format=torch.channels_last)
     teacher = replace(teacher, segmenter=replace(teacher.segmenter, network=network))
-    config = ExportConfig("bench", inference=InferenceConfig(given.batch_size, given.amp, given.workers))
+    config = ExportConfig(
+        teacher="bench",
+        inference=InferenceConfig(batch_size=given.batch_size, amp=given.amp, workers=given.workers),
+    )
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from endauda_cli.errors import ConfigError
+from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
 from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Unclaimed
 
 
@@ -23,40 +25,111 @@ def check_name(name: str, what: str) -> None:
         raise ConfigError(f"{what} {name!r}: use a word that can name a folder")
 
 
-@dataclass(frozen=True)
-class FuseConfig:
-    """Options of ``fuse``.
+def _with_commas(words: list[str]) -> str:
+    return ",".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How much is done at once."""
+
+    workers: int = option(2, "--workers", help="Threads that read, resize and code.", panel=COMMON)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amp:
+    """Precision: autocast to bfloat16, on any device (float16 on cards that lack it)."""
+
+    amp: bool = option(False, "--amp", help="bfloat16 where it helps.", panel=PASSES)
+
+
+_DECIDING, _MADE, _DETAILS = "How labels are decided", "What is made", "Fine points of the rules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(Workers):
+    """Options of ``fuse`` that its engine takes as they are.
 
     Attributes:
-        teachers: names of archives, in the order that teacher numbers of a policy file mean.
-        rule: key of ``fusion.RULES``.
         policy: a ``PolicyKind`` value or the path of a policy file, for ``plf`` and ``consensus``.
         few_shot: labelled target images that policy ``few-shot`` looks at: a number, or ids separated by commas.
         threshold: percent; labels of lower certainty become 255. Majority knows no threshold.
         window: (height, width) of PLF's window, odd.
-        renormalise: scale the certainties of each pixel to a sum of 100 first, as the follow-up project does.
         border: what PLF's window is divided by where it reaches over the image's border.
         unclaimed: what becomes of pixels that no class is claimed for.
         delta: path of a file with soft-label's typical certainties; ``None`` estimates them.
-        shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
+        renormalise: scale the certainties of each pixel to a sum of 100 first, as the follow-up project does.
+    """
+
+    policy: str = option(
+        "auto", "--policy", panel=_DECIDING, metavar="POLICY", complete="policies",
+        help="How it is found out which teacher is good at which class: auto, by their agreement, without labels; "
+        "few-shot, by that and a few labelled target images; val, by all labelled ones; a policy file. "
+        "With --rule plf also certainty (their mean) and paper (the published lists).",
+    )  # fmt: skip
+    few_shot: str = option(
+        "5", "--few-shot", panel=_DECIDING, metavar="N|A B C", complete="labelled_images", typed=list[str],
+        parse=_with_commas, unset=True,
+        help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
+    )  # fmt: skip
+    threshold: float = option(
+        90, "--threshold", panel=_DECIDING, help="Keep labels of at least this certainty, in percent."
+    )
+    window: tuple[int, int] = option(
+        "5", "--window", panel=_DETAILS, metavar="N|HxW", parse=parse_window,
+        help="Side of plf's window, odd; or height and width.",
+    )  # fmt: skip
+    border: str = option(
+        Border.REFERENCE, "--border", panel=_DETAILS,
+        help="What plf's window is divided by at the image's border: its whole size, as published, or its pixels "
+        "inside.",
+    )  # fmt: skip
+    unclaimed: str = option(
+        Unclaimed.VOTE, "--unclaimed", panel=_DETAILS,
+        help="Pixels that no class is claimed for: the rule's vote, or left unlabelled.",
+    )  # fmt: skip
+    delta: str | None = option(
+        None, "--delta", panel=_DETAILS, typed=Path, parse=str,
+        help="Typical certainty of each rank (soft-label), ascending: .npy or JSON. "
+        "[default: estimated from the teachers]",
+    )  # fmt: skip
+    renormalise: bool = option(
+        False, "--renormalise", panel=_DETAILS, help="Scale each pixel's certainties to a sum of 100 first."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOutput:
+    """What ``fuse`` makes beside the labels, and of which images.
+
+    Attributes:
         score: compare teachers and rules with labels of the target, for the report alone; ``None`` does so for
             other splits than train, where there are labels.
-        workers: images fused at once.
+        shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
+    """
+
+    score: bool | None = option(
+        None, "--score/--no-score", panel=_MADE,
+        help="Score teachers and rules in the report, where the target has labels; nothing is chosen by it. "
+        "[default: not for train]",
+    )  # fmt: skip
+    shard: tuple[int, int] = option(
+        "1/1", "--shard", panel=_MADE, metavar="I/N", parse=parse_shard,
+        help="Do the I-th of N parts, for several processes.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig(FusionOptions, FusionOutput):
+    """What ``fuse`` is told.
+
+    Attributes:
+        teachers: names of archives, in the order that teacher numbers of a policy file mean.
+        rule: key of ``fusion.rules.RULES``.
     """
 
     teachers: tuple[str, ...]
     rule: str = FusionRule.CONSENSUS
-    policy: str = "auto"
-    few_shot: str = "5"
-    threshold: float = 90
-    window: tuple[int, int] = (5, 5)
-    renormalise: bool = False
-    border: str = Border.REFERENCE
-    unclaimed: str = Unclaimed.VOTE
-    delta: str | None = None
-    shard: tuple[int, int] = (1, 1)
-    score: bool | None = None
-    workers: int = 2
 
     def __post_init__(self) -> None:
         check_shard(self.shard)
@@ -79,21 +152,22 @@ class FuseConfig:
         _at_least(self.workers, 1, "--workers")
 
 
-@dataclass(frozen=True)
-class InferenceConfig:
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(Amp, Workers):
     """How a network is run over images: ``export-teacher``, ``test`` and validation.
 
     Attributes:
         batch_size: images per forward pass.
-        amp: autocast to bfloat16, on any device (float16 on cards that lack it).
+        amp: autocast to bfloat16.
         workers: threads that decode images ahead.
         tile: (height, width) of the pieces in which larger network inputs are run; ``None`` runs them whole.
     """
 
-    batch_size: int = 1
-    amp: bool = False
-    workers: int = 2
-    tile: tuple[int, int] | None = None
+    tile: tuple[int, int] | None = option(
+        None, "--tile", panel=PASSES, metavar="WxH", complete="sizes", parse=parse_tile,
+        help="Run larger inputs in overlapping pieces, to save memory.",
+    )  # fmt: skip
+    batch_size: int = option(1, "--batch-size", help="Images per forward pass.", panel=PASSES)
 
     def __post_init__(self) -> None:
         _at_least(self.batch_size, 1, "--batch-size")
@@ -102,20 +176,35 @@ class InferenceConfig:
         _at_least(self.workers, 1, "--workers")
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Options of ``export-teacher``.
+@dataclass(frozen=True, kw_only=True)
+class ArchiveOptions:
+    """How an archive is made.
+
+    Attributes:
+        codec: key of ``archive.CODECS``.
+        shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
+    """
+
+    codec: str = option(
+        Codec.SOFTMAX, "--codec", panel="The archive", complete="codecs",
+        help="Lossless compression of the archive; other programs read all but softmax.",
+    )  # fmt: skip
+    shard: tuple[int, int] = option(
+        "1/1", "--shard", panel="The archive", metavar="I/N", parse=parse_shard,
+        help="Do the I-th of N parts, for several machines.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ArchiveOptions):
+    """What ``export-teacher`` is told.
 
     Attributes:
         teacher: the archive's name.
-        codec: key of ``archive.CODECS``.
-        shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
         inference: how the network is run.
     """
 
     teacher: str
-    codec: str = Codec.SOFTMAX
-    shard: tuple[int, int] = (1, 1)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
@@ -123,13 +212,16 @@ class ExportConfig:
         check_shard(self.shard)
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+_LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS = "What is learnt", "Network", "Schedule", "Images", "Loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Amp, Workers):
     """Options of ``train``: the distillation recipe of EnD-UDA.
 
     Attributes:
         backbone, arch: keys of ``models.BACKBONES`` and ``models.ARCHS``.
-        method: ``distill`` learns the fused labels of the target, ``source`` the source's ground truth.
+        method: key of ``training.methods.METHODS``.
         steps: optimiser steps of the whole run; the schedule ends there.
         batch_size: images per step, over all devices.
         learning_rate: of the backbone at step 0; ASPP, decoder and head get ten times as much.
@@ -138,40 +230,61 @@ class TrainConfig:
         momentum, weight_decay: of Nesterov SGD.
         size: (width, height) that images are resized to.
         crop: (width, height) of the random crop.
-        mirror: flip half of the crops.
         augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
         class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
-        amp: autocast to bfloat16, on any device.
-        save_every: steps between checkpoints.
         validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
         workers: threads that prepare batches.
     """
 
-    backbone: str = Backbone.DRN
-    arch: str = Arch.DEEPLABV3PLUS
-    method: str = Method.DISTILL
-    steps: int = 100_001
-    batch_size: int = 10
-    learning_rate: float = 1e-4
+    backbone: str = option(Backbone.DRN, "--backbone", help="Feature extractor.", panel=_NETWORK)
+    arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
+    method: str = option(
+        Method.DISTILL, "--method", panel=_LEARNT,
+        help="distill learns fused labels, source learns the labelled source.",
+    )  # fmt: skip
+    steps: int = option(100_001, "--steps", help="Optimiser steps.", panel=_SCHEDULE)
+    batch_size: int = option(10, "--batch-size", help="Images per step, over all devices.", panel=_SCHEDULE)
+    learning_rate: float = option(
+        1e-4, "--lr", panel=_SCHEDULE, help="Learning rate of the backbone; the rest gets ten times that."
+    )
     power: float = 0.9
-    warm_up: int = 0
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    size: tuple[int, int] = (1024, 512)
-    crop: tuple[int, int] = (512, 256)
-    mirror: bool = False
-    augment: tuple[str, ...] = ()
-    class_balance: bool = True
-    often_balance: bool = True
-    hard_percentile: float = 80
+    size: tuple[int, int] = option(
+        "1024x512", "--size", panel=_IMAGES, metavar="WxH", complete="sizes", parse=parse_size("--size"),
+        help="Images are resized to this.",
+    )  # fmt: skip
+    crop: tuple[int, int] = option(
+        "512x256", "--crop", panel=_IMAGES, metavar="WxH", complete="sizes", parse=parse_size("--crop"),
+        help="Random crop.",
+    )  # fmt: skip
+    mirror: bool = option(False, "--mirror", help="Flip half of the crops.", panel=_IMAGES)
+    augment: tuple[str, ...] = option(
+        (), "--augment", panel=_IMAGES, metavar="A B", complete="augmentations", typed=list[str], parse=tuple,
+        unset=True, help="Photometric changes: colour, light, texture. [default: none]",
+    )  # fmt: skip
+    class_balance: bool = option(
+        True, "--class-balance/--no-class-balance", panel=_LOSS,
+        help="Weigh classes that are rare in the batch.",
+    )  # fmt: skip
+    often_balance: bool = option(
+        True, "--often-balance/--no-often-balance", panel=_LOSS,
+        help="Weigh classes that batches often lack.",
+    )  # fmt: skip
+    hard_percentile: float = option(
+        80, "--hard-percentile", panel=_LOSS,
+        help="Learn from pixels with a loss above this percentile; 0 = all.",
+    )  # fmt: skip
     max_value: float = 7.0
     balance_area: int = 64 * 64
-    seed: int = 0
-    amp: bool = False
-    save_every: int = 1000
-    validate_every: int = 0
-    workers: int = 2
+    seed: int = option(0, "--seed", help="Of order, crops, dropout and initial weights.", panel=_SCHEDULE)
+    save_every: int = option(1000, "--save-every", help="Steps between checkpoints.", panel=_SCHEDULE)
+    validate_every: int = option(
+        0, "--validate-every", panel=_SCHEDULE,
+        help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",
+    )  # fmt: skip
+    warm_up: int = option(0, "--warm-up", help="Steps of linear warm-up.", panel=_SCHEDULE)
 
     def __post_init__(self) -> None:
         _at_least(self.steps, 1, "--steps")

@@ -66,7 +66,9 @@ def street(folder: Path, count: int = 6, side: int = 64) -> list[Sample]:
 
 
 def fit(teacher: Teacher, samples: list[Sample]) -> calibration.Fit:
-    return fit_temperature(teacher, samples, DOMAIN, "val", InferenceConfig(2), torch.device("cpu"), silent)
+    return fit_temperature(
+        teacher, samples, DOMAIN, "val", InferenceConfig(batch_size=2), torch.device("cpu"), silent
+    )
 
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])

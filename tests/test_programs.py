@@ -75,7 +75,9 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 def maps(teacher: Teacher, images: list[Path], batch_size: int = 2) -> Maps:
-    return list(teacher_maps(teacher, images, InferenceConfig(batch_size), torch.device("cpu"), silent))
+    return list(
+        teacher_maps(teacher, images, InferenceConfig(batch_size=batch_size), torch.device("cpu"), silent)
+    )
 
 
 def save_exported(module: nn.Module, path: Path, batch: int | None = None) -> None:

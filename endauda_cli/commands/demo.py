@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from endauda_cli.commands import options as o
+from endauda_cli.commands.options import OnDevice, Told
+from endauda_cli.commands.signature import command as make_command
+from endauda_cli.options import option
 
 
-def command(
-    out: Annotated[Path, o.option("--out", help="Folder for the demo's workspace.")] = Path("demo"),
-    seed: Annotated[int, o.option("--seed", help="Of the world and of all training.")] = 0,
-    device: o.DeviceOption = "auto",
-    json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Demo(OnDevice, Told):
+    """Options of ``demo``."""
+
+    out: Path = option(Path("demo"), "--out", help="Folder for the demo's workspace.")
+    seed: int = option(0, "--seed", help="Of the world and of all training.")
+
+
+def run(options: Demo) -> None:
     """Show the whole story on a generated street world: archives, labels, student, scores.
 
     Takes minutes on a CPU and downloads nothing. Leaves a workspace with the usual tree and report.html.
@@ -26,13 +29,15 @@ def command(
     - `endauda demo --out streets --seed 1`
     """
     from endauda_cli.config import check_seed
-    from endauda_cli.terminal.console import Terminal
 
-    check_seed(seed)
-    terminal = Terminal("demo", json, quiet, verbose)
+    check_seed(options.seed)
+    terminal = options.terminal("demo")
     with terminal.loading("torch"):
         from endauda_cli.demo.story import run_demo
         from endauda_cli.distributed import pick_device
 
     with terminal:
-        terminal.show(run_demo(out, seed, pick_device(device), terminal.report))
+        terminal.show(run_demo(options.out, options.seed, pick_device(options.device), terminal.report))
+
+
+command = make_command(Demo, run)

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from endauda_cli.commands import options as o
+from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
+from endauda_cli.commands.signature import command as make_command
 from endauda_cli.errors import EndaudaError
+from endauda_cli.options import option
 from endauda_cli.terminal.parsing import Group
 from endauda_cli.terminal.settings import resolve
 from endauda_cli.workspace import find_workspace
 
 
-def command(
-    ctx: typer.Context,
-    speed: Annotated[
-        bool, o.option("--speed/--no-speed", help="Measure the codecs, which takes seconds.")
-    ] = True,
-    source_data: o.SourceDataOption = None,
-    target_data: o.TargetDataOption = None,
-    workspace: o.WorkspaceOption = None,
-    source: o.SourceOption = None,
-    target: o.TargetOption = "cityscapes",
-    device: o.DeviceOption = "auto",
-    json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Doctor(SourceData, TargetData, OnDevice, Located):
+    """Options of ``doctor``."""
+
+    speed: bool = option(True, "--speed/--no-speed", help="Measure the codecs, which takes seconds.")
+
+
+def run(options: Doctor) -> None:
     """Check the program, this machine and the workspace, and say what the next step lacks.
 
     What is missing comes with the command that mends it. Nothing is written. Exits with 1 if something is broken that
@@ -42,19 +38,16 @@ def command(
     - `endauda doctor --device cuda:1 --json`
     """
     from endauda_cli.doctor import Asked, check_up
-    from endauda_cli.terminal.console import Terminal
 
-    origin = ctx.get_parameter_source("target")
-    options = {
-        "source": source,
-        "target": None if origin is not None and origin.name == "DEFAULT" else target,
-        "source-data": None if source_data is None else str(source_data),
-        "target-data": None if target_data is None else str(target_data),
-    }
-    told, wrong = _settings(ctx, workspace)
-    asked = Asked(workspace, options, told, wrong)
-    with Terminal("doctor", json, quiet, verbose) as terminal:
-        result = check_up(asked, device, speed, terminal.report)
+    data = (None if path is None else str(path) for path in (options.source_data, options.target_data))
+    target = options.target if "target" in options.given else None
+    named = dict(
+        zip(("source", "target", "source-data", "target-data"), (options.source, target, *data), strict=True)
+    )
+    told, wrong = _settings(options.context, options.workspace)
+    asked = Asked(options.workspace, named, told, wrong)
+    with options.terminal("doctor") as terminal:
+        result = check_up(asked, options.device, options.speed, terminal.report)
         terminal.show(result)
     if not result.usable:
         raise typer.Exit(1)
@@ -76,3 +69,6 @@ def _settings(ctx: typer.Context, workspace: Path | None) -> tuple[dict[str, dic
         else:
             told[name] = {o.key: str(found[o.parameter].value) for o in options if o.parameter in found}
     return told, wrong
+
+
+command = make_command(Doctor, run)

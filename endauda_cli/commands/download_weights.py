@@ -2,59 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from endauda_cli.commands import options as o
-from endauda_cli.completion import values
+from endauda_cli.commands.options import AtWorkspace
+from endauda_cli.commands.signature import command as make_command
 from endauda_cli.errors import ConfigError, DownloadError
+from endauda_cli.options import option
 
 
-def command(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Which, or patterns such as 'gta5/*'; without any, what there is gets listed.",
-            autocompletion=values.published,
-        ),
-    ] = None,
-    show_list: Annotated[
-        bool, o.option("--list", help="List them: name, state, licence, place, size, score.")
-    ] = False,
-    from_file: Annotated[
-        Path | None,
-        o.option(
-            "--from-file", help="Check and install a file that you have fetched yourself (for one name)."
-        ),
-    ] = None,
-    offline: Annotated[bool, o.option("--offline", help="Ask nobody; only check what is there.")] = False,
-    mirror: Annotated[
-        str | None,
-        o.option(
-            "--mirror", metavar="URL", help="Web folder with files under their workspace paths; asked first."
-        ),
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        o.option(
-            "--manifest",
-            help="List of your own, in the format of docs/weights.md. [default: the published weights]",
-            show_default=False,
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, o.option("--timeout", help="Seconds without a byte after which to connect anew.")
-    ] = 30,
-    attempts: Annotated[
-        int, o.option("--attempts", help="Connections that bring nothing new before a link is given up.")
-    ] = 5,
-    workspace: o.WorkspaceOption = None,
-    json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DownloadWeights(AtWorkspace):
+    """Options of ``download-weights``."""
+
+    names: list[str] | None = option(
+        None, complete="published",
+        help="Which, or patterns such as 'gta5/*'; without any, what there is gets listed.",
+    )  # fmt: skip
+    show_list: bool = option(False, "--list", help="List them: name, state, licence, place, size, score.")
+    from_file: Path | None = option(
+        None, "--from-file", help="Check and install a file that you have fetched yourself (for one name)."
+    )
+    offline: bool = option(False, "--offline", help="Ask nobody; only check what is there.")
+    mirror: str | None = option(
+        None, "--mirror", metavar="URL",
+        help="Web folder with files under their workspace paths; asked first.",
+    )  # fmt: skip
+    manifest: Path | None = option(
+        None, "--manifest",
+        help="List of your own, in the format of docs/weights.md. [default: the published weights]",
+    )  # fmt: skip
+    timeout: float = option(30, "--timeout", help="Seconds without a byte after which to connect anew.")
+    attempts: int = option(
+        5, "--attempts", help="Connections that bring nothing new before a link is given up."
+    )
+
+
+def run(options: DownloadWeights) -> None:
     """Fetch published weights and pseudo labels, and verify them.
 
     A download that was stopped goes on where it was. Each file is compared with its digest (or with what was first
@@ -67,27 +51,26 @@ def command(
     - `endauda download-weights gta5/source gta5/ours/drn`
     - `endauda download-weights dacs --from-file ~/Downloads/dacs.zip`
     """
-    from endauda_cli.terminal.console import Terminal
     from endauda_cli.weights import FetchOptions, Patience, fetch_weights, list_weights, read_manifest
     from endauda_cli.workspace import find_workspace
 
-    if timeout <= 0 or attempts < 1:
+    if options.timeout <= 0 or options.attempts < 1:
         raise ConfigError("--timeout must be above 0 and --attempts at least 1")
-    if from_file is not None and not names:
+    if options.from_file is not None and not options.names:
         raise ConfigError("--from-file needs the name of what the file is")
-    found = find_workspace(workspace)
-    published = read_manifest(manifest)
-    with Terminal("download-weights", json, quiet, verbose) as terminal:
-        if show_list or not names:
-            terminal.show(list_weights(found, published, names or ()))
+    found = find_workspace(options.workspace)
+    published = read_manifest(options.manifest)
+    with options.terminal("download-weights") as terminal:
+        if options.show_list or not options.names:
+            terminal.show(list_weights(found, published, options.names or ()))
             return
-        options = FetchOptions(
-            mirror,
-            None if from_file is None else found.path(from_file.expanduser()),
-            offline,
-            Patience(timeout_s=timeout, attempts=attempts),
+        fetch = FetchOptions(
+            options.mirror,
+            None if options.from_file is None else found.path(options.from_file.expanduser()),
+            options.offline,
+            Patience(timeout_s=options.timeout, attempts=options.attempts),
         )
-        result = fetch_weights(found, published, names, options, terminal.report)
+        result = fetch_weights(found, published, options.names, fetch, terminal.report)
         terminal.show(result)
     failed = result.failures
     if len(failed) + len(result.fetched) > 1 and failed:
@@ -96,3 +79,6 @@ def command(
         )
     if failed:
         raise DownloadError(failed[0].reason)
+
+
+command = make_command(DownloadWeights, run)

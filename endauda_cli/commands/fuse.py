@@ -2,144 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from endauda_cli.commands import options as o
-from endauda_cli.completion import values
-from endauda_cli.config import check_name
+from endauda_cli.commands.options import (
+    InputSize,
+    Located,
+    OnDevice,
+    TargetData,
+    arch_option,
+    backbone_option,
+)
+from endauda_cli.commands.session import open_session, place, refuse_unknown_teachers
+from endauda_cli.commands.signature import command as make_command
+from endauda_cli.config import Amp, FuseConfig, FusionOptions, FusionOutput, InferenceConfig, check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, Border, FusionRule, PolicyKind, Split, Unclaimed
+from endauda_cli.options import chosen, option
+from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, PolicyKind, Split
 
 if TYPE_CHECKING:
+    from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
     from endauda_cli.fusion.live import NetworkReader
 
-deciding = o.panel("How labels are decided")
-output = o.panel("What is made")
-details = o.panel("Fine points of the rules")
-networks = o.panel("Networks among the teachers")
+_DECIDING, _OUTPUT, _NETWORKS = "How labels are decided", "What is made", "Networks among the teachers"
 
 
-def command(
-    teachers: Annotated[
-        list[str] | None,
-        deciding(
-            "--teachers",
-            "-t",
-            metavar="A B C",
-            help="Archives to fuse; NAME=CHECKPOINT runs a network instead, and stores nothing. "
-            "[default: all archives of the workspace]",
-            autocompletion=values.teachers,
-            show_default=False,
-        ),
-    ] = None,
-    rule: Annotated[
-        FusionRule | None,
-        deciding(
-            "--rule",
-            help="consensus: every teacher's vote, weighed by class; plf: each class from the teacher that owns it; "
-            "certainty: the highest mean; majority: plain vote; soft-label: mean of certainties by their rank. "
-            "[default: consensus; plf for policies that say who owns which class]",
-            autocompletion=values.rules,
-            show_default=False,
-        ),
-    ] = None,
-    policy: Annotated[
-        str,
-        deciding(
-            "--policy",
-            metavar="POLICY",
-            autocompletion=values.policies,
-            help="How it is found out which teacher is good at which class: auto, by their agreement, without labels; "
-            "few-shot, by that and a few labelled target images; val, by all labelled ones; a policy file. "
-            "With --rule plf also certainty (their mean) and paper (the published lists).",
-        ),
-    ] = "auto",
-    few_shot: Annotated[
-        list[str] | None,
-        deciding(
-            "--few-shot",
-            metavar="N|A B C",
-            help="Labelled val images for --policy few-shot: how many, spread evenly, or their names. [default: 5]",
-            autocompletion=values.labelled_images,
-            show_default=False,
-        ),
-    ] = None,
-    threshold: Annotated[
-        float, deciding("--threshold", help="Keep labels of at least this certainty, in percent.")
-    ] = 90,
-    window: Annotated[
-        str, details("--window", metavar="N|HxW", help="Side of plf's window, odd; or height and width.")
-    ] = "5",
-    border: Annotated[
-        Border,
-        details(
-            "--border",
-            help="What plf's window is divided by at the image's border: its whole size, as published, or its "
-            "pixels inside.",
-        ),
-    ] = Border.REFERENCE,
-    unclaimed: Annotated[
-        Unclaimed,
-        details(
-            "--unclaimed", help="Pixels that no class is claimed for: the rule's vote, or left unlabelled."
-        ),
-    ] = Unclaimed.VOTE,
-    delta: Annotated[
-        Path | None,
-        details(
-            "--delta",
-            help="Typical certainty of each rank (soft-label), ascending: .npy or JSON. "
-            "[default: estimated from the teachers]",
-            show_default=False,
-        ),
-    ] = None,
-    renormalise: Annotated[
-        bool, details("--renormalise", help="Scale each pixel's certainties to a sum of 100 first.")
-    ] = False,
-    split: Annotated[Split, output("--split", help="Images of the target to fuse.")] = Split.TRAIN,
-    name: Annotated[
-        str | None,
-        output(
-            "--name",
-            help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
-            autocompletion=values.label_sets,
-            show_default=False,
-        ),
-    ] = None,
-    score: Annotated[
-        bool | None,
-        output(
-            "--score/--no-score",
-            help="Score teachers and rules in the report, where the target has labels; nothing is chosen by it. "
-            "[default: not for train]",
-            show_default=False,
-        ),
-    ] = None,
-    shard: Annotated[
-        str, output("--shard", metavar="I/N", help="Do the I-th of N parts, for several processes.")
-    ] = "1/1",
-    backbone: Annotated[
-        Backbone | None,
-        networks("--backbone", help="Of checkpoints that do not say. [default: drn]"),
-    ] = None,
-    arch: Annotated[
-        Arch | None,
-        networks("--arch", help="Of checkpoints that do not say. [default: deeplabv3plus]"),
-    ] = None,
-    size: o.SizeOption = None,
-    amp: o.AmpOption = False,
-    target_data: o.TargetDataOption = None,
-    workspace: o.WorkspaceOption = None,
-    source: o.SourceOption = None,
-    target: o.TargetOption = "cityscapes",
-    workers: o.WorkersOption = 2,
-    device: o.DeviceOption = "auto",
-    json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What is fused, by which rule."""
+
+    teachers: list[str] | None = option(
+        None, "--teachers", "-t", panel=_DECIDING, metavar="A B C", complete="teachers",
+        help="Archives to fuse; NAME=CHECKPOINT runs a network instead, and stores nothing. "
+        "[default: all archives of the workspace]",
+    )  # fmt: skip
+    rule: FusionRule | None = option(
+        None, "--rule", panel=_DECIDING, complete="rules",
+        help="consensus: every teacher's vote, weighed by class; plf: each class from the teacher that owns it; "
+        "certainty: the highest mean; majority: plain vote; soft-label: mean of certainties by their rank. "
+        "[default: consensus; plf for policies that say who owns which class]",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What becomes of it."""
+
+    split: Split = option(Split.TRAIN, "--split", help="Images of the target to fuse.", panel=_OUTPUT)
+    name: str | None = option(
+        None, "--name", panel=_OUTPUT, complete="label_sets",
+        help="Name of the label set. [default: the rule, with -SPLIT if it is not train]",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse(_Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, Located):
+    """Options of ``fuse``."""
+
+    backbone: Backbone | None = backbone_option(_NETWORKS, "checkpoints that do not say")
+    arch: Arch | None = arch_option(_NETWORKS, "checkpoints that do not say")
+
+
+def run(options: Fuse) -> None:
     """Fuse the teachers' archives into one set of labels for the target.
 
     Writes label PNGs (train ids, 255 = none), colour previews, the policy and a report. A rerun does only
@@ -152,49 +78,41 @@ def command(
     - `endauda fuse --teachers dacs crst --rule certainty --threshold 70 --name mean70`
     - `endauda fuse --teachers dacs crst=runs/crst.pth`
     """
-    from endauda_cli.config import FuseConfig
-
-    session = o.open_session(
-        "fuse", workspace, source, target, device, json, quiet, verbose, target_data=target_data
-    )
+    session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
         from endauda_cli.fusion.job import fuse
 
-    rule = rule or _rule_for(policy)
+    split, rule = options.split, options.rule or _rule_for(options.policy)
+    name = options.name
     if name is None:
         name = str(rule) if split == Split.TRAIN else f"{rule}-{split}"
     check_name(name, "--name")
     if name in tuple(Split):
         raise ConfigError(f"--name {name}: that is where ground truth lies; choose another word")
-    given = teachers or session.workspace.teachers(session.task.source.name)
+    given = options.teachers or session.workspace.teachers(session.task.source.name)
     checkpoints = dict(word.split("=", 1) for word in given if "=" in word)
     names = tuple(word.partition("=")[0] for word in given)
     for teacher in checkpoints:
         check_name(teacher, "teacher name")
-    archives = {name: session.workspace.archive(session.task.source.name, name) for name in names}
-    stored = [name for name in names if name not in checkpoints]
+    stored = [teacher for teacher in names if teacher not in checkpoints]
     if stored or not checkpoints:
-        o.refuse_unknown_teachers(session, stored)
-    with o.place(session, shard, bool(checkpoints)) as place, session.terminal as terminal:
-        config = FuseConfig(
-            names, rule, policy, ",".join(few_shot or ("5",)), threshold, o.parse_window(window), renormalise, border,
-            unclaimed, None if delta is None else str(session.path(delta)), place.shard, score, workers,
-        )  # fmt: skip
+        refuse_unknown_teachers(session, stored)
+    with place(session, options.shard, bool(checkpoints)) as here, session.terminal as terminal:
+        delta = None if options.delta is None else str(session.path(Path(options.delta)))
+        config = chosen(FuseConfig, options, teachers=names, rule=rule, delta=delta, shard=here.shard)
         samples = session.target_samples_if_any(split, "fusing all images of the archives instead")
-        options = (arch, backbone, o.parse_size(size, "--size"), amp, workers)
-        networks = _networks(session, checkpoints, samples, place.device, *options) if checkpoints else {}
         result = fuse(
             config,
             session.task,
-            archives,
+            {teacher: session.workspace.archive(session.task.source.name, teacher) for teacher in names},
             samples,
             lambda: session.target_samples("val", need_labels=True),
             split,
             session.workspace.labels(session.task.target, name),
-            place.device,
+            here.device,
             terminal.report,
-            networks,
-            place.others,
+            _networks(session, checkpoints, samples, here.device, options) if checkpoints else {},
+            here.others,
         )
         terminal.show(result)
 
@@ -208,18 +126,9 @@ def _rule_for(policy: str) -> FusionRule:
 
 
 def _networks(
-    session: o.Session,
-    checkpoints: dict[str, str],
-    samples: list[Sample] | None,
-    device: str,
-    arch: str | None,
-    backbone: str | None,
-    size: tuple[int, int] | None,
-    amp: bool,
-    workers: int,
+    session: Session, checkpoints: dict[str, str], samples: list[Sample] | None, device: str, options: Fuse
 ) -> dict[str, NetworkReader]:
     """The teachers that are to be run, by name; a teacher whose archive was made by the same network is read."""
-    from endauda_cli.config import InferenceConfig
     from endauda_cli.progress import phase
 
     report = session.terminal.report
@@ -235,14 +144,18 @@ def _networks(
             "say where they are with --target-data"
         )
     images = {sample.id: sample.image for sample in (*session.labelled_if_any("val"), *samples)}
+    inference = InferenceConfig(amp=options.amp, workers=options.workers)
     found = {}
     for name, path in checkpoints.items():
-        known = arch is None and backbone is None and name in teacher_names()
+        known = options.arch is None and options.backbone is None and name in teacher_names()
         with phase(report, f"opening {name}"):
             network = open_network(
-                session.weights(Path(path)), session.task.classes, InferenceConfig(1, amp, workers),
-                torch.device(device), name if known else None, arch, backbone, size,
+                session.weights(Path(path)), session.task.classes, inference, torch.device(device),
+                name if known else None, options.arch, options.backbone, options.size,
             )  # fmt: skip
         refuse_other_archive(name, session.workspace.archive(session.task.source.name, name), network)
-        found[name] = NetworkReader(network, session.task.classes, images, kept=workers)
+        found[name] = NetworkReader(network, session.task.classes, images, kept=options.workers)
     return found
+
+
+command = make_command(Fuse, run)

@@ -300,7 +300,7 @@ def _train(demo: _Demo, name: str, recipe: TrainConfig, examples: list[Example])
 def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
     teacher = open_teacher(checkpoint, demo.task.classes)
     archive = demo.workspace.archive(demo.task.source.name, name)
-    config = ExportConfig(name, inference=INFERENCE)
+    config = ExportConfig(teacher=name, inference=INFERENCE)
     samples = demo.samples(split)
     report = _named(demo.report, f"{name} {split}")
     export_network(config, demo.task, teacher, samples, archive, demo.device, report)
@@ -309,7 +309,7 @@ def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
 def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TEACHERS}
     name = rule if split == "train" else f"{rule}-{split}"
-    config = FuseConfig(tuple(TEACHERS), rule, policy, threshold=0.0)
+    config = FuseConfig(teachers=tuple(TEACHERS), rule=rule, policy=policy, threshold=0.0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _named(demo.report, name)
     fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, "cpu", report)

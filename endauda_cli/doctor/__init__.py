@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from endauda_cli.config import ExportConfig
+from endauda_cli.config import ArchiveOptions
 from endauda_cli.doctor.devices import check_devices
 from endauda_cli.doctor.disk import check_disk
 from endauda_cli.doctor.place import Asked, find_place
@@ -56,7 +56,7 @@ def check_up(asked: Asked, device: str, measure: bool, report: Reporter) -> Chec
         codecs += time_of(steps.work, speeds) if steps.work is not None else []
     disk: list[Finding] = []
     if place is not None:
-        default = speeds.get(str(ExportConfig("any").codec))
+        default = speeds.get(str(ArchiveOptions().codec))
         smaller = steps.smaller or (default.smaller if default is not None else None)
         disk = check_disk(place.workspace.root, steps.work, smaller, steps.archives)
     groups = (

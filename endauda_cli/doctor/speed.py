@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.config import ExportConfig
+from endauda_cli.config import ArchiveOptions
 from endauda_cli.doctor.devices import usable_cores
 from endauda_cli.doctor.program import failure, import_quietly
 from endauda_cli.progress import Tick
@@ -80,7 +80,7 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
 
 def time_of(work: Workload, speeds: dict[str, CodecSpeed]) -> list[Finding]:
     """How long coding alone takes for the target's images. None without the default codec's speed."""
-    codec = str(ExportConfig("any").codec)
+    codec = str(ArchiveOptions().codec)
     if codec not in speeds:
         return []
     speed, at_once = speeds[codec], usable_cores()
@@ -141,7 +141,7 @@ def _code(coder: Any, planes: Any) -> CodecSpeed:
 
 def _finding(codec: str, speed: CodecSpeed) -> Finding:
     text = f"{speed.write / 1e6:5.0f} write {speed.read / 1e6:5.0f} read {speed.smaller:6.1f} times smaller"
-    default = " (the default)" if codec == ExportConfig("any").codec else ""
+    default = " (the default)" if codec == ArchiveOptions().codec else ""
     facts = {"write": speed.write, "read": speed.read, "smaller": speed.smaller}
     return Finding(codec, "ok", text + default, facts=facts)
 

@@ -74,8 +74,9 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            option = re.match(r"--([a-z-]+) ", str(error))
-            if option and (origin := self._origin(ctx, option[1].replace("-", "_"))):
+            named = re.match(r"--[a-z-]+(?= )", str(error))
+            found = next((param.name for param in self.params if named and named[0] in param.opts), None)
+            if found and (origin := self._origin(ctx, found)):
                 raise ConfigError(f"{error} (the value is from {origin})") from error
             raise
 

@@ -1,0 +1,216 @@
+"""What a command works with: workspace, task, terminal, images, and its part of them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from endauda_cli.config import launched
+from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
+from endauda_cli.types import Split
+from endauda_cli.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    import torch
+
+    from endauda_cli.commands.options import Located
+    from endauda_cli.datasets import Sample
+    from endauda_cli.domains import Domain, Task
+    from endauda_cli.terminal.console import Terminal
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the common options come to."""
+
+    workspace: Workspace
+    task: Task
+    terminal: Terminal
+    device_name: str
+    source_roots: tuple[Path, ...]
+    target_roots: tuple[Path, ...]
+
+    def device(self) -> torch.device:
+        """The device that was asked for."""
+        from endauda_cli.distributed import pick_device
+
+        return pick_device(self.device_name)
+
+    def target_samples(self, split: str, need_labels: bool = False) -> list[Sample]:
+        """Images of the target's split."""
+        from endauda_cli.datasets import find_samples
+
+        return find_samples(self.task.target, self.target_roots, split, need_labels)
+
+    def target_samples_if_any(self, split: str, otherwise: str) -> list[Sample] | None:
+        """Images of the target's split; without any image of the target at all, ``None`` and a warning that
+        says what is done instead.
+
+        Raises:
+            DataError: if the split is empty, but others are not.
+        """
+        from endauda_cli.progress import Note
+
+        try:
+            return self.target_samples(split)
+        except NoImagesError as error:
+            if any(self._has_images(other) for other in Split):
+                raise
+            self.terminal.report(Note(f"{error}; {otherwise}", "warning"))
+            return None
+
+    def labelled_if_any(self, split: str) -> list[Sample]:
+        """Images of the target's split with their ground truth; none if there are none."""
+        from endauda_cli.errors import DataError
+
+        try:
+            return self.target_samples(split, need_labels=True)
+        except DataError:
+            return []
+
+    def labelled_samples(self, where: str) -> tuple[list[Sample], Domain, str]:
+        """Images with ground truth, the domain they are of and their split.
+
+        Args:
+            where: ``val`` (the target's), ``source`` (its train images), or ``auto``: the first of these there is.
+
+        Raises:
+            DataError: if there are none.
+        """
+        from endauda_cli.datasets import find_samples
+        from endauda_cli.errors import DataError
+
+        places = (
+            ("val", self.task.target, self.target_roots),
+            ("source", self.task.source, self.source_roots),
+        )
+        failures = []
+        for name, domain, roots in places:
+            if where not in ("auto", name):
+                continue
+            split = "val" if name == "val" else "train"
+            try:
+                return find_samples(domain, roots, split, need_labels=True), domain, split
+            except DataError as error:
+                failures.append(str(error))
+        raise DataError(f"--temperature {where}: no labelled images ({'; '.join(failures)})")
+
+    def _has_images(self, split: str) -> bool:
+        try:
+            return bool(self.target_samples(split))
+        except NoImagesError:
+            return False
+
+    def path(self, given: Path) -> Path:
+        """A path as typed, else relative to the workspace."""
+        return self.workspace.path(given)
+
+    def weights(self, given: Path) -> Path:
+        """A file of weights by its path, or by the name that ``download-weights`` lists it under.
+
+        Raises:
+            ConfigError: if it is such a name, but was not fetched.
+        """
+        path = self.path(given)
+        if not path.exists():
+            from endauda_cli.weights import installed, read_manifest
+
+            return installed(self.workspace.root, read_manifest(), given.as_posix()) or path
+        return path
+
+
+def open_session(command: str, options: Located, device: str = "cpu") -> Session:
+    """Resolve the options that say where a command works.
+
+    Raises:
+        EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
+    """
+    from endauda_cli.datasets import load_task
+
+    found = find_workspace(options.workspace)
+    task = load_task(options.source, options.target, found.root)
+    source_data, target_data = (getattr(options, name, None) for name in ("source_data", "target_data"))
+    return Session(
+        workspace=found,
+        task=task,
+        terminal=options.terminal(command),
+        device_name=device,
+        source_roots=_roots(found, task.source, source_data, "--source-data"),
+        target_roots=_roots(found, task.target, target_data, "--target-data"),
+    )
+
+
+def _roots(workspace: Workspace, domain: Domain, given: Path | None, option: str) -> tuple[Path, ...]:
+    if given is None:
+        return workspace.data_roots(domain)
+    folder = workspace.path(given)
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {given}: no such folder")
+    return (folder,)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those that fuse one label set.
+
+    Attributes:
+        device: where rules and networks run.
+        shard: (number, of): its part of the images.
+        others: under ``torchrun``, waits for all of them.
+    """
+
+    device: str
+    shard: tuple[int, int]
+    others: Callable[[], None] | None = None
+
+
+@contextmanager
+def place(session: Session, shard: tuple[int, int], networks: bool) -> Iterator[Place]:
+    """This process's part of the images, by ``--shard`` or by its rank under ``torchrun``.
+
+    Archives are fused on the CPU unless the user names a device; then, and without ranks, torch is not needed, which
+    saves seconds and half a gigabyte.
+    """
+    number, of = shard
+    on_cpu = session.device_name == "cpu" or (session.device_name == "auto" and not networks)
+    if launched() == 1:
+        yield Place("cpu" if on_cpu else str(session.device()), (number, of))
+        return
+    if of > 1:
+        raise ConfigError("--shard and torchrun both split the images; use one of them")
+    from endauda_cli.distributed import barrier, pick_device, process_group, rank, world_size
+
+    with process_group(pick_device("cpu") if on_cpu else session.device()) as device:
+        yield Place(str(device), (rank() + 1, world_size()), barrier)
+
+
+def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:
+    """Refuse names of which the workspace has no archive.
+
+    Raises:
+        WorkspaceError: names them, and which there are.
+    """
+    source = session.task.source.name
+    known = session.workspace.teachers(source)
+    folder = session.workspace.archive(source, "")
+    if not known:
+        others = [name for name in session.workspace.sources() if session.workspace.teachers(name)]
+        there = (
+            f" (there are some of {' and '.join(others)}: name that with --source or --target)"
+            if others
+            else ""
+        )
+        raise WorkspaceError(
+            f"{folder}: no archives there{there}; make one with 'endauda export-teacher NAME' first, or name another "
+            "--workspace"
+        )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise WorkspaceError(
+            f"no archive of a teacher {' or '.join(map(repr, unknown))} in {folder}: "
+            f"there are {', '.join(known)}{did_you_mean(unknown, known)}"
+        )
