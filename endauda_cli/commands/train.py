@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
@@ -13,12 +12,6 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
-from endauda_cli.types import Method
-from endauda_cli.workspace import check_label_set
-
-if TYPE_CHECKING:
-    from endauda_cli.commands.session import Session
-    from endauda_cli.training.loop import Example
 
 _LEARNT, _NETWORK, _IMAGES = "What is learnt", "Network", "Images"
 
@@ -63,21 +56,24 @@ def run(options: Train) -> None:
         from endauda_cli.distributed import process_group
         from endauda_cli.evaluation import evaluate
         from endauda_cli.training.loop import train
+        from endauda_cli.training.methods import METHODS, Material
+        from endauda_cli.training.run import Run
         from endauda_cli.transforms import AUGMENTATIONS, Preprocessing
 
     for change in options.augment:
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
+    method, task, workspace = METHODS[options.method], session.task, session.workspace
+    defaults = {name: value for name, value in method.defaults.items() if name not in options.given}
     area = options.crop[0] * options.crop[1]
-    config = chosen(TrainConfig, options, balance_area=max(1, area // 32))
-    examples, label_name = _examples(session, options)
-    task = session.task
+    config = chosen(TrainConfig, options, **{"balance_area": max(1, area // 32), **defaults})
+    material = Material(task, workspace, session.source_roots, session.target_roots, options.labels)
+    streams, word = method.streams(material)
     if options.name is not None:
         check_name(options.name, "--name")
-    name = options.name or f"{options.arch}-{options.backbone}-{label_name}"
-    out = session.workspace.run(task.source.name, name)
-    validate = None
+    out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
+        validate = None
         if options.validate_every:
             validate = partial(
                 evaluate, preprocessing=Preprocessing(size=options.size),
@@ -85,35 +81,10 @@ def run(options: Train) -> None:
                 config=InferenceConfig(amp=options.amp, workers=options.workers), device=where,
                 report=terminal.report, scored=str(out),
             )  # fmt: skip
-        result = train(
-            config, task, task.target if options.method == Method.DISTILL else task.source, examples, out,
-            options.cache or session.workspace.root / "cache",
-            session.weights(options.init) if options.init is not None else None, options.resume, where, validate,
-            terminal.report,
-        )  # fmt: skip
-        terminal.show(result)
-
-
-def _examples(session: Session, options: Train) -> tuple[list[Example], str]:
-    """Images with their label files, and a word for the run's name."""
-    from endauda_cli.datasets import find_samples
-    from endauda_cli.training.loop import Example
-
-    task, labels = session.task, options.labels
-    if options.method == Method.SOURCE:
-        samples = find_samples(task.source, session.source_roots, "train", need_labels=True)
-        return [Example(s.id, s.image, s.label) for s in samples if s.label is not None], "source"
-    if labels is None:
-        folder = session.workspace.newest_labels(task.target, task.source.name)
-    else:
-        named = session.workspace.labels(task.target, labels)
-        folder = named if named.is_dir() else session.path(Path(labels))
-    check_label_set(folder, task.source.name, task.classes)
-    if not folder.is_dir():
-        known = ", ".join(session.workspace.label_sets(task.target, task.source.name)) or "none yet"
-        raise ConfigError(f"--labels {labels}: neither a label set ({known}) nor a folder")
-    samples = session.target_samples("train")
-    return [Example(s.id, s.image, folder / f"{s.id}.png") for s in samples], folder.name
+        init = session.weights(options.init) if options.init is not None else None
+        cache = options.cache or workspace.root / "cache"
+        run = Run(task, streams, out, cache, where, init, options.resume, validate)
+        terminal.show(train(config, run, terminal.report))
 
 
 command = make_command(Train, run)

@@ -34,7 +34,11 @@ from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
 from endauda_cli.results import DemoResult, EvalResult, Score
 from endauda_cli.teachers import open_teacher
-from endauda_cli.training.loop import Example, train
+from endauda_cli.training.data import Example, Stream
+from endauda_cli.training.loop import train
+from endauda_cli.training.methods import MAIN, Material
+from endauda_cli.training.methods.distill import Distill
+from endauda_cli.training.run import Run
 from endauda_cli.types import Arch, Backbone, FusionRule, Method
 from endauda_cli.workspace import CONFIG_FILE, Workspace, read_json, write_text
 
@@ -277,24 +281,19 @@ def _train_teacher(demo: _Demo, name: str) -> Path:
     domain = load_domain(str(demo.workspace.root / f"noon-{name}.toml"))
     samples = find_samples(domain, demo.workspace.data_roots(domain), "train", need_labels=True)
     examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
-    return _train(demo, f"teacher-{name}", TEACHER, examples)
+    return _train(demo, f"teacher-{name}", TEACHER, {MAIN: Stream(examples, domain, read_truth)})
 
 
 def _train_student(demo: _Demo) -> Path:
-    labels = demo.workspace.labels(demo.task.target, FusionRule.PLF)
-    examples = [Example(s.id, s.image, labels / f"{s.id}.png") for s in demo.samples("train")]
-    return _train(demo, "student", STUDENT, examples)
+    roots = demo.workspace.data_roots(demo.task.target)
+    streams, _ = Distill.streams(Material(demo.task, demo.workspace, (), roots, FusionRule.PLF))
+    return _train(demo, "student", STUDENT, streams)
 
 
-def _train(demo: _Demo, name: str, recipe: TrainConfig, examples: list[Example]) -> Path:
-    config = replace(recipe, seed=demo.seed)
-    domain = demo.task.source if config.method == Method.SOURCE else demo.task.target
-    run = demo.workspace.run(demo.task.source.name, name)
-    result = train(
-        config, demo.task, domain, examples, run, demo.workspace.root / "cache", None, False, demo.device, None,
-        _named(demo.report, name),
-    )  # fmt: skip
-    return result.checkpoint
+def _train(demo: _Demo, name: str, recipe: TrainConfig, streams: dict[str, Stream]) -> Path:
+    out = demo.workspace.run(demo.task.source.name, name)
+    run = Run(demo.task, streams, out, demo.workspace.root / "cache", demo.device)
+    return train(replace(recipe, seed=demo.seed), run, _named(demo.report, name)).checkpoint
 
 
 def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:

@@ -22,8 +22,13 @@ from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.distributed import process_group, world_size
 from endauda_cli.domains import Task, make_task
 from endauda_cli.evaluation import evaluate
+from endauda_cli.labels import read_truth
 from endauda_cli.progress import Note, Reporter, Tick, silent
-from endauda_cli.training.loop import Example, train
+from endauda_cli.training.data import Example, Stream
+from endauda_cli.training.loop import train
+from endauda_cli.training.methods import MAIN
+from endauda_cli.training.methods.distill import read_fused
+from endauda_cli.training.run import Run
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import Arch, Backbone
 
@@ -126,12 +131,15 @@ def run(
 ) -> TrainResult:
     """A run with ``CONFIG``, or with some of it changed."""
     config = dataclasses.replace(CONFIG, **changes)
-    examples = data.examples() if config.method == "distill" else data.source_examples()
+    stream = (
+        Stream(data.examples(), data.domain, read_fused)
+        if config.method == "distill"
+        else Stream(data.source_examples(), data.domain, read_truth)
+    )
     validate = data.validate if config.validate_every else None
-    return train(
-        config, data.task, data.domain, examples, out, out.parent / "cache", None, resume, torch.device("cpu"),
-        validate, report,
-    )  # fmt: skip
+    cpu = torch.device("cpu")
+    whole = Run(data.task, {MAIN: stream}, out, out.parent / "cache", cpu, None, resume, validate)
+    return train(config, whole, report)
 
 
 def after(step: int, act: Any) -> Reporter:

@@ -24,19 +24,12 @@ from endauda_cli.errors import CheckpointError, ConfigError, DataError, EndaudaE
 from endauda_cli.labels import write_label
 from endauda_cli.models import build_student
 from endauda_cli.progress import Note, Tick, silent
-from endauda_cli.training import loop as training
-from endauda_cli.training.loop import (
-    METHODS,
-    Example,
-    TrainState,
-    initialise,
-    learning_rate,
-    make_loss,
-    make_optimizer,
-    optimise,
-    train,
-    train_step,
-)
+from endauda_cli.training.data import Example, Rows, Stream, crop_at, order_of
+from endauda_cli.training.loop import learning_rate, optimise, train, train_step
+from endauda_cli.training.methods import MAIN, METHODS
+from endauda_cli.training.methods.distill import read_fused
+from endauda_cli.training.resume import initialise
+from endauda_cli.training.run import Run, TrainState, make_state
 from endauda_cli.types import Method
 from tests import support
 from tests.support import ROOT
@@ -84,14 +77,16 @@ def test_steps_of_the_reference(arch: str, name: str) -> None:
     for module in student.modules():
         if isinstance(module, (nn.Dropout, nn.Dropout2d)):
             module.p = 0.0
-    state = TrainState(student, make_optimizer(student, config), make_loss(config, 19))
+    state = make_state(student, config, 19, CPU)
+    student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as it was recorded
     assert [len(group["params"]) for group in state.optimizer.param_groups] == golden["optimizer"]["groups"]
     before = {key: value.clone() for key, value in student.state_dict().items()}
     assert len(golden["steps"]) == 2
     for step in golden["steps"]:
         first = step["iter"] == 0
         x = recipe_input((golden["batch"], 3, *golden["crop"]), step["input_seed"])
-        loss = optimise(state, student, x, torch.from_numpy(labels[f"labels_{step['iter']}"]), config)
+        batch = {MAIN: (x, torch.from_numpy(labels[f"labels_{step['iter']}"]))}
+        loss = optimise(state, student, batch, config)
         assert float(loss) == pytest.approx(step["loss"], rel=1e-4 if first else 3e-3)
         assert state.loss.mining is not None
         assert float(state.loss.mining.threshold) == pytest.approx(step["mm"], rel=1e-4 if first else 3e-3)
@@ -132,7 +127,7 @@ def deviations(tensors: dict[str, torch.Tensor], golden: dict[str, float | None]
 def tiny_state(config: TrainConfig = CONFIG) -> TrainState:
     torch.manual_seed(0)
     student = build_student(config.arch, config.backbone, len(CLASSES))
-    return TrainState(student, make_optimizer(student, config), make_loss(config, len(CLASSES)))
+    return make_state(student, config, len(CLASSES), CPU)
 
 
 def test_step_sees_bgr_pixels_without_their_mean() -> None:
@@ -143,8 +138,8 @@ def test_step_sees_bgr_pixels_without_their_mean() -> None:
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434])
     x = (pixels.flip(3).float() - mean).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     one, other = tiny_state(), tiny_state()
-    found = train_step(one, one.student, (pixels, labels), CONFIG, CPU)
-    expected = optimise(other, other.student, x, labels, CONFIG)
+    found = train_step(one, one.student, {MAIN: (pixels, labels)}, CONFIG, CPU)
+    expected = optimise(other, other.student, {MAIN: (x, labels)}, CONFIG)
     assert torch.equal(found, expected)
     assert one.step == 1
     assert_equal(one.student.state_dict(), other.student.state_dict())
@@ -158,7 +153,8 @@ def test_dropout_is_a_pure_function_of_seed_and_step() -> None:
     def loss_at(step: int, seed: int = 0) -> float:
         state = tiny_state()
         state.step = step
-        return float(optimise(state, state.student, x, labels, dataclasses.replace(CONFIG, seed=seed)))
+        config = dataclasses.replace(CONFIG, seed=seed)
+        return float(optimise(state, state.student, {MAIN: (x, labels)}, config))
 
     assert loss_at(0) == loss_at(0)
     assert len({loss_at(0), loss_at(1), loss_at(2), loss_at(0, seed=1)}) == 4
@@ -172,9 +168,10 @@ def test_batch_without_labels_is_no_end(hard_percentile: float) -> None:
     before = {key: value.clone() for key, value in state.student.named_parameters()}
     pixels = torch.zeros(2, 24, 48, 3, dtype=torch.uint8)
     nothing = torch.full((2, 24, 48), IGNORE, dtype=torch.uint8)
-    assert float(train_step(state, state.student, (pixels, nothing), config, CPU)) == 0.0
+    assert float(train_step(state, state.student, {MAIN: (pixels, nothing)}, config, CPU)) == 0.0
     assert_equal(dict(state.student.named_parameters()), before)
-    loss = train_step(state, state.student, (pixels, torch.zeros_like(nothing)), config, CPU)
+    something = {MAIN: (pixels, torch.zeros_like(nothing))}
+    loss = train_step(state, state.student, something, config, CPU)
     assert math.isfinite(float(loss))
     assert all(bool(p.isfinite().all()) for p in state.student.parameters())
     assert state.step == 2
@@ -190,16 +187,16 @@ def stacks(count: int = 5) -> tuple[Any, Any]:
     return images, labels
 
 
-def crop_at(position: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
-    return training._example(config, *stacks(), position)
+def crop(position: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
+    return crop_at(config, Rows(*stacks()), position)
 
 
 def test_crops_are_pure_functions_of_seed_and_position() -> None:
-    in_order = [crop_at(position) for position in range(12)]
+    in_order = [crop(position) for position in range(12)]
     torch.manual_seed(1)
     for position in (11, 3, 7, 0):
-        assert all(map(torch.equal, crop_at(position), in_order[position]))
-    other_seed = [crop_at(position, dataclasses.replace(CONFIG, seed=1)) for position in range(12)]
+        assert all(map(torch.equal, crop(position), in_order[position]))
+    other_seed = [crop(position, dataclasses.replace(CONFIG, seed=1)) for position in range(12)]
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(in_order, other_seed, strict=True))
     pixels, label = in_order[0]
     assert (pixels.shape, label.shape) == ((16, 32, 3), (16, 32))
@@ -209,13 +206,13 @@ def test_crops_are_pure_functions_of_seed_and_position() -> None:
 def test_crops_of_one_image_at_several_places_differ() -> None:
     rows = np.arange(32, dtype=np.uint8)[None, :, None].repeat(64, 2)  # a label that says where it is
     images = np.zeros((1, 32, 64, 3), np.uint8)
-    found = {int(training._example(CONFIG, images, rows, position)[1][0, 0]) for position in range(30)}
+    found = {int(crop_at(CONFIG, Rows(images, rows), position)[1][0, 0]) for position in range(30)}
     assert len(found) > 8
     assert found <= set(range(17))
 
 
 def test_every_epoch_shows_every_image_once_in_another_order() -> None:
-    epochs = [[int(crop_at(5 * epoch + i)[1][0, 0]) for i in range(5)] for epoch in range(4)]
+    epochs = [[int(crop(5 * epoch + i)[1][0, 0]) for i in range(5)] for epoch in range(4)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
@@ -223,11 +220,17 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
 def test_augmentation_changes_pixels_but_no_labels_and_no_crop() -> None:
     plain = dataclasses.replace(CONFIG, augment=())
     for position in range(4):
-        assert torch.equal(crop_at(position)[1], crop_at(position, plain)[1])
-        assert not torch.equal(crop_at(position)[0], crop_at(position, plain)[0])
+        assert torch.equal(crop(position)[1], crop(position, plain)[1])
+        assert not torch.equal(crop(position)[0], crop(position, plain)[0])
 
 
 # ---------------------------------------------------------------------------- runs
+
+
+def run_on(tiny_set: TinySet, examples: list[Example], folder: Path) -> Run:
+    """A run in the folder that learns these fused labels."""
+    stream = Stream(examples, tiny_set.domain, read_fused)
+    return Run(tiny_set.task, {MAIN: stream}, folder / "run", folder / "cache", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +455,7 @@ def test_labels_that_cannot_teach(tiny_set: TinySet, tmp_path: Path) -> None:
     ):
         run(tiny_set, tmp_path / "three")
     with pytest.raises(DataError, match="there is no image to train on"):
-        train(CONFIG, tiny_set.task, tiny_set.domain, [], tmp_path, tmp_path, None, False, CPU, None, silent)
+        train(CONFIG, run_on(tiny_set, [], tmp_path), silent)
 
 
 # ---------------------------------------------------------------------------- the source
@@ -476,22 +479,19 @@ def test_source_learns_from_the_truth_and_from_a_corrected_table(tiny_set: TinyS
 
 
 def test_fused_labels_are_refused_as_truth_and_the_other_way_round(tiny_set: TinySet, tmp_path: Path) -> None:
-    truth = [
-        Example(e.id, e.image, tiny_set.root / "truth/train" / e.label.name) for e in tiny_set.examples()
-    ]
+    folder = tiny_set.root / "truth/train"
+    truth = [Example(e.id, e.image, folder / f"{e.id}.png") for e in tiny_set.examples()]
     with pytest.raises(DataError, match=r"0\.png: value 7, but train ids are 0 to 2"):
-        train(
-            CONFIG, tiny_set.task, tiny_set.domain, truth, tmp_path / "run", tmp_path, None, False, CPU, None, silent
-        )  # fmt: skip
+        train(CONFIG, run_on(tiny_set, truth, tmp_path), silent)
 
 
 def test_target_has_the_sources_classes(tiny_set: TinySet, tmp_path: Path) -> None:
     """Cityscapes seen through three classes: the network has three outputs."""
     task = make_task(tiny_set.domain, CITYSCAPES)
     config = dataclasses.replace(CONFIG, steps=1, validate_every=0)
-    train(
-        config, task, task.target, tiny_set.examples(), tmp_path / "run", tmp_path, None, False, CPU, None, silent
-    )  # fmt: skip
+    whole = run_on(tiny_set, tiny_set.examples(), tmp_path)
+    stream = dataclasses.replace(whole.streams[MAIN], domain=task.target)
+    train(config, dataclasses.replace(whole, task=task, streams={MAIN: stream}), silent)
     meta = checkpoint.load(tmp_path / "run" / "last.pt")["meta"]
     assert (meta["source"], meta["target"], meta["classes"]) == ("tiny", "cityscapes", list(CLASSES))
 
@@ -502,10 +502,8 @@ def test_target_has_the_sources_classes(tiny_set: TinySet, tmp_path: Path) -> No
 def test_start_from_a_whole_network(tiny_set: TinySet, tiny_checkpoint: Path, tmp_path: Path) -> None:
     events: list[Tick | Note] = []
     config = dataclasses.replace(CONFIG, steps=1, validate_every=0, learning_rate=1e-30, seed=5)
-    result = train(
-        config, tiny_set.task, tiny_set.domain, tiny_set.examples(), tmp_path / "run", tmp_path / "cache",
-        tiny_checkpoint, False, CPU, None, events.append,
-    )  # fmt: skip
+    whole = dataclasses.replace(run_on(tiny_set, tiny_set.examples(), tmp_path), init=tiny_checkpoint)
+    result = train(config, whole, events.append)
     assert result.initialised_from == str(tiny_checkpoint)
     found, expected = (checkpoint.load(p)["weights"] for p in (tmp_path / "run" / "last.pt", tiny_checkpoint))
     assert torch.equal(found["decoder.last_conv.8.weight"], expected["decoder.last_conv.8.weight"])
@@ -597,7 +595,7 @@ def test_two_processes_make_one_run(tiny_set: TinySet, tmp_path: Path) -> None:
     for name in ("1", "2"):
         write_label(tiny_set.root / "fused" / f"{name}.png", np.full((32, 64), IGNORE, np.uint8))
     examples = [e.id for e in tiny_set.examples()]
-    orders = [training._order(CONFIG.seed, epoch, 4) for epoch in range(CONFIG.steps)]
+    orders = [order_of(CONFIG.seed, epoch, 4) for epoch in range(CONFIG.steps)]
     unlabelled = [{examples[i] for i in half} for o in orders for half in (o[:2], o[2:])]
     assert {"1", "2"} in unlabelled
 

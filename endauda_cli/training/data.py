@@ -1,0 +1,165 @@
+"""What a step is shown: crops of decoded images, pure functions of (seed, position)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from endauda_cli.distributed import barrier, rank, world_size
+from endauda_cli.domains import IGNORE, Domain
+from endauda_cli.errors import DataError
+from endauda_cli.labels import read_image
+from endauda_cli.progress import Note, Reporter
+from endauda_cli.threads import ordered_map
+from endauda_cli.training.cache import cached_rows
+from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from endauda_cli.config import TrainConfig
+
+    UInt8 = NDArray[np.uint8]
+
+HISTOGRAM_IMAGES = 200
+
+
+class Example(NamedTuple):
+    """A training image and the file of its labels, if it has one."""
+
+    id: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images that crops are drawn from.
+
+    Attributes:
+        examples: images and label files.
+        domain: class table of the label files.
+        read: a label file as (H, W) uint8 train ids.
+    """
+
+    examples: Sequence[Example]
+    domain: Domain
+    read: Callable[[Path, Domain], NDArray[np.uint8]]
+
+
+class Rows(NamedTuple):
+    """A stream, decoded and resized, memory mapped."""
+
+    images: UInt8
+    """(N, h, w, 3) uint8 RGB."""
+    labels: UInt8
+    """(N, h, w) uint8 train ids, 255 = none."""
+
+
+def load_rows(config: TrainConfig, stream: Stream, cache: Path, report: Reporter) -> Rows:
+    """The stream's images and labels at the recipe's size, from the cache as far as they are there.
+
+    Raises:
+        DataError: if a file cannot be read, or there is no room.
+    """
+    width, height = config.size
+    examples = stream.examples
+
+    def image(i: int) -> UInt8:
+        return resize(read_image(examples[i].image), config.size, STUDENT.filter)
+
+    def label(i: int) -> UInt8:
+        file = examples[i].label
+        if file is None:
+            return np.full((height, width), IGNORE, np.uint8)
+        return resize(stream.read(file, stream.domain), config.size, "nearest")
+
+    if rank() > 0:
+        barrier()  # the first rank fills the cache
+    images = cached_rows(
+        cache, "caching images", [e.image for e in examples], f"{config.size}", (height, width, 3), image,
+        config.workers, report,
+    )  # fmt: skip
+    labels = cached_rows(
+        cache, "caching labels", [e.label or e.image for e in examples], _label_recipe(config, stream.domain),
+        (height, width), label, config.workers, report,
+    )  # fmt: skip
+    if rank() == 0:
+        barrier()
+    return Rows(images, labels)
+
+
+def _label_recipe(config: TrainConfig, domain: Domain) -> str:
+    """What a cached label depends on beside its file. A user may correct the table of a TOML file."""
+    train_ids = [(i, domain.train_id(i)) for i in sorted(domain.label_ids)]
+    return f"{config.size} {config.method} {domain.classes} {train_ids} {domain.others_ignored}"
+
+
+def batches(
+    config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
+    """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
+
+    Yields:
+        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels.
+    """
+    share = config.batch_size // world_size()
+
+    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, Tensor]]]:
+        start = step * config.batch_size + rank() * share
+        batch = {}
+        for stream in rows:
+            crops = [crop_at(config, rows[stream], position) for position in range(start, start + share)]
+            pixels, classes = zip(*crops, strict=True)
+            batch[stream] = torch.stack(pixels), torch.stack(classes)
+        return step, batch
+
+    return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
+
+
+def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Tensor]:
+    """The crop at a position of the run's endless sequence: (h, w, 3) and (h, w) uint8."""
+    images, labels = rows
+    epoch, place = divmod(position, len(images))
+    index = int(order_of(config.seed, epoch, len(images))[place])
+    rng = random.Random(f"{config.seed} {position}")
+    width, height = config.crop
+    crop = random_crop((images.shape[1], images.shape[2]), (height, width), rng, config.mirror)
+    pixels = torch.from_numpy(np.array(cut(images[index], crop, (height, width))))  # a copy: rows are shared
+    for name in config.augment:
+        pixels = AUGMENTATIONS[name](pixels.permute(2, 0, 1), rng).permute(1, 2, 0)
+    return pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
+
+
+def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """The order in which an epoch shows the images."""
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def tell_histogram(labels: UInt8, domain: Domain, report: Reporter) -> None:
+    """Say what the labels hold, before hours are spent on them.
+
+    Raises:
+        DataError: if they hold nothing.
+    """
+    step = max(1, len(labels) // HISTOGRAM_IMAGES)
+    counts = np.bincount(labels[::step].ravel(), minlength=256)
+    classes = counts[: len(domain.classes)]
+    if not classes.any():
+        raise DataError("the labels hold no class at all, only 255; lower --threshold when fusing")
+    shares = ", ".join(
+        f"{name} {100 * n / counts.sum():.1f}" for name, n in zip(domain.classes, classes, strict=True)
+    )
+    report(Note(f"labels in percent of pixels: {shares}, none {100 * counts[IGNORE] / counts.sum():.1f}"))
+    absent = [name for name, n in zip(domain.classes, classes, strict=True) if n == 0]
+    if absent:
+        report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))

@@ -1,0 +1,96 @@
+"""What a training method may say; what it does not say is as in EnD-UDA's distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from endauda_cli.domains import IGNORE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from endauda_cli.config import TrainConfig
+    from endauda_cli.domains import Task
+    from endauda_cli.losses import DistillationLoss
+    from endauda_cli.models import Student
+    from endauda_cli.training.data import Stream
+    from endauda_cli.workspace import Workspace
+
+MAIN = "main"
+"""Name of the stream that a run counts its images and epochs by."""
+
+Batch = Mapping[str, tuple[Tensor, Tensor]]
+"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8 on the CPU."""
+Forward = Callable[[Tensor], Tensor]
+"""The student under autocast, over all devices: input to logits (B, C, h', w')."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the user has.
+
+    Attributes:
+        task: source and target.
+        workspace: where label sets lie.
+        source_roots, target_roots: folders of images and truth.
+        labels: label set or folder that was asked for, if one was.
+    """
+
+    task: Task
+    workspace: Workspace
+    source_roots: tuple[Path, ...]
+    target_roots: tuple[Path, ...]
+    labels: str | None = None
+
+
+class Method:
+    """A training method; one is made for each run.
+
+    Args:
+        config: the recipe.
+        criterion: the recipe's loss, on the device.
+        student: on the device; as it is before the first step or as a checkpoint has it.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Fields of ``TrainConfig`` that are something else with this method, unless the user says otherwise."""
+
+    def __init__(self, config: TrainConfig, criterion: DistillationLoss, student: Student) -> None:
+        self.config, self.criterion = config, criterion
+
+    @staticmethod
+    def streams(material: Material) -> tuple[dict[str, Stream], str]:
+        """Images to draw from by name, one of them ``MAIN``; and a word for the run's name.
+
+        Raises:
+            EndaudaError: if something is not there.
+        """
+        raise NotImplementedError
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
+        """The loss of a batch, a scalar on the device.
+
+        Class counts are summed over ranks, and each of them has to take part: also without any label.
+        """
+        x, labels = batch[MAIN]
+        logits = forward(x)
+        loss: Tensor = self.criterion(logits, labels.to(x.device, non_blocking=True))
+        if not bool((labels != IGNORE).any()):
+            return logits.sum() * 0  # nothing to learn: the mean over no pixel would be NaN and end the run
+        return loss
+
+    def after_step(self, student: Student, step: int) -> None:
+        """What follows an optimiser step, such as moving an averaged teacher."""
+        return
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep beside student, optimizer and class weights: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        return

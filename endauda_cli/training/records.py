@@ -1,0 +1,108 @@
+"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli import checkpoint
+from endauda_cli.distributed import rank
+from endauda_cli.domains import IGNORE
+from endauda_cli.errors import EndaudaError
+from endauda_cli.workspace import write_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from endauda_cli.config import TrainConfig
+    from endauda_cli.training.run import TrainState
+
+
+class Metrics:
+    """``metrics.jsonl`` and TensorBoard events of a run; entries of steps that will be redone are dropped.
+
+    Ranks but the first write nothing.
+    """
+
+    def __init__(self, out: Path, first: int) -> None:
+        self.writes = rank() == 0
+        if not self.writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = out / "metrics.jsonl"
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] < first:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # half a line, left by a kill
+                continue
+        write_text(path, "".join(kept))
+        self.file = path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Scalars of a step; NaN is written as null."""
+        if not self.writes:
+            return
+        plain = {key: None if math.isnan(value) else value for key, value in scalars.items()}
+        self.file.write(json.dumps({"step": step, **plain}) + "\n")
+        self.file.flush()
+        for key, value in scalars.items():
+            self.board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Also where nothing was written."""
+        if self.writes:
+            self.file.close()
+            self.board.close()
+
+
+def scalars(state: TrainState, loss: float, rate: float, labels: Tensor, speed: float) -> dict[str, float]:
+    """What is logged of a step: its loss and rate, share of labelled pixels, images per second, mining."""
+    told = {
+        "loss": loss,
+        "lr": rate,
+        "labelled": float((labels != IGNORE).float().mean()),
+        "images_per_second": speed,
+    }
+    if state.loss.mining is not None:
+        told["mining_threshold"] = float(state.loss.mining.threshold)
+        told["kept"] = float(state.loss.mining.kept) / labels.numel()
+    return told
+
+
+def refuse_divergence(loss: float, step: int, config: TrainConfig) -> None:
+    """End a run whose loss is no number any more.
+
+    Raises:
+        EndaudaError: says at which step.
+    """
+    if not math.isfinite(loss):
+        raise EndaudaError(
+            f"the loss became {loss} at step {step}; checkpoints of earlier steps are kept; lower --lr "
+            f"(now {config.learning_rate:g}) or check the labels"
+        )
+
+
+def save_last(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
+    """Write all that it takes to go on; by the first rank."""
+    if rank() == 0:
+        extra = state.method.state_dict()
+        content = {
+            "weights": state.student.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "loss": state.loss.state_dict(),
+            "meta": meta,
+        }
+        checkpoint.save(path, content | ({"method": extra} if extra else {}))
+
+
+def save_best(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
+    """Write the weights alone; by the first rank."""
+    if rank() == 0:
+        checkpoint.save(path, {"weights": state.student.state_dict(), "meta": meta})

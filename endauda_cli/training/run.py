@@ -1,0 +1,103 @@
+"""What a run is told, and what it holds while it lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from endauda_cli.losses import DistillationLoss
+from endauda_cli.models import parameter_groups
+from endauda_cli.training.methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from endauda_cli.config import TrainConfig
+    from endauda_cli.domains import Task
+    from endauda_cli.models import Student
+    from endauda_cli.results import EvalResult
+    from endauda_cli.training.data import Stream
+    from endauda_cli.training.methods import Method
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run learns from, and where it goes.
+
+    Attributes:
+        task: source and target.
+        streams: name -> images to draw from, as the method finds them; one is called ``MAIN``.
+        out: folder of the run.
+        cache: folder of decoded images.
+        device: where to train.
+        init: weights to start from; ``None`` is random.
+        resume: insist on going on; without it, an unfinished run with the same options goes on too.
+        validate: scores the network on labelled target images; ``None`` without them.
+    """
+
+    task: Task
+    streams: Mapping[str, Stream]
+    out: Path
+    cache: Path
+    device: torch.device
+    init: Path | None = None
+    resume: bool = False
+    validate: Callable[[nn.Module], EvalResult] | None = None
+
+
+@dataclass
+class TrainState:
+    """Everything that a checkpoint holds."""
+
+    student: Student
+    optimizer: torch.optim.Optimizer
+    method: Method
+    step: int = 0
+    best_miou: float | None = None
+    best_step: int | None = None
+    last_miou: float | None = None
+    initialised_from: str | None = None
+
+    @property
+    def loss(self) -> DistillationLoss:
+        """With its class weights."""
+        return self.method.criterion
+
+
+def make_state(student: Student, config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
+    """The state before the first step; the student is moved to the device."""
+    student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion = make_loss(config, num_classes).to(device)
+    return TrainState(
+        student, make_optimizer(student, config), METHODS[config.method](config, criterion, student)
+    )
+
+
+def make_optimizer(student: Student, config: TrainConfig) -> torch.optim.SGD:
+    """Nesterov SGD with the published groups: backbone at the base rate, the rest at ten times that."""
+    base, tenfold = parameter_groups(student)
+    groups = [{"params": base, "lr_scale": 1.0}, {"params": tenfold, "lr_scale": 10.0}]
+    return torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def make_loss(config: TrainConfig, num_classes: int) -> DistillationLoss:
+    """The loss of a recipe."""
+    return DistillationLoss(
+        num_classes,
+        class_balance=config.class_balance,
+        often_balance=config.often_balance,
+        hard_percentile=config.hard_percentile,
+        max_value=config.max_value,
+        balance_area=config.balance_area,
+    )
