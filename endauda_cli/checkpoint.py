@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.files import replacing
 from endauda_cli.models import build_student, load_checkpoint
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
@@ -48,19 +48,14 @@ def save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         stale.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # By path: through a Python file, an interrupt in the middle would come out as torch's RuntimeError.
-        torch.save({"format": FORMAT_VERSION, **content}, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path, durable=True) as temporary:
+            # By path: through a Python file, an interrupt in the middle would come out as torch's RuntimeError.
+            torch.save({"format": FORMAT_VERSION, **content}, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(
             f"{path}: cannot be written ({error}); free disk space and run again with --resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files, as all stores need them: locks, and room on the disk. Standard library only."""
+"""Files: written whole or not at all, locked, and with room on the disk. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,58 @@ import os
 import shutil
 import sys
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
 
 _POLL_S = 0.05
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False, temporary: Path | None = None) -> Iterator[Path]:
+    """A file to write, which gets the name ``path`` when the block ends: whoever looks sees all of it or nothing.
+
+    Args:
+        path: in a folder that is there.
+        durable: wait until the disk has content and name.
+        temporary: the file to write; removed if the block does not end well.
+
+    Raises:
+        OSError: if the disk is full or refuses; what was under ``path`` stays.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can: Windows opens none, some network shares refuse."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class WriterLock:

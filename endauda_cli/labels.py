@@ -7,10 +7,8 @@ with the wrong channel or mode is the field's commonest silent error.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import imagecodecs
@@ -19,6 +17,7 @@ from PIL import Image
 
 from endauda_cli.domains import IGNORE, Colour, Domain
 from endauda_cli.errors import DataError
+from endauda_cli.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -236,14 +235,10 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     """Put what ``save`` writes under ``path``, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             save(file)
-        os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise DataError(f"{path}: cannot be written ({error}); free disk space and run again") from error
 
 

@@ -66,10 +66,14 @@ def in_bands(height: int, work: Callable[[int, int], object]) -> None:
     if bands == 1:
         work(0, height)
     else:
-        list(_pool(os.getpid()).map(work, edges[:-1], edges[1:]))
+        list(shared_pool("bands", cores()).map(work, edges[:-1], edges[1:]))
+
+
+def shared_pool(name: str, size: int) -> ThreadPoolExecutor:
+    """This process's threads of that name; after a fork, its own."""
+    return _pool(name, size, os.getpid())
 
 
 @cache
-def _pool(pid: int) -> ThreadPoolExecutor:
-    """This process's threads; after a fork, its own."""
-    return ThreadPoolExecutor(cores(), "bands")
+def _pool(name: str, size: int, pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, name)

@@ -15,12 +15,13 @@ implementation already have, with ``certainty/`` and ``runs/`` beside it::
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.archive.layout import has_images
 from endauda_cli.errors import ConfigError, WorkspaceError
+from endauda_cli.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ class Workspace:
     def teachers(self, source: str) -> list[str]:
         """Names of the teachers that have an archive with images for this source, sorted."""
         folders = _folders(self.root / "certainty" / source)
-        return sorted(folder.name for folder in folders if _has_images(folder))
+        return sorted(folder.name for folder in folders if has_images(folder))
 
     def sources(self) -> list[str]:
         """Names of the sources that the archives are of, sorted."""
@@ -206,25 +207,17 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WorkspaceError: if the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise WorkspaceError(f"{path}: cannot be written ({error}); free disk space and run again") from error
 
 
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
         yield from (path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _has_images(archive: Path) -> bool:
-    """Whether a folder is an archive that holds something; an import that failed at once leaves an empty one."""
-    return any(any(archive.glob(pattern)) for pattern in ("shard-*.json", "*.part/*.h5"))
 
 
 def _modified(path: Path) -> float:

@@ -96,7 +96,7 @@ def test_teachers(tmp_path: Path) -> None:
     assert workspace.teachers("gta5") == []
     for name in ("gta5/dacs", "gta5/.hidden", "synthia/mrnet"):
         put(tmp_path / "certainty" / name / "shard-0-of-1-00000.json")
-    put(tmp_path / "certainty/gta5/crst/0-of-1.part/0123.h5")  # export is still running
+    put(tmp_path / "certainty/gta5/crst/0-of-1.part/0123.image")  # export is still running
     put(tmp_path / "certainty/gta5/failed/archive.json")  # an import that failed at its first image
     put(tmp_path / "certainty/gta5/notes.txt")
     assert workspace.teachers("gta5") == ["crst", "dacs"]

@@ -28,15 +28,43 @@ Plain h5py (plus hdf5plugin for the filters) reads all of it but the planes of t
 
 from __future__ import annotations
 
-from endauda_cli.archive.codecs import CODECS, PlaneCodec
-from endauda_cli.archive.index import stored_bytes
-from endauda_cli.archive.joined import join_classes
-from endauda_cli.archive.manifest import FORMAT_VERSION
-from endauda_cli.archive.reader import CertaintyReader
-from endauda_cli.archive.shard import CodedImage
-from endauda_cli.archive.surveying import Survey, survey
-from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
-from endauda_cli.archive.writer import CertaintyWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from endauda_cli.archive.codecs import CODECS, PlaneCodec
+    from endauda_cli.archive.index import stored_bytes
+    from endauda_cli.archive.joined import join_classes
+    from endauda_cli.archive.manifest import FORMAT_VERSION
+    from endauda_cli.archive.reader import CertaintyReader
+    from endauda_cli.archive.shard import CodedImage
+    from endauda_cli.archive.surveying import Survey, survey
+    from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
+    from endauda_cli.archive.writer import CertaintyWriter
+
+_HOMES = {
+    "CODECS": "codecs",
+    "PlaneCodec": "codecs",
+    "stored_bytes": "index",
+    "join_classes": "joined",
+    "FORMAT_VERSION": "manifest",
+    "CertaintyReader": "reader",
+    "CodedImage": "shard",
+    "Survey": "surveying",
+    "survey": "surveying",
+    "DamagedShard": "verification",
+    "VerifyResult": "verification",
+    "verify": "verification",
+    "CertaintyWriter": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is above, when it is asked for: ``layout`` has to be at hand without HDF5."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
 
 __all__ = [
     "CertaintyReader",

@@ -7,15 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from endauda_cli.archive import shard
-from endauda_cli.archive.manifest import (
-    IMAGE_SUFFIX,
-    PART_SUFFIX,
-    ImageEntry,
-    ShardManifest,
-    read_manifest,
-    shard_tag,
-)
+from endauda_cli.archive import layout, shard
+from endauda_cli.archive.manifest import ImageEntry, ShardManifest, read_manifest
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -48,7 +41,7 @@ def scan(archive: Path, classes: Sequence[str]) -> Index:
     # Parts first: an image that moves from a part to a shard meanwhile is then seen at least once.
     stored = {
         id: Location(path, entry)
-        for part in sorted(archive.glob(f"*{PART_SUFFIX}"))
+        for part in layout.parts(archive)
         for path, images in read_part(part, classes).items()
         for id, entry in images.items()
     }
@@ -72,10 +65,9 @@ def scan_shards(archive: Path) -> tuple[dict[str, Location], dict[str, Location]
 def read_manifests(archive: Path) -> list[ShardManifest]:
     """The manifests of all finished shards, by name; without damaged ones."""
     manifests = []
-    for path in sorted(archive.glob("shard-*.json")):
-        if shard_tag(path.with_suffix(".h5").name) is not None:
-            with contextlib.suppress(ArchiveError, FileNotFoundError):
-                manifests.append(read_manifest(path))
+    for path in layout.manifests(archive):
+        with contextlib.suppress(ArchiveError, FileNotFoundError):
+            manifests.append(read_manifest(path))
     return manifests
 
 
@@ -85,7 +77,7 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
     Raises ArchiveError if one that may be whole cannot be read.
     """
     files: dict[Path, dict[str, ImageEntry]] = {}
-    for path in part_files(part):
+    for path in layout.waiting_images(part):
         try:
             files[path] = shard.entries(open_part_file(path, classes).images)
         except FileNotFoundError:
@@ -94,13 +86,6 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
             if not shard.is_damage(exc):
                 raise shard.unreadable(path, exc) from exc
     return files
-
-
-def part_files(part: Path) -> list[Path]:
-    # Its writer may remove the folder right now, and then ``Path.glob`` raises.
-    with contextlib.suppress(FileNotFoundError):
-        return sorted(part.glob(f"*{IMAGE_SUFFIX}"))
-    return []
 
 
 def open_part_file(path: Path, classes: Sequence[str]) -> shard.ImageFile:
@@ -112,9 +97,8 @@ def open_part_file(path: Path, classes: Sequence[str]) -> shard.ImageFile:
 
 def orphans(archive: Path) -> list[Path]:
     """Shards without a readable manifest, because it is damaged or their writer was killed just before it."""
-    files = {path.with_suffix(".h5") for path in archive.glob("shard-*") if path.suffix in (".h5", ".json")}
     named = {manifest.file for manifest in read_manifests(archive)}
-    return sorted(path for path in files if shard_tag(path.name) is not None and path.name not in named)
+    return [path for path in layout.shards(archive) if path.name not in named]
 
 
 def has_size(path: Path, size: int) -> bool:

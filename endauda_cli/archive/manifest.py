@@ -8,26 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.archive.layout import ARCHIVE_FILE, TEMPORARY_SUFFIX
 from endauda_cli.errors import ArchiveError
+from endauda_cli.files import replacing, sync, sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = "endauda-certainty"
 FORMAT_VERSION = 2
-ARCHIVE_FILE = "archive.json"
-PART_SUFFIX = ".part"
-IMAGE_SUFFIX = ".image"
-TEMPORARY_SUFFIX = ".tmp"
 
 Attribute = str | int | float | bool | None | Sequence["Attribute"] | Mapping[str, "Attribute"]
-
-_SHARD_NAME = re.compile(r"shard-(?P<tag>.+)-(?P<number>\d{5,})\.h5")
 
 
 @dataclass(frozen=True)
@@ -61,25 +56,6 @@ class ShardManifest:
     images: Mapping[str, ImageEntry]
 
 
-def shard_name(tag: str, number: int) -> str:
-    return f"shard-{tag}-{number:05d}.h5"
-
-
-def shard_tag(name: str) -> str | None:
-    """The writer's tag in the name of a shard file; None if it is no such name."""
-    match = _SHARD_NAME.fullmatch(name)
-    return match["tag"] if match else None
-
-
-def shard_number(name: str) -> int:
-    match = _SHARD_NAME.fullmatch(name)
-    return int(match["number"]) if match else -1
-
-
-def manifest_path(shard: Path) -> Path:
-    return shard.with_suffix(".json")
-
-
 def read_info(archive: Path) -> ArchiveInfo:
     """Reads ``archive.json``.
 
@@ -105,10 +81,9 @@ def create_info(archive: Path, info: ArchiveInfo) -> None:
     path = archive / ARCHIVE_FILE
     temporary = path.with_name(f"{ARCHIVE_FILE}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        write_durably(
-            temporary,
-            _to_json({"classes": list(info.classes), "attributes": dict(info.attributes)}, indent=1),
-        )
+        content = {"classes": list(info.classes), "attributes": dict(info.attributes)}
+        temporary.write_bytes(_to_json(content, indent=1))
+        sync(temporary)
         try:
             os.link(temporary, path)  # unlike a rename, fails if the file exists
         except FileExistsError:
@@ -145,39 +120,16 @@ def replace_file(path: Path, data: bytes | memoryview, *, durable: bool = True) 
 
     ``durable`` waits until the disk has it. Raises ArchiveError if the disk is full or refuses.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        write_durably(temporary, data) if durable else temporary.write_bytes(data)
-        os.replace(temporary, path)
-        if durable:
-            sync_folder(path.parent)
+        with replacing(
+            path, durable=durable, temporary=path.with_name(path.name + TEMPORARY_SUFFIX)
+        ) as temporary:
+            temporary.write_bytes(data)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise ArchiveError(
             f"{path}: cannot write {len(data):,} bytes ({exc.strerror}); if the disk is full, free some "
             "space. What is stored stays, and the same command run again goes on from there"
         ) from exc
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` durable, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network shares
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _to_json(content: Mapping[str, object], indent: int | None = None) -> bytes:

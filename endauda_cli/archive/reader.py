@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -17,7 +15,7 @@ from endauda_cli.archive import index, shard
 from endauda_cli.archive.manifest import Attribute, read_info
 from endauda_cli.archive.shard import ImageFile
 from endauda_cli.errors import ArchiveError
-from endauda_cli.threads import cores
+from endauda_cli.threads import cores, shared_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -188,7 +186,7 @@ def _decode_all(unpack: Unpack, chunks: Sequence[Chunk], planes: Bytes) -> None:
             for i in share:
                 unpack(chunks[i], planes[i])
 
-        others = [_decoders(os.getpid()).submit(decode, share) for share in shares[1:]]
+        others = [shared_pool("decode", _threads()).submit(decode, share) for share in shares[1:]]
         try:
             decode(shares[0])
         finally:
@@ -225,12 +223,6 @@ if hasattr(os, "register_at_fork"):
 
 def _threads() -> int:
     return min(cores(), _MAX_DECODERS)
-
-
-@cache
-def _decoders(pid: int) -> ThreadPoolExecutor:
-    """The threads that decode planes, shared by all readers of this process; after a fork, its own."""
-    return ThreadPoolExecutor(_threads(), "decode")
 
 
 class _OpenFiles:

@@ -28,6 +28,7 @@ from endauda_cli.archive.codecs import (
     crc32,
     label_codec_for,
 )
+from endauda_cli.archive.layout import MAX_HEADER
 from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ImageEntry
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 # HDF5 1.10's file layout: every structure but the data is checksummed, HDF5 of 2016 and later reads it.
 _LIBRARY = ("v110", "v110")
 _GROWTH = 4 << 20  # an HDF5 file in memory grows by so many bytes
-_MAX_HEADER = 1 << 20
 
 
 class CodedImage(NamedTuple):
@@ -99,7 +99,7 @@ def read_image_file(path: Path) -> CodedImage:
     """Raises FileNotFoundError if it is gone, ArchiveError if it is not what ``image_file`` made."""
     with path.open("rb") as file:
         try:
-            header = json.loads(file.readline(_MAX_HEADER))
+            header = json.loads(file.readline(MAX_HEADER))
             _expect((header["format"], header["version"]) == (FORMAT, FORMAT_VERSION), "of another format")
             sizes = [size for size, _, _ in header["chunks"]]
             rest = os.fstat(file.fileno()).st_size - file.tell()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from endauda_cli.archive import index
-from endauda_cli.archive.manifest import PART_SUFFIX, read_info
+from endauda_cli.archive import index, layout
+from endauda_cli.archive.manifest import read_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def survey(archive: Path) -> Survey:
         classes,
         frozenset(found.stored),
         frozenset(found.lost),
-        sum(len(index.part_files(part)) for part in archive.glob(f"*{PART_SUFFIX}")),
+        sum(len(layout.waiting_images(part)) for part in layout.parts(archive)),
         tuple(path.name for path in index.orphans(archive)),
         sum((len(classes) + 1) * at.entry.height * at.entry.width for at in found.stored.values()),
         index.stored_bytes(archive),

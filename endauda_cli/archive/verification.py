@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from endauda_cli.archive import index, shard
-from endauda_cli.archive.manifest import PART_SUFFIX, ShardManifest, read_info
+from endauda_cli.archive import index, layout, shard
+from endauda_cli.archive.manifest import ShardManifest, read_info
 from endauda_cli.errors import ArchiveError
 from endauda_cli.progress import Reporter, Tick, silent
 
@@ -79,7 +79,7 @@ def _check_parts(archive: Path, classes: Sequence[str]) -> tuple[set[str], list[
     """The images that wait for a shard and are whole, and the files that are not: the next export drops those."""
     ok: set[str] = set()
     damaged = []
-    for path in (path for part in archive.glob(f"*{PART_SUFFIX}") for path in index.part_files(part)):
+    for path in (path for part in layout.parts(archive) for path in layout.waiting_images(part)):
         try:
             file = index.open_part_file(path, classes)
             for id, image in file.images.items():

@@ -13,23 +13,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from endauda_cli import __version__
-from endauda_cli.archive import index, shard
+from endauda_cli.archive import index, layout, shard
 from endauda_cli.archive.manifest import (
-    ARCHIVE_FILE,
-    IMAGE_SUFFIX,
-    PART_SUFFIX,
-    TEMPORARY_SUFFIX,
     ArchiveInfo,
     Attribute,
     ImageEntry,
     ShardManifest,
     create_info,
-    manifest_path,
     read_info,
     replace_file,
-    shard_name,
-    shard_number,
-    shard_tag,
     write_manifest,
 )
 from endauda_cli.domains import IGNORE
@@ -169,7 +161,7 @@ class CertaintyWriter:
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / ARCHIVE_FILE).exists():
+            if not (self.path / layout.ARCHIVE_FILE).exists():
                 create_info(self.path, ArchiveInfo(classes, given))
         except OSError as exc:
             raise ArchiveError(f"{self.path}: cannot make an archive here ({exc.strerror})") from exc
@@ -198,8 +190,8 @@ class CertaintyWriter:
 
     def _adopt_others(self) -> None:
         """Finishes the shards of writers that were killed, unless one of that tag is alive."""
-        for folder in sorted(self.path.glob(f"*{PART_SUFFIX}")):
-            other = _Part(self.path, folder.name.removesuffix(PART_SUFFIX), self._info)
+        for folder in layout.parts(self.path):
+            other = _Part(self.path, layout.part_tag(folder), self._info)
             if folder == self._part.folder or not folder.is_dir():
                 continue
             try:
@@ -252,7 +244,7 @@ class _Part:
     """The folder of one writer's finished images that do not fill a shard yet."""
 
     def __init__(self, archive: Path, tag: str, info: ArchiveInfo) -> None:
-        self.folder = archive / f"{tag}{PART_SUFFIX}"
+        self.folder = layout.part(archive, tag)
         self.lock = WriterLock(self.folder / "lock")
         self._archive = archive
         self._tag = tag
@@ -276,7 +268,7 @@ class _Part:
 
     def add(self, image: CodedImage) -> None:
         data = shard.image_file(image)
-        path = self.folder / f"{shard.sha256(data)}{IMAGE_SUFFIX}"
+        path = layout.waiting_image(self.folder, shard.sha256(data))
         # Not waited for until the disk has it: after a power cut the name tells whether the content is whole.
         replace_file(path, data, durable=False)
         self._remember(path, {image.id: image.entry}, len(data))
@@ -311,12 +303,12 @@ class _Part:
 
     def _write_shard(self, files: Mapping[Path, Mapping[str, ImageEntry]]) -> None:
         data = shard.shard_file(self._info, map(_read_own, files))
-        path = self._archive / shard_name(self._tag, self._next_number())
+        path = self._archive / layout.shard_name(self._tag, self._next_number())
         replace_file(path, data)
         images = {id: entry for entries in files.values() for id, entry in entries.items()}
         try:
             write_manifest(
-                manifest_path(path), ShardManifest(path.name, len(data), shard.sha256(data), images)
+                layout.manifest_path(path), ShardManifest(path.name, len(data), shard.sha256(data), images)
             )
         except BaseException:
             path.unlink(missing_ok=True)  # its images are still here, and a shard without manifest is damage
@@ -327,17 +319,20 @@ class _Part:
     def recover(self) -> None:
         """Takes over what a killed writer of this tag left, and drops what it had not finished."""
         for path in (
-            *self.folder.glob(f"*{TEMPORARY_SUFFIX}"),
-            *self._archive.glob(f"shard-*{TEMPORARY_SUFFIX}"),
+            *self.folder.glob(f"*{layout.TEMPORARY_SUFFIX}"),
+            *self._archive.glob(f"shard-*{layout.TEMPORARY_SUFFIX}"),
         ):
-            if path.parent == self.folder or shard_tag(Path(path.stem).with_suffix(".h5").name) == self._tag:
+            if (
+                path.parent == self.folder
+                or layout.shard_tag(Path(path.stem).with_suffix(".h5").name) == self._tag
+            ):
                 path.unlink(missing_ok=True)
         for path in index.orphans(self._archive):
-            if shard_tag(path.name) == self._tag:
+            if layout.shard_tag(path.name) == self._tag:
                 _complete_orphan(path, self._info.classes)
         shards, _ = index.scan_shards(self._archive)
         finished = index.read_part(self.folder, self._info.classes)
-        for path in sorted(self.folder.glob(f"*{IMAGE_SUFFIX}")):
+        for path in layout.waiting_images(self.folder):
             images = finished.get(path, {})
             if images.keys() <= shards.keys():  # of a power cut, or already in a shard
                 path.unlink()
@@ -354,8 +349,10 @@ class _Part:
         self._bytes += size
 
     def _next_number(self) -> int:
-        names = [path.with_suffix(".h5").name for path in self._archive.glob("shard-*")]
-        return 1 + max((shard_number(name) for name in names if shard_tag(name) == self._tag), default=-1)
+        names = [path.name for path in layout.shards(self._archive)]
+        return 1 + max(
+            (layout.shard_number(name) for name in names if layout.shard_tag(name) == self._tag), default=-1
+        )
 
 
 def _read_own(path: Path) -> CodedImage:
@@ -381,11 +378,11 @@ def _complete_orphan(path: Path, classes: Sequence[str]) -> None:
     except Exception as exc:  # h5py raises many things on damage
         if not shard.is_damage(exc) and not isinstance(exc, FileNotFoundError):
             raise shard.unreadable(path, exc) from exc
-        for file_path in (path, manifest_path(path)):
+        for file_path in (path, layout.manifest_path(path)):
             with contextlib.suppress(FileNotFoundError):
                 file_path.replace(file_path.with_name(f"{file_path.name}.damaged"))
     else:
-        write_manifest(manifest_path(path), manifest)
+        write_manifest(layout.manifest_path(path), manifest)
 
 
 def _expect_same_classes(path: Path, stored: tuple[str, ...], given: tuple[str, ...]) -> None:

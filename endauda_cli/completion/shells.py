@@ -15,6 +15,7 @@ import typer
 
 from endauda_cli.completion import values
 from endauda_cli.errors import ConfigError, did_you_mean
+from endauda_cli.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,14 +186,10 @@ def _replace(path: Path, content: bytes) -> None:
     import shutil
 
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
         if path.exists():
             shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------- their places

@@ -93,24 +93,19 @@ def _teachers(ctx: Any, workspace: Workspace) -> Iterable[Described]:
 
 
 def _size_of(archive: Path) -> str:
-    images = len(set(_images_of(archive)))
+    from endauda_cli.archive.layout import image_ids
+
+    images = len(image_ids(archive))
     return f"{images} image{'s' * (images != 1)}"
-
-
-def _images_of(archive: Path) -> Iterable[str]:
-    """Names of the images in an archive's finished shards."""
-    from endauda_cli.workspace import read_json
-
-    for path in archive.glob("shard-*.json"):
-        images = (read_json(path) or {}).get("images")
-        yield from images if isinstance(images, dict) else ()
 
 
 def _images(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     """Of the archive that the line names."""
+    from endauda_cli.archive.layout import image_ids
+
     named = Path(ctx.params["archive"])
     folder = workspace.archive(_task(ctx, workspace).source.name, str(named))
-    return ((image, "") for image in _images_of(folder if folder.is_dir() else named))
+    return ((image, "") for image in image_ids(folder if folder.is_dir() else named))
 
 
 def _labelled_images(ctx: Any, workspace: Workspace) -> Iterable[Described]:

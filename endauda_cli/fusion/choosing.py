@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
+from endauda_cli.files import replacing
 from endauda_cli.fusion.rules import consensus
 from endauda_cli.fusion.rules import policies as rules
 from endauda_cli.fusion.rules.consensus import Consensus
@@ -386,13 +386,10 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
 def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(content.getvalue())
-        partial.replace(file)
+        with replacing(file) as temporary:
+            temporary.write_bytes(content.getvalue())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise DataError(f"{file}: cannot be written ({error}); free disk space and run again") from error
 
 

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from endauda_cli.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of ``--json``; it grows when a field is renamed or removed, or means something else."""
-
-
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
-_SECRET = re.compile(
-    r"(?i)([?&][^=&\s]*(?:token|key|sig|secret|pass|auth|cred)[^=&\s]*=|\b(?:token|password|secret|api_key)[=:]\s*)"
-    r"[^&\s;,)'\"]+"
-)
-_BEARER = re.compile(r"(?i)\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}|\b(hf_|gh[pousr]_|sk-)\w{8,}")
-
-
-def masked(text: str) -> str:
-    """Without passwords and tokens, in links and beside them."""
-    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
-    return _BEARER.sub(lambda match: f"{match[1] or match[2]}***", text)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli import __version__
-from endauda_cli.terminal.answer import masked
+from endauda_cli.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

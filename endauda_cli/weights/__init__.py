@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.weights.manifest import Artefact, Manifest, Network, installed, read_manifest
 
 if TYPE_CHECKING:
-    from endauda_cli.weights.fetching import FetchOptions, fetch_weights, list_weights
+    from endauda_cli.weights.fetching import FetchOptions, fetch_weights
+    from endauda_cli.weights.listing import list_weights
     from endauda_cli.weights.transport import Patience
 
 _LATER = {
     "FetchOptions": "fetching",
     "fetch_weights": "fetching",
-    "list_weights": "fetching",
+    "list_weights": "listing",
     "Patience": "transport",
 }
 

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, quote, urlencode, urljoin, urlsplit
 
 from endauda_cli.weights.transport import (
     Patience,
-    SourceError,
     check_hop,
     follow,
     is_page,
@@ -22,6 +21,7 @@ from endauda_cli.weights.transport import (
     page_text,
     read_text,
 )
+from endauda_cli.weights.troubles import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shlex
 import shutil
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from endauda_cli.errors import CheckpointError, ConfigError, DownloadError
-from endauda_cli.files import WriterLock
 from endauda_cli.progress import Note, Tick, phase
-from endauda_cli.results import DownloadResult, FetchedWeights, ListedWeights, WeightsFailure, WeightsList
+from endauda_cli.results import DownloadResult, FetchedWeights, WeightsFailure
 from endauda_cli.weights import drive, transport
+from endauda_cli.weights.listing import command_line, is_of, next_steps, state_of, trouble_of
 from endauda_cli.weights.lockfile import PATH as LOCK_PATH
 from endauda_cli.weights.lockfile import Record, Seen, add_record, look, read_records
 from endauda_cli.weights.manifest import Artefact, Manifest, is_checkpoint, is_link
 from endauda_cli.weights.matching import Match, match
-from endauda_cli.weights.transport import Patience, SourceError, is_plain_name, shown
+from endauda_cli.weights.places import direct, in_the_way, move, name_in, only_one, staging, words
+from endauda_cli.weights.transport import Patience
+from endauda_cli.weights.troubles import SourceError, shown
 from endauda_cli.weights.unpacking import BadArchiveError, is_archive, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import requests
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 ARCHIVES = (".zip", ".tar")
 """How a mirror may hold what goes to a folder."""
-WAIT_S = 3600.0
 """For another process that fetches the same."""
 
 
@@ -66,70 +65,6 @@ class _Piece:
     name: str
     """Of the file, as its source calls it."""
     url: str
-
-
-# ---------------------------------------------------------------------------- what there is
-
-
-def list_weights(workspace: Workspace, manifest: Manifest, names: Sequence[str] = ()) -> WeightsList:
-    """The artefacts of those names (all, if none is given), and their state in the workspace.
-
-    Raises:
-        ConfigError: if a name is unknown.
-        DownloadError: if the lock file is damaged.
-    """
-    records = read_records(workspace.root)
-    return WeightsList(
-        tuple(
-            ListedWeights(
-                a.name, a.what, a.path, a.page, a.urls, a.size, a.sha256, a.licence, a.miou, a.note,
-                _state(workspace.root, a, records.get(a.name)),
-            )
-            for a in manifest.choose(names)
-        )
-    )  # fmt: skip
-
-
-def _state(root: Path, artefact: Artefact, record: Record | None) -> str:
-    target = artefact.target(root)
-    if record is not None:
-        if not _is_of(record, artefact):
-            return "foreign"
-        there = {path: root / path for path in record.files if (root / path).is_file()}
-        if there:
-            same = len(there) == len(record.files) and all(
-                look(path) == record.files[name] for name, path in there.items()
-            )
-            trusted = same and all(_trouble(artefact, seen) is None for seen in record.downloads.values())
-            return "verified" if trusted else "foreign"
-    elif artefact.is_folder:
-        # Other things may lie in such a folder; checkpoints are what would be taken for these.
-        if target.is_dir() and any(is_checkpoint(path.name) for path in target.rglob("*")):
-            return "foreign"
-    elif target.exists():
-        known = artefact.sha256 is not None and target.is_file() and _trouble(artefact, look(target)) is None
-        return "verified" if known else "foreign"
-    return "partial" if _staging(target).exists() else "absent"
-
-
-def _is_of(record: Record, artefact: Artefact) -> bool:
-    """Whether a record is of the place that the manifest names; one of the two may have been edited."""
-    if not artefact.is_folder:
-        return set(record.files) == {artefact.path}
-    inside = (n.startswith(artefact.path) and ".." not in PurePosixPath(n).parts for n in record.files)
-    return bool(record.files) and all(inside)
-
-
-def _trouble(artefact: Artefact, seen: Seen) -> str | None:
-    """How a fetched file differs from what the manifest says of it."""
-    if artefact.size is not None and seen.size != artefact.size:
-        return f"has {seen.size:,} bytes, but {artefact.size:,} were expected"
-    if artefact.sha256 is not None and not seen.sha256.startswith(artefact.sha256):
-        return f"has the SHA-256 {seen.sha256}, but {artefact.sha256} was expected"
-    return None
-
-
-# ---------------------------------------------------------------------------- getting it
 
 
 def fetch_weights(
@@ -180,7 +115,7 @@ class _Job:
     def __init__(self, root: Path, artefact: Artefact, options: FetchOptions, report: Reporter) -> None:
         self.root, self.artefact, self.options, self.report = root, artefact, options, report
         self.target = artefact.target(root)
-        self.staging = _staging(self.target)
+        self.staging = staging(self.target)
         self.record: Record | None = None
         self.seen: dict[Path, Seen] = {}
 
@@ -191,14 +126,14 @@ class _Job:
             DownloadError: if no source gives it, or what came is not what was published.
             CheckpointError: if a checkpoint in it cannot be opened or is of another network.
         """
-        with _only_one(self.target, self.artefact.name, self.report):
+        with only_one(self.target, self.artefact.name, self.report):
             self.record = read_records(self.root).get(self.artefact.name)
-            if self.record is not None and not _is_of(self.record, self.artefact):
+            if self.record is not None and not is_of(self.record, self.artefact):
                 raise DownloadError(
                     f"{self.root / LOCK_PATH}: {self.artefact.name!r} was seen as {', '.join(self.record.files)}, "
                     f"but {self.artefact.path} was expected; delete that entry and run again"
                 )
-            state = _state(self.root, self.artefact, self.record)
+            state = state_of(self.root, self.artefact, self.record)
             if state == "verified" and self.record is not None:
                 places = self._places(self.record)
                 with phase(self.report, f"checking {self.artefact.name}"):
@@ -218,7 +153,7 @@ class _Job:
         if self.artefact.is_folder:
             return  # only files of the same names are in the way; see _install
         known = "is not what was first fetched" if self.record is not None else "was not fetched by endauda"
-        line = _command("download-weights", self.artefact.name, "--from-file", self.artefact.path)
+        line = command_line("download-weights", self.artefact.name, "--from-file", self.artefact.path)
         raise DownloadError(
             f"{self.target}: something lies there that {known}; to check and adopt it run '{line}', "
             "to fetch it anew move it away"
@@ -270,7 +205,7 @@ class _Job:
         else:
             why = f"{a.name} cannot be fetched: {'; '.join(reasons)}"
         save = "save the file" if a.is_folder else f"save the file as {self.target}"
-        line = _command("download-weights", a.name, "--from-file", "FILE" if a.is_folder else a.path)
+        line = command_line("download-weights", a.name, "--from-file", "FILE" if a.is_folder else a.path)
         raise DownloadError(f"{why}; open {a.page} in a browser, {save}, then run '{line}'")
 
     def _urls(self) -> list[str]:
@@ -285,7 +220,7 @@ class _Job:
     def _links(self, url: str) -> list[tuple[str, str]]:
         """(link, name or path, if the link says it) of each file that a source means: one, but for Drive's folders."""
         if drive.folder_id(url) is None:
-            return [(url, "" if drive.file_id(url) else _name_in(url))]
+            return [(url, "" if drive.file_id(url) else name_in(url))]
         pinned = list(self.record.downloads) if self.record is not None else []
         if not self.artefact.is_folder and pinned and drive.file_id(pinned[0]):
             return [(pinned[0], self.target.name)]
@@ -318,7 +253,7 @@ class _Job:
             self.report(Note(f"{url}: not encrypted, and no digest is known to check it against", "warning"))
         called = transport.fetch(
             session,
-            _direct(url),
+            direct(url),
             drive.open_file if drive.file_id(url) else transport.follow,
             path,
             size,
@@ -366,7 +301,7 @@ class _Job:
             )
         if self.artefact.size is None and self.artefact.sha256 is None:
             return
-        if (trouble := _trouble(self.artefact, self._look(piece.path))) is not None:
+        if (trouble := trouble_of(self.artefact, self._look(piece.path))) is not None:
             raise DownloadError(f"{piece.url}: {trouble}")
 
     # ------------------------------------------------------------------------ into place
@@ -379,7 +314,7 @@ class _Job:
         }
         self._compare(found, pieces)
         for place, path in files.items():
-            if path != place and (other := _in_the_way(place, self._look(path))) is not None:
+            if path != place and (other := in_the_way(place, self._look(path))) is not None:
                 raise DownloadError(f"{other}: another file lies there; move it away and run again")
         with phase(self.report, f"checking {self.artefact.name}"):
             matches = self._open_all(files)
@@ -392,7 +327,7 @@ class _Job:
         if self.record is None:
             add_record(self.root, self.artefact.name, record)
         for place, path in files.items():
-            _move(path, place)
+            move(path, place)
         if self.artefact.is_folder:
             shutil.rmtree(self.staging, ignore_errors=True)
         else:
@@ -440,7 +375,7 @@ class _Job:
             if piece.path != self.target:
                 transport.remove_part(piece.path)
         raise DownloadError(
-            f"{self.root / name}: {pieces[0].url} gives {_words(now)}, but {_words(then)} was first seen on "
+            f"{self.root / name}: {pieces[0].url} gives {words(now)}, but {words(then)} was first seen on "
             f"{self.record.first_seen}; if the change is meant, delete {self.artefact.name!r} from "
             f"{self.root / LOCK_PATH} and run again"
         )
@@ -503,104 +438,5 @@ class _Job:
             sum(seen.size for seen in record.files.values()),
             None if a.is_folder else record.files[a.path].sha256,
             tuple(checks),
-            tuple(_next_steps(a, self.root, record, matches)),
+            tuple(next_steps(a, self.root, record, matches)),
         )
-
-
-# ---------------------------------------------------------------------------- what to do with it
-
-
-def _next_steps(
-    artefact: Artefact, root: Path, record: Record, matches: list[tuple[Path, Match]]
-) -> Iterator[str]:
-    """Command lines, as they work in the workspace."""
-    network = artefact.network
-    source = () if artefact.source in (None, "gta5") else ("--source", str(artefact.source))
-    if artefact.use == "labels":
-        parents = {PurePosixPath(name).parent for name in record.files if name.endswith(".png")}
-        sets = {p for p in parents if p.parent == PurePosixPath(artefact.path.rstrip("/"))}
-        for folder in sorted(sets):
-            yield _command("train", "--labels", folder.name, *source)
-    if network is None:
-        return
-    for place, found in matches:
-        path = place.relative_to(root).as_posix()
-        if not found.fits:
-            continue
-        if artefact.use == "teacher" and network.teacher is not None:
-            yield _command("export-teacher", network.teacher, "--weights", path, *source)
-        elif network.backbone is not None:
-            chosen = [] if network.backbone == "drn" else ["--backbone", network.backbone]
-            chosen += [] if found.arch in (None, "deeplabv3plus") else ["--arch", found.arch or ""]
-            if artefact.use == "test":
-                yield _command("test", "--weights", path, *chosen, *source)
-            elif artefact.use == "init":
-                yield _command("train", "--init", path, *chosen, *source)
-
-
-def _command(*words: str) -> str:
-    """A line to type in the workspace."""
-    return shlex.join(["endauda", *words])
-
-
-# ---------------------------------------------------------------------------- small things
-
-
-def _staging(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part")
-
-
-def _direct(url: str) -> str:
-    """Share links whose page is known to have a switch for the file itself."""
-    parts = urlsplit(url)
-    if parts.hostname in ("www.dropbox.com", "dropbox.com"):
-        query = "&".join([p for p in parts.query.split("&") if p and not p.startswith("dl=")] + ["dl=1"])
-        return parts._replace(query=query).geturl()
-    return url
-
-
-def _name_in(url: str) -> str:
-    """Of the file that a link ends with; empty if it ends with none."""
-    name = re.split(r"[/\\]", unquote(urlsplit(url).path))[-1]
-    return name if is_plain_name(name) else ""
-
-
-def _in_the_way(place: Path, seen: Seen) -> Path | None:
-    """What lies where a file should go, if it is not that file."""
-    if place.is_dir() or (place.exists() and look(place) != seen):
-        return place
-    return next((above for above in place.parents if above.exists() and not above.is_dir()), None)
-
-
-def _words(seen: Seen | None) -> str:
-    return "nothing" if seen is None else f"{seen.size:,} bytes with SHA-256 {seen.sha256[:16]}..."
-
-
-def _move(path: Path, place: Path) -> None:
-    """Rename into place, lasting."""
-    if path == place:
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(path, place)
-    if os.name == "posix":
-        descriptor = os.open(place.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _only_one(target: Path, name: str, report: Reporter) -> Iterator[None]:
-    """Hold the artefact's lock; another process that fetches it is waited for."""
-    lock = WriterLock(target.with_name(f".{target.name}.lock"))
-    if not lock.acquire():
-        report(Note(f"{name}: another process is fetching it; waiting"))
-        if not lock.acquire(WAIT_S):
-            raise DownloadError(f"{target}: another process has been fetching it for an hour; try again")
-    try:
-        yield
-    finally:
-        lock.release()

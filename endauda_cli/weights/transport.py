@@ -12,21 +12,20 @@ Requests carries the bytes (TLS, proxies, pools); what it has no answer to is he
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import random
 import re
 import time
 from dataclasses import asdict, dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from endauda_cli import __version__
 from endauda_cli.errors import DownloadError
-from endauda_cli.files import free_bytes, size_text
+from endauda_cli.files import free_bytes, size_text, sync
+from endauda_cli.weights.troubles import Cut, SourceError, disk_errors, network_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,10 +46,6 @@ _PAGE_START = re.compile(rb"\s*<(!doctype\s+html|html|head|\?xml)", re.IGNORECAS
 _NUMBER = r"[0-9]{1,18}"
 """Longer ones are nonsense, which int() would even refuse."""
 _CONTENT_RANGE = re.compile(rf"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|\*)")
-_USER = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRET = re.compile(
-    r"([?&][^=&\s]*(?:token|key|sig|secret|pass|auth|cred)[^=&\s]*=)[^&\s;,)']*[^&\s;,)':]", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -65,18 +60,6 @@ class Patience:
     """Before the second attempt; doubles from each to the next."""
     longest_wait_s: float = 120.0
     """A server that asks for more (Retry-After) is not waited for."""
-
-
-class SourceError(DownloadError):
-    """A link does not give the file; another mirror may."""
-
-
-class _Cut(Exception):
-    """The attempt ended, but the next may go on."""
-
-    def __init__(self, why: str, wait_s: float | None = None) -> None:
-        super().__init__(why)
-        self.wait_s = wait_s
 
 
 @dataclass(frozen=True)
@@ -158,7 +141,7 @@ def fetch(
         SourceError: if this link does not give the file.
         DownloadError: if the disk is full or cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         part = Part(path)
         if part.version is not None and part.version.url != url and not digest_known:
             part.restart()  # another mirror's file may be another file
@@ -167,7 +150,7 @@ def fetch(
             try:
                 _attempt(session, url, opener, part, size, patience, tick)
                 break
-            except _Cut as cut:
+            except Cut as cut:
                 failures = failures + 1 if part.length <= furthest else 1
                 furthest = max(furthest, part.length)
                 if failures >= patience.attempts:
@@ -177,7 +160,7 @@ def fetch(
                     part.length, part.version.total if part.version else size, f"{cut}; again in {wait:.0f} s"
                 )
                 time.sleep(wait)
-        _flush(part.path)
+        sync(part.path)
         return part.version.name if part.version is not None else None
 
 
@@ -198,12 +181,12 @@ def _attempt(
         validator = part.version.validator if part.version is not None and part.version.url == url else None
         if validator is not None and not validator.startswith("W/"):
             headers["If-Range"] = validator
-    with _network_errors(url), opener(session, url, headers, patience.timeout_s) as response:
+    with network_errors(url), opener(session, url, headers, patience.timeout_s) as response:
         status = response.status_code
         if status == 416 and start:
             return _unsatisfiable(response, part)
         if status in PASSING:
-            raise _Cut(f"the server answers {_status(response)}", _retry_after(response, url, patience))
+            raise Cut(f"the server answers {_status(response)}", _retry_after(response, url, patience))
         if status not in (200, 206):
             raise SourceError(f"{url}: the server answers {_status(response)}")
         if is_page(response):
@@ -240,7 +223,7 @@ def _append(
                 tick(length, total, "")
     tick(length, total, "")
     if total is not None and length < total:
-        raise _Cut(f"the connection ended after {length:,} of {total:,} bytes")
+        raise Cut(f"the connection ended after {length:,} of {total:,} bytes")
 
 
 def _total_of_rest(response: requests.Response, part: Part, url: str) -> int:
@@ -257,7 +240,7 @@ def _total_of_rest(response: requests.Response, part: Part, url: str) -> int:
     )
     if not fits or match is None:
         part.restart()
-        raise _Cut(f"the server sends {text or 'no range'!r} instead of the rest; from the beginning")
+        raise Cut(f"the server sends {text or 'no range'!r} instead of the rest; from the beginning")
     validator = _validator(response)
     if (
         part.version is not None
@@ -266,7 +249,7 @@ def _total_of_rest(response: requests.Response, part: Part, url: str) -> int:
     ):
         if part.version.validator != validator:
             part.restart()
-            raise _Cut("the file has changed on the server; from the beginning")
+            raise Cut("the file has changed on the server; from the beginning")
     return int(match[3])
 
 
@@ -275,7 +258,7 @@ def _unsatisfiable(response: requests.Response, part: Part) -> None:
     match = re.fullmatch(rf"bytes \*/({_NUMBER})", response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != part.length:
         part.restart()
-        raise _Cut("the server has nothing behind what is there; from the beginning")
+        raise Cut("the server has nothing behind what is there; from the beginning")
 
 
 def follow(
@@ -338,18 +321,18 @@ def read_text(url: str, patience: Patience, tell: Callable[[str], None], limit: 
         for attempt in range(1, patience.attempts + 1):
             try:
                 with (
-                    _network_errors(url),
+                    network_errors(url),
                     follow(
                         session, url, {"User-Agent": f"endauda/{__version__}"}, patience.timeout_s
                     ) as response,
                 ):
                     if response.status_code in PASSING:
                         wait = _retry_after(response, url, patience)
-                        raise _Cut(f"the server answers {_status(response)}", wait)
+                        raise Cut(f"the server answers {_status(response)}", wait)
                     if response.status_code != 200:
                         raise SourceError(f"{url}: the server answers {_status(response)}")
                     return page_text(response, limit)
-            except _Cut as cut:
+            except Cut as cut:
                 if attempt == patience.attempts:
                     raise SourceError(f"{url}: {cut}, {attempt} times in a row") from cut
                 wait = _back_off(patience, attempt) if cut.wait_s is None else cut.wait_s
@@ -369,13 +352,6 @@ def page_text(response: requests.Response, limit: int = 1 << 20) -> str:
 
 
 # ---------------------------------------------------------------------------- small things
-
-
-def shown(text: str) -> str:
-    """A message or link for the terminal: without passwords and tokens in links, and without what servers may
-    have slipped in to steer the terminal."""
-    text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def is_plain_name(name: str) -> bool:
@@ -453,85 +429,6 @@ def _refuse_full_disk(part: Part, total: int | None) -> None:
         f"{part.path}: {size_text(total - part.length)} are still to come, but {size_text(free)} are free; "
         "free some space and run the same command again"
     )
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-class _disk_errors:
-    """Tells of a disk that is full or cannot be written; what is there stays."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise DownloadError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space and run the same "
-                "command again, it goes on from there"
-            ) from error
-
-
-class _network_errors:
-    """Tells what the HTTP library raises as a cut, or as a link that cannot be used."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, (_Cut, DownloadError)):
-            return
-        import requests
-        import urllib3
-
-        if isinstance(error, requests.exceptions.SSLError):
-            raise SourceError(
-                f"{self.url}: the server's certificate is not accepted ({_reason(error)})"
-            ) from error
-        if isinstance(
-            error, ValueError
-        ):  # InvalidURL and InvalidSchema are, and what idna and urlsplit raise
-            raise SourceError(
-                f"{self.url}: cannot be asked ({error}); check the link and the proxy"
-            ) from error
-        timeouts = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-        if isinstance(error, timeouts):
-            raise _Cut("the server sends nothing") from error
-        if isinstance(_innermost(error), (urllib3.exceptions.IncompleteRead, http.client.IncompleteRead)):
-            raise _Cut("the connection ended too early") from error
-        if isinstance(error, (requests.exceptions.RequestException, urllib3.exceptions.HTTPError)):
-            whose = (
-                "connection to the proxy"
-                if isinstance(error, requests.exceptions.ProxyError)
-                else "connection"
-            )
-            raise _Cut(f"the {whose} failed ({_reason(error)})") from error
-        if isinstance(error, OSError) and error.errno is None:  # not the disk
-            raise SourceError(f"{self.url}: cannot be asked ({error}); check REQUESTS_CA_BUNDLE") from error
-
-
-def _reason(error: BaseException) -> str:
-    """An error in a few words: those around the innermost repeat it with the addresses of objects."""
-    inner = _innermost(error)
-    words = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return re.sub(r"<[^>]*>:? ?", "", str(words)).strip()
-
-
-def _innermost(error: BaseException) -> BaseException:
-    inner = error
-    while (below := getattr(inner, "reason", None) or inner.__cause__ or inner.__context__) is not None:
-        if not isinstance(below, BaseException) or below is inner:
-            break
-        inner = below
-    return inner
 
 
 def remove_part(path: Path) -> None:

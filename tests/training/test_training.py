@@ -78,7 +78,7 @@ def test_steps_of_the_reference(arch: str, name: str) -> None:
         if isinstance(module, (nn.Dropout, nn.Dropout2d)):
             module.p = 0.0
     state = make_state(student, config, 19, CPU)
-    student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as it was recorded
+    student.to(memory_format=torch.contiguous_format)  # as it was recorded
     assert [len(group["params"]) for group in state.optimizer.param_groups] == golden["optimizer"]["groups"]
     before = {key: value.clone() for key, value in student.state_dict().items()}
     assert len(golden["steps"]) == 2

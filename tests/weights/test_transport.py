@@ -17,6 +17,7 @@ import pytest
 
 from endauda_cli.weights import transport
 from endauda_cli.weights.transport import BLOCK
+from endauda_cli.weights.troubles import SourceError
 from tests.archive.test_interruption import _NAMESPACE, _may_mount
 from tests.support.command_lines import endauda, refused, result_of, succeed
 from tests.support.web_server import Manner, Web, serve
@@ -510,7 +511,7 @@ def test_a_redirect_to_something_else(desk: Desk, following: str) -> None:
 
 def test_no_way_from_https_to_http() -> None:
     transport.check_hop("http://a/x", "https://b/x")
-    with pytest.raises(transport.SourceError, match="out of the encrypted connection; not followed"):
+    with pytest.raises(SourceError, match="out of the encrypted connection; not followed"):
         transport.check_hop("https://a/x", "http://b/x")
 
 

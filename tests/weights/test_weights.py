@@ -379,7 +379,7 @@ def test_killed_between_lock_file_and_rename(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "_move", killed)
+        patch.setattr(fetching, "move", killed)
         assert endauda(*words, "one").code == 130
     assert state(words) == "partial"
     succeed(*words, "one")
