@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from endauda_cli.archive.reader import CertaintyReader
+from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from endauda_cli.archive.codecs import Bytes
-
-IGNORE = 255
 
 
 class JoinedReader(CertaintyReader):

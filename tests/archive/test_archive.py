@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, manifest, stored_bytes
-from endauda_cli.archive.codecs import ZSTD, FilterCodec
+from endauda_cli.archive.codecs import FilterCodec
+from endauda_cli.archive.codecs.zstd import ZSTD
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
 from tests.support.archive_samples import (
@@ -355,7 +356,7 @@ class TestFormat:
     def test_codecs_are_those_of_the_command_line(self) -> None:
         assert CODECS.keys() == set(Codec)
         with pytest.raises(ValueError, match="no filter 9999"):
-            FilterCodec(ZSTD._replace(id=9999))
+            FilterCodec(ZSTD.by._replace(id=9999))
 
     @pytest.mark.parametrize("codec", [codec for codec in Codec if codec != Codec.SOFTMAX])
     def test_plain_h5py_reads_it(self, tmp_path: Path, codec: Codec) -> None:

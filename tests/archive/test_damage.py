@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from endauda_cli.archive import CertaintyReader, CertaintyWriter, codecs, index, manifest, verify
+from endauda_cli.archive import CertaintyReader, CertaintyWriter, index, manifest, verify
+from endauda_cli.archive.codecs import softmax
 from endauda_cli.errors import ArchiveError
 from endauda_cli.progress import Note, Tick
 from endauda_cli.types import Codec
@@ -307,11 +308,11 @@ class TestTroubleThatIsNoDamage:
 
     @pytest.fixture()
     def without_numba(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        codecs._softmax.cache_clear()
-        monkeypatch.delattr("endauda_cli.archive.softmax")
-        monkeypatch.setitem(sys.modules, "endauda_cli.archive.softmax", None)
+        softmax._planes.cache_clear()
+        monkeypatch.delattr("endauda_cli.archive.codecs.softmax_planes")
+        monkeypatch.setitem(sys.modules, "endauda_cli.archive.codecs.softmax_planes", None)
         yield
-        codecs._softmax.cache_clear()
+        softmax._planes.cache_clear()
 
     def test_a_library_is_missing(self, path: Path, without_numba: None) -> None:
         with CertaintyReader(path) as reader, pytest.raises(ArchiveError, match="may be whole") as caught:

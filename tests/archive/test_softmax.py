@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from endauda_cli.archive import CODECS, softmax
-from endauda_cli.archive import softmax_loops as loops
-from endauda_cli.archive.softmax import MODEL_BYTES
+from endauda_cli.archive import CODECS
+from endauda_cli.archive.codecs import softmax_loops as loops
+from endauda_cli.archive.codecs import softmax_planes as softmax
+from endauda_cli.archive.codecs.softmax_planes import MODEL_BYTES
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def test_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     np.save(tmp_path / "planes.npy", network_like(3, 4, 60, 80))
     program = f"""
 import hashlib, numpy as np
-from endauda_cli.archive import softmax
+from endauda_cli.archive.codecs import softmax_planes as softmax
 model, streams = softmax.encode(np.load({str(tmp_path / "planes.npy")!r}))
 print(hashlib.sha256(model + b"".join(streams)).hexdigest())
 """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from endauda_cli.archive import softmax_loops as loops
+from endauda_cli.archive.codecs import softmax_loops as loops
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
