@@ -517,7 +517,7 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
     """``endauda fuse`` with its defaults, over all images of the archives."""
     from endauda_cli.config import FuseConfig
     from endauda_cli.domains import Domain, Task, palette_of
-    from endauda_cli.fusion.job import fuse
+    from endauda_cli.fusion.job import Job, fuse
     from endauda_cli.progress import silent
 
     paths = {Path(path).name: Path(path) for path in archives}
@@ -525,7 +525,8 @@ def fuse_child(archives: list[str], out: str) -> Callable[[], object]:
         classes = reader.classes
     domain = Domain("generated", classes, palette_of(classes), {}, (), (), "labels")
     config = FuseConfig(teachers=tuple(paths))
-    return partial(fuse, config, Task(domain, domain), paths, None, list, "train", Path(out), "cpu", silent)
+    job = Job(Task(domain, domain), paths, None, list, "train", Path(out))
+    return partial(fuse, config, job, silent)
 
 
 # Showing

@@ -157,7 +157,7 @@ def by_owner(owners: Sequence[int]) -> Any:
 
 
 def by_model(model: consensus.Consensus) -> Any:
-    return lambda labels, planes: consensus.fuse_image(labels, planes, model).candidate
+    return lambda labels, planes: consensus.believed(labels, planes, model).candidate
 
 
 def shipped(rule: str, kind: str, world: World, names: Sequence[str]) -> Any:

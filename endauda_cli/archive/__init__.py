@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from endauda_cli.archive.index import stored_bytes
     from endauda_cli.archive.joined import join_classes
     from endauda_cli.archive.manifest import FORMAT_VERSION
+    from endauda_cli.archive.outputs import TeacherOutputs
     from endauda_cli.archive.reader import CertaintyReader
     from endauda_cli.archive.shard import CodedImage
     from endauda_cli.archive.surveying import Survey, survey
@@ -49,6 +50,7 @@ _HOMES = {
     "join_classes": "joined",
     "FORMAT_VERSION": "manifest",
     "CertaintyReader": "reader",
+    "TeacherOutputs": "outputs",
     "CodedImage": "shard",
     "Survey": "surveying",
     "survey": "surveying",
@@ -69,6 +71,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "CertaintyReader",
     "CertaintyWriter",
+    "TeacherOutputs",
     "CodedImage",
     "join_classes",
     "verify",

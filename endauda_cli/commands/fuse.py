@@ -80,7 +80,7 @@ def run(options: Fuse) -> None:
     """
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
-        from endauda_cli.fusion.job import fuse
+        from endauda_cli.fusion.job import Job, fuse
 
     split, rule = options.split, options.rule or _rule_for(options.policy)
     name = options.name
@@ -101,20 +101,19 @@ def run(options: Fuse) -> None:
         delta = None if options.delta is None else str(session.path(Path(options.delta)))
         config = chosen(FuseConfig, options, teachers=names, rule=rule, delta=delta, shard=here.shard)
         samples = session.target_samples_if_any(split, "fusing all images of the archives instead")
-        result = fuse(
-            config,
+        networks = _networks(session, checkpoints, samples, here.device, options) if checkpoints else {}
+        source = session.task.source.name
+        job = Job(
             session.task,
-            {teacher: session.workspace.archive(session.task.source.name, teacher) for teacher in names},
+            {t: networks[t] if t in networks else session.workspace.archive(source, t) for t in names},
             samples,
             lambda: session.target_samples("val", need_labels=True),
             split,
             session.workspace.labels(session.task.target, name),
             here.device,
-            terminal.report,
-            _networks(session, checkpoints, samples, here.device, options) if checkpoints else {},
             here.others,
         )
-        terminal.show(result)
+        terminal.show(fuse(config, job, terminal.report))
 
 
 def _rule_for(policy: str) -> FusionRule:

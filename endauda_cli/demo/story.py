@@ -28,7 +28,8 @@ from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
 from endauda_cli.errors import ConfigError
 from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
 from endauda_cli.exporting import export_network
-from endauda_cli.fusion.job import POLICY_FILE, fuse
+from endauda_cli.fusion.job import Job, fuse
+from endauda_cli.fusion.policy_files import POLICY_FILE
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
@@ -311,7 +312,7 @@ def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
     config = FuseConfig(teachers=tuple(TEACHERS), rule=rule, policy=policy, threshold=0.0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _named(demo.report, name)
-    fuse(config, demo.task, archives, demo.samples(split), lambda: [], split, out, "cpu", report)
+    fuse(config, Job(demo.task, archives, demo.samples(split), list, split, out), report)
 
 
 def _test(demo: _Demo, checkpoint: Path) -> EvalResult:

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
-from endauda_cli.files import replacing
-from endauda_cli.fusion.rules import consensus
-from endauda_cli.fusion.rules import policies as rules
+from endauda_cli.fusion.policy_files import (
+    MODEL_ARRAYS,
+    model_arrays,
+    read_arrays,
+    read_consensus,
+    read_policy,
+    write_arrays,
+)
+from endauda_cli.fusion.rules import consensus, policies
 from endauda_cli.fusion.rules.consensus import Consensus
 from endauda_cli.fusion.rules.policies import Overlaps, Policy
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import Reporter, Tick, phase
-from endauda_cli.types import CONSENSUS_FILE, PolicyKind
+from endauda_cli.types import PolicyKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from endauda_cli.archive import CertaintyReader
+    from endauda_cli.archive import TeacherOutputs
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
 
@@ -54,7 +59,7 @@ class Evidence:
     """
 
     task: Task
-    readers: Mapping[str, CertaintyReader]
+    readers: Mapping[str, TeacherOutputs]
     ids: Sequence[str]
     labelled: Callable[[], list[Sample]]
     few_shot: str = "5"
@@ -125,16 +130,16 @@ class _Fitted:
 
 
 def _by_agreement(kind: str, fitted: _Fitted, labelled: Sequence[str] = ()) -> Policy:
-    owners = rules.owners_by_score(fitted.scores)
-    sure = rules.sureness(fitted.overlaps, owners)
+    owners = policies.owners_by_score(fitted.scores)
+    sure = policies.sureness(fitted.overlaps, owners)
     return _in_class_order(owners, kind, fitted.scores, labelled, sure)
 
 
 def _auto(evidence: Evidence, report: Reporter) -> Policy:
     fitted = _fitted(evidence, [], report)
     scores = fitted.scores * fitted.sureness
-    owners = rules.owners_by_score(scores)
-    sure = rules.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
+    owners = policies.owners_by_score(scores)
+    sure = policies.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
     return _in_class_order(owners, PolicyKind.AUTO, scores, (), sure)
 
 
@@ -154,7 +159,7 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
             report(Tick(f"certainty of {name}", done, len(evidence.ids)))
     with np.errstate(invalid="ignore"):
         table = total / pixels
-    return _in_class_order(rules.owners_by_certainty(table), PolicyKind.CERTAINTY, table)
+    return _in_class_order(policies.owners_by_certainty(table), PolicyKind.CERTAINTY, table)
 
 
 def _val(evidence: Evidence, report: Reporter) -> Policy:
@@ -170,9 +175,9 @@ def _few_shot(evidence: Evidence, report: Reporter) -> Policy:
 
 def _by_labels(kind: str, samples: Sequence[Sample], overlaps: Overlaps) -> Policy:
     scores = overlaps.iou()
-    owners = rules.owners_by_score(scores)
+    owners = policies.owners_by_score(scores)
     ids = [sample.id for sample in samples]
-    return _in_class_order(owners, kind, scores, ids, rules.sureness(overlaps, owners))
+    return _in_class_order(owners, kind, scores, ids, policies.sureness(overlaps, owners))
 
 
 def _true_overlaps(
@@ -218,7 +223,7 @@ def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
     return [ordered[(2 * i + 1) * len(ordered) // (2 * number)] for i in range(number)]
 
 
-def _given(name: str, reader: CertaintyReader, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _given(name: str, reader: TeacherOutputs, sample: Sample, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A teacher's labels of a labelled image."""
     if sample.id not in reader:
         raise DataError(
@@ -238,7 +243,7 @@ def _label_file(sample: Sample) -> Path:
 
 
 def _paper(evidence: Evidence, report: Reporter) -> Policy:
-    return rules.paper_policy(evidence.task.source.name, list(evidence.readers))
+    return policies.paper_policy(evidence.task.source.name, list(evidence.readers))
 
 
 POLICIES: dict[str, Callable[[Evidence, Reporter], Policy]] = {
@@ -248,56 +253,6 @@ POLICIES: dict[str, Callable[[Evidence, Reporter], Policy]] = {
     PolicyKind.CERTAINTY: _certainty,
     PolicyKind.PAPER: _paper,
 }
-
-
-def read_policy(path: Path, classes: Sequence[str], teachers: Sequence[str]) -> Policy:
-    """A policy from JSON ``[["road", "dacs"], ...]`` (names or numbers), or from the follow-up's ``.npy``.
-
-    Raises:
-        PolicyError: if the file is absent, of another form, or names what is not there.
-    """
-    try:
-        if path.suffix == ".npy":
-            pairs: Any = np.load(path, allow_pickle=False).tolist()
-        else:
-            pairs = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        kinds = ", ".join(PolicyKind)
-        raise PolicyError(f"--policy {path}: neither one of {kinds} nor a file that exists") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise PolicyError(f"{path}: neither JSON nor a NumPy file ({error})") from error
-    if isinstance(pairs, dict):  # as written beside fused labels
-        pairs = pairs.get("pairs")
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise PolicyError(f'{path}: expected a list of pairs such as [["road", "dacs"], ...]')
-    numbered = [(_index(path, c, classes, "class"), _index(path, t, teachers, "teacher")) for c, t in pairs]
-    return rules.make_policy(numbered, len(classes), len(teachers), str(path))
-
-
-def policy_record(policy: Policy, classes: Sequence[str], teachers: Sequence[str]) -> dict[str, Any]:
-    """The policy as plain values for ``policy.json``; ``read_policy`` reads it back."""
-    record: dict[str, Any] = {
-        "kind": policy.kind,
-        "used_labels": policy.used_labels,
-        "labelled_images": list(policy.labelled),
-        "pairs": [[classes[c], teachers[t]] for c, t in policy.pairs],
-    }
-    if policy.scores is not None:
-        record["scores"] = {
-            name: {classes[c]: None if np.isnan(v) else round(v, 6) for c, v in enumerate(row)}
-            for name, row in zip(teachers, policy.scores, strict=True)
-        }
-    if policy.sureness is not None:
-        record["sureness"] = dict(zip(classes, policy.sureness, strict=True))
-    return record
-
-
-def _index(path: Path, value: Any, names: Sequence[str], what: str) -> int:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
-    if value not in names:
-        raise PolicyError(f"{path}: {what} {value!r} is not one of {', '.join(names)}")
-    return list(names).index(value)
 
 
 def _in_class_order(
@@ -333,7 +288,7 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
         fitted = _Fitted(
             model,
             consensus.overlaps(sample.labels, belief, sample.image),
-            rules.scaled_certainty(sample.labels, sample.certainties, num_classes),
+            policies.scaled_certainty(sample.labels, sample.certainties, num_classes),
         )
     if file is not None:
         _write_fitted(file, fitted)
@@ -352,7 +307,7 @@ def _inputs_digest(evidence: Evidence, ids: Sequence[str], labelled: Sequence[Sa
 
 def _read_fitted(file: Path) -> _Fitted | None:
     try:
-        arrays = _read_arrays(file)
+        arrays = read_arrays(file)
         model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
         return _Fitted(model, Overlaps(arrays["common"], arrays["union_per_image"]), arrays["sureness"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -360,71 +315,14 @@ def _read_fitted(file: Path) -> _Fitted | None:
 
 
 def _write_fitted(file: Path, fitted: _Fitted) -> None:
-    arrays = _model_arrays(fitted.model) | {
+    arrays = model_arrays(fitted.model) | {
         "common": fitted.overlaps.common,
         "union_per_image": fitted.overlaps.union,
         "sureness": fitted.sureness,
     }
     with suppress(OSError, DataError):  # a folder that cannot be written to only costs time
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_arrays(file, arrays)
-
-
-MODEL_ARRAYS = tuple(field.name for field in fields(Consensus))
-
-
-def _model_arrays(model: Consensus) -> dict[str, NDArray[Any]]:
-    return {name: getattr(model, name) for name in MODEL_ARRAYS}
-
-
-def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
-    # Through memory: NumPy leaves a file open that turns out to be cut short.
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
-        return dict(stored)
-
-
-def _write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    try:
-        with replacing(file) as temporary:
-            temporary.write_bytes(content.getvalue())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error}); free disk space and run again") from error
-
-
-def write_consensus(
-    policy_file: Path, model: Consensus, classes: Sequence[str], teachers: Sequence[str]
-) -> None:
-    """Write the fitted rule beside its ``policy.json``; ``read_consensus`` reads it back."""
-    names = {"classes": np.array(classes), "teachers": np.array(teachers)}
-    _write_arrays(policy_file.with_name(CONSENSUS_FILE), _model_arrays(model) | names)
-
-
-def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence[str]) -> Consensus:
-    """The fitted rule that lies beside a ``policy.json``.
-
-    Raises:
-        PolicyError: if there is none, or it was fitted to other teachers or classes.
-    """
-    file = policy_file.with_name(CONSENSUS_FILE)
-    try:
-        arrays = _read_arrays(file)
-        found = tuple(arrays["teachers"].tolist()), tuple(arrays["classes"].tolist())
-        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
-    except FileNotFoundError as error:
-        raise PolicyError(
-            f"{policy_file}: there is no {CONSENSUS_FILE} beside it, which rule consensus needs; name the "
-            "policy.json of labels of that rule, or use --policy auto"
-        ) from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise PolicyError(f"{file}: cannot be read ({error}); fuse again with --policy auto") from error
-    if found != (tuple(teachers), tuple(classes)):
-        raise PolicyError(
-            f"{file}: fitted to the teachers {' '.join(found[0])} and {len(found[1])} classes, not to "
-            f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
-        )
-    return model
+        write_arrays(file, arrays)
 
 
 @dataclass(frozen=True)
@@ -436,7 +334,7 @@ class _Pixels:
     image: NDArray[np.intp]
 
 
-def _sample(readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter) -> _Pixels:
+def _sample(readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: Reporter) -> _Pixels:
     """Pixels on a regular grid over the images."""
     labels, certainties, image_of = [], [], []
     report(Tick("weighing the teachers", 0, len(ids)))
@@ -479,7 +377,7 @@ def _grid(size: tuple[int, ...], wanted: int, seed: int) -> NDArray[np.int64]:
     return (edges[:-1] + jitter * np.diff(edges)).astype(np.int64)
 
 
-def common_size(readers: Mapping[str, CertaintyReader], image: str) -> tuple[int, int]:
+def common_size(readers: Mapping[str, TeacherOutputs], image: str) -> tuple[int, int]:
     """(H, W) of an image, the same in all archives.
 
     Raises:

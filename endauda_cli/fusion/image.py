@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from endauda_cli.archive import CertaintyReader
+    from endauda_cli.archive import TeacherOutputs
     from endauda_cli.config import FuseConfig
     from endauda_cli.domains import Task
 
     UInt8 = NDArray[np.uint8]
-    Readers = dict[str, CertaintyReader]
+    Readers = dict[str, TeacherOutputs]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,45 +30,39 @@ from endauda_cli.fusion.choosing import (
     choose_policy,
     common_size,
     policy_of_all_rules,
-    policy_record,
-    write_consensus,
 )
 from endauda_cli.fusion.image import Fusion, planes_of, run_rule
 from endauda_cli.fusion.journal import Journal, label_files, refuse_other_set
+from endauda_cli.fusion.policy_files import POLICY_FILE, policy_record, write_consensus
 from endauda_cli.fusion.rank_certainty import DELTA_FILE, delta_for
 from endauda_cli.fusion.report import write_fusion_report
 from endauda_cli.fusion.rules import RULES, Fused, Recipe
-from endauda_cli.fusion.rules.cpu import agreement, overlaps, tally
+from endauda_cli.fusion.rules.measures import agreement, overlaps, tally
+from endauda_cli.fusion.summary import summarise, warn_of_what_is_lost
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import read_truth, write_label_and_colour
 from endauda_cli.progress import Note, Reporter, Tick, phase
-from endauda_cli.results import ClassSummary, FusionResult, FusionScore
 from endauda_cli.threads import ordered_map
-from endauda_cli.types import CONSENSUS_FILE, FusionRule, PolicyKind
+from endauda_cli.types import CONSENSUS_FILE, PolicyKind
 from endauda_cli.workspace import RECORD_FILE, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from endauda_cli.archive import TeacherOutputs
     from endauda_cli.config import FuseConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
     from endauda_cli.fusion.image import Readers
     from endauda_cli.fusion.journal import Line
-    from endauda_cli.fusion.live import NetworkReader
     from endauda_cli.fusion.rules.consensus import Consensus
     from endauda_cli.fusion.rules.policies import Policy
+    from endauda_cli.results import FusionResult
 
     UInt8 = NDArray[np.uint8]
 
-POLICY_FILE = "policy.json"
-SCARCE = 0.1
-"""A class of whose labels less than this share is kept is warned of,"""
-NOTABLE = 0.002
-"""if it has more than this share of the pixels."""
 STATISTICS_FOLDER = ".agreement"
 """Beside the archives: what was learnt from them, by what went in; may be deleted."""
 JOURNAL_VERSION = 2
@@ -79,103 +74,136 @@ RUN_FOR_POLICY = 32
 """Images that networks are run over before the first is fused, for what a policy or ``delta`` is chosen by."""
 
 
-def fuse(
-    config: FuseConfig,
-    task: Task,
-    archives: Mapping[str, Path],
-    samples: Sequence[Sample] | None,
-    labelled: Callable[[], list[Sample]],
-    split: str,
-    out: Path,
-    device: str,
-    report: Reporter,
-    networks: Mapping[str, NetworkReader] | None = None,
-    others: Callable[[], None] | None = None,
-) -> FusionResult:
-    """Fuse images of the target.
+@dataclass(frozen=True)
+class Job:
+    """What is fused, and where that goes.
 
-    Args:
-        config: rule, policy, threshold.
-        task: source and target; archives must have its classes.
-        archives: teacher name -> folder; those of ``config.teachers`` are read, in that order.
+    Attributes:
+        task: source and target; teachers must have its classes.
+        teachers: name -> folder of an archive, or outputs such as a network's; those of ``config.teachers`` are taken.
         samples: images to fuse; ``None`` takes all that the archives hold.
         labelled: finds the labelled target images, for policies that use labels.
         split: what ``samples`` are, for the record.
         out: folder for the label set; labels of other options in it are replaced.
         device: where the rule runs: ``cpu`` (no torch is needed then), ``cuda``, ``cuda:1``.
-        report: told of progress.
-        networks: teachers that are run instead of read.
         others: under ``torchrun``, waits for all ranks; the first then writes the summary.
+    """
+
+    task: Task
+    teachers: Mapping[str, Path | TeacherOutputs]
+    samples: Sequence[Sample] | None
+    labelled: Callable[[], list[Sample]]
+    split: str
+    out: Path
+    device: str = "cpu"
+    others: Callable[[], None] | None = None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a label set has to agree with."""
+        return {"source": self.task.source.name, "target": self.task.target.name, "split": self.split}
+
+
+def fuse(config: FuseConfig, job: Job, report: Reporter) -> FusionResult:
+    """Fuse images of the target.
+
+    Args:
+        config: rule, policy, threshold.
+        job: from what, to where.
+        report: told of progress.
 
     Raises:
         EndaudaError: if archives do not fit each other or lack images, the policy is wrong, or the folder
             holds labels of another source or split.
     """
-    networks = networks or {}
+    out = job.out
     with ExitStack() as stack, compiling_told(report):
-        # A network that is run says the same words as an archive.
-        with phase(report, "opening the archives"):
-            opened: Readers = {
-                name: cast("CertaintyReader", networks[name])
-                if name in networks
-                else stack.enter_context(CertaintyReader(archives[name]))
-                for name in config.teachers
-            }
-        _check_classes(task, opened)
-        readers = {name: join_classes(reader, task.classes) for name, reader in opened.items()}
-        stored = {image for reader in readers.values() for image in reader.ids}
-        ids = sorted(stored) if samples is None else [s.id for s in samples]
-        _check_images(readers, ids)
-        about = {"source": task.source.name, "target": task.target.name, "split": split}
-        refuse_other_set(out, about)
-        truths = _truths(config, split, samples)
-        seen = _seen_first(ids, bool(networks), config.rule, bool(truths), report)
-        store = None if networks else next(iter(archives.values())).parent / STATISTICS_FOLDER
-        evidence = Evidence(task, readers, seen, labelled, config.few_shot, store)
-        policy, recipe = _recipe(config, task, evidence, out, bool(truths), report)
-        fusion = Fusion(config, task, readers, recipe, truths, device)
+        readers = _open(config, job, stack, report)
+        ids = _images(job, readers)
+        refuse_other_set(out, job.about)
+        fusion, policy = _prepare(config, job, readers, ids, report)
         number, of = config.shard
         mine = ids[number - 1 :: of]
-        journal = Journal(out, _fingerprint(fusion), about, ids, mine, config.shard)
+        journal = Journal(out, _fingerprint(fusion), job.about, ids, mine, config.shard)
         out.mkdir(parents=True, exist_ok=True)
         journal.begin()
-        _write_policy(out, policy, recipe, config.rule, task, readers)
-
-        def inputs(image: str) -> str:
-            return _inputs_digest(fusion, image)
-
-        def one(image: str) -> tuple[str, Line, bool]:
-            digest = inputs(image)
-            found = journal.find(image, digest)
-            if found is not None:
-                return image, found, True
-            return image, {"id": image, "inputs": digest} | _fuse_one(fusion, out, image), False
-
-        lines, made = [], 0
-        at_once = _at_once(fusion, mine)
-        with ThreadPoolExecutor(at_once) as pool, journal:
-            report(Tick("fusing", 0, len(mine), kept=0))
-            for done, (image, line, old) in enumerate(ordered_map(pool, one, mine, at_once + 2), 1):
-                lines.append(line)
-                if not old:
-                    journal.add(line)
-                    made += 1
-                report(Tick("fusing", done, len(mine), image, kept=done))
-        if others is not None:
-            others()
-        whole = journal.collect(inputs) if others is None or number == 1 else None
-        result = _summarise(fusion, policy, out, whole or lines, made)
-        _warn_of_what_is_lost(result, whole or lines, report)
+        _write_policy(out, policy, fusion)
+        lines, made = _fuse_all(fusion, out, mine, journal, report)
+        if job.others is not None:
+            job.others()
+        first = job.others is None or number == 1
+        whole = journal.collect(lambda image: _inputs_digest(fusion, image)) if first else None
+        result = summarise(fusion, policy, out, whole or lines, made)
+        warn_of_what_is_lost(result, whole or lines, report)
         if whole is None:
             known = {image for image, _ in journal.lines}
             return replace(result, waiting_for=sum(image not in known for image in ids))
-        images = {sample.id: sample.image for sample in samples or ()}
         with phase(report, "writing the report"):
-            write_fusion_report(fusion, result, whole, images)
+            write_fusion_report(fusion, result, whole, {s.id: s.image for s in job.samples or ()})
         journal.merge(whole)
-    record = about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
+    record = job.about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
     write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result
+
+
+def _open(config: FuseConfig, job: Job, stack: ExitStack, report: Reporter) -> Readers:
+    """The teachers, with the task's classes."""
+    with phase(report, "opening the archives"):
+        opened: Readers = {}
+        for name in config.teachers:
+            teacher = job.teachers[name]
+            if isinstance(teacher, Path):
+                opened[name] = stack.enter_context(CertaintyReader(teacher))
+            else:
+                opened[name] = teacher
+    _check_classes(job.task, opened)
+    return {name: join_classes(reader, job.task.classes) for name, reader in opened.items()}
+
+
+def _images(job: Job, readers: Readers) -> list[str]:
+    stored = {image for reader in readers.values() for image in reader.ids}
+    ids = sorted(stored) if job.samples is None else [sample.id for sample in job.samples]
+    _check_images(readers, ids)
+    return ids
+
+
+def _prepare(
+    config: FuseConfig, job: Job, readers: Readers, ids: list[str], report: Reporter
+) -> tuple[Fusion, Policy | None]:
+    """All that the labels depend on, and the rule's policy."""
+    truths = _truths(config, job)
+    folders = [teacher for teacher in job.teachers.values() if isinstance(teacher, Path)]
+    run = len(folders) < len(job.teachers)
+    store = None if run else folders[0].parent / STATISTICS_FOLDER
+    seen = _seen_first(ids, run, config.rule, bool(truths), report)
+    evidence = Evidence(job.task, readers, seen, job.labelled, config.few_shot, store)
+    policy, recipe = _recipe(config, job, evidence, bool(truths), report)
+    return Fusion(config, job.task, readers, recipe, truths, job.device), policy
+
+
+def _fuse_all(
+    fusion: Fusion, out: Path, images: Sequence[str], journal: Journal, report: Reporter
+) -> tuple[list[Line], int]:
+    """A line for each image, in order, and how many were made now."""
+
+    def one(image: str) -> tuple[str, Line, bool]:
+        digest = _inputs_digest(fusion, image)
+        found = journal.find(image, digest)
+        if found is not None:
+            return image, found, True
+        return image, {"id": image, "inputs": digest} | _fuse_one(fusion, out, image), False
+
+    lines, made = [], 0
+    at_once = _at_once(fusion, images)
+    with ThreadPoolExecutor(at_once) as pool, journal:
+        report(Tick("fusing", 0, len(images), kept=0))
+        for done, (image, line, old) in enumerate(ordered_map(pool, one, images, at_once + 2), 1):
+            lines.append(line)
+            if not old:
+                journal.add(line)
+                made += 1
+            report(Tick("fusing", done, len(images), image, kept=done))
+    return lines, made
 
 
 def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Reporter) -> list[str]:
@@ -183,7 +211,7 @@ def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Repo
     if not run or len(ids) <= RUN_FOR_POLICY:
         return ids
     sampled = ids[:: -(-len(ids) // RUN_FOR_POLICY)]
-    if scored or rule in (FusionRule.PLF, FusionRule.SOFT_LABEL, FusionRule.CONSENSUS):
+    if scored or RULES[rule].needs:
         report(
             Note(
                 f"teachers are run: what is estimated without labels is estimated on {len(sampled)} of the "
@@ -194,20 +222,21 @@ def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Repo
 
 
 def _recipe(
-    config: FuseConfig, task: Task, evidence: Evidence, out: Path, scored: bool, report: Reporter
+    config: FuseConfig, job: Job, evidence: Evidence, scored: bool, report: Reporter
 ) -> tuple[Policy | None, Recipe]:
     """What the rule is told; with a score, what any rule would be told. The policy is the rule's own."""
+    needs = RULES[config.rule].needs
     policy: Policy | None = None
     model: Consensus | None = None
-    num_classes = len(task.classes)
+    num_classes = len(job.task.classes)
     owners: tuple[int, ...] = (0,) * num_classes
     delta: tuple[float, ...] = ()
     shared = policy_of_all_rules(config.policy)
-    if config.rule == FusionRule.CONSENSUS:
+    if "model" in needs:
         policy, model = choose_consensus(config.policy, evidence, report)
     elif scored:
         _, model = choose_consensus(shared, evidence, report)
-    if config.rule == FusionRule.PLF:
+    if "owners" in needs:
         policy = choose_policy(config.policy, evidence, report)
         owners = policy.owners
         if policy.kind == PolicyKind.CERTAINTY:
@@ -215,57 +244,35 @@ def _recipe(
                         "calibrated differently; --policy auto does not", "warning"))  # fmt: skip
     elif scored:
         owners = choose_policy(shared, evidence, report).owners
-    if scored or config.rule == FusionRule.SOFT_LABEL:
-        delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, out, report)
+    if scored or "delta" in needs:
+        delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, job.out, report)
     else:
-        (out / DELTA_FILE).unlink(missing_ok=True)
+        (job.out / DELTA_FILE).unlink(missing_ok=True)
     recipe = Recipe(
         num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta, model
     )
     return policy, recipe
 
 
-def _warn_of_what_is_lost(result: FusionResult, lines: Sequence[Line], report: Reporter) -> None:
-    """A student cannot learn a class whose labels the threshold took away. What hardly occurs is nobody's loss."""
-    if not result.threshold:
-        return
-    given, pixels = (np.sum([line[key] for line in lines], axis=0) for key in ("given", "pixels"))
-    lost = [
-        c.name
-        for c, labels in zip(result.classes, given, strict=True)
-        if c.kept is not None and c.kept < SCARCE and labels > NOTABLE * pixels
-    ]
-    if lost:
-        report(
-            Note(
-                f"--threshold {result.threshold:g} takes more than {1 - SCARCE:.0%} of the labels of "
-                f"{', '.join(lost)}, which a student hardly sees; --threshold 0 keeps all",
-                "warning",
-            )
-        )
-
-
-def _write_policy(
-    out: Path, policy: Policy | None, recipe: Recipe, rule: str, task: Task, readers: Readers
-) -> None:
+def _write_policy(out: Path, policy: Policy | None, fusion: Fusion) -> None:
+    classes, teachers = fusion.task.classes, list(fusion.readers)
     if policy is None:
         (out / POLICY_FILE).unlink(missing_ok=True)
     else:
-        record = policy_record(policy, task.classes, list(readers))
-        write_text(out / POLICY_FILE, json.dumps(record, indent=1) + "\n")
-    if rule == FusionRule.CONSENSUS and recipe.model is not None:
-        write_consensus(out / POLICY_FILE, recipe.model, task.classes, list(readers))
+        write_text(out / POLICY_FILE, json.dumps(policy_record(policy, classes, teachers), indent=1) + "\n")
+    if "model" in RULES[fusion.config.rule].needs and fusion.recipe.model is not None:
+        write_consensus(out / POLICY_FILE, fusion.recipe.model, classes, teachers)
     else:
         (out / CONSENSUS_FILE).unlink(missing_ok=True)
 
 
-def _truths(config: FuseConfig, split: str, samples: Sequence[Sample] | None) -> dict[str, Path]:
+def _truths(config: FuseConfig, job: Job) -> dict[str, Path]:
     """The ground truth to score with. Labels of train images are not touched unless somebody asks for it."""
-    if config.score is False or (config.score is None and split == "train"):
+    if config.score is False or (config.score is None and job.split == "train"):
         return {}
-    found = {sample.id: sample.label for sample in samples or () if sample.label is not None}
+    found = {sample.id: sample.label for sample in job.samples or () if sample.label is not None}
     if config.score and not found:
-        raise DataError(f"--score: the target has no labels for its {split} images")
+        raise DataError(f"--score: the target has no labels for its {job.split} images")
     return found
 
 
@@ -357,103 +364,6 @@ def _score(fusion: Fusion, image: str, labels: UInt8) -> dict[str, Any]:
         "teachers": [score(label) for label in labels],
         "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},
     }
-
-
-def _summarise(
-    fusion: Fusion, policy: Policy | None, out: Path, lines: Sequence[Line], made: int
-) -> FusionResult:
-    config, names = fusion.config, fusion.config.teachers
-
-    def total(key: str) -> Any:
-        return np.sum([line[key] for line in lines], axis=0) if lines else np.zeros(1)
-
-    num_classes = fusion.recipe.num_classes
-    pixels = total("pixels")
-    given, kept, overlap = (np.broadcast_to(total(key), num_classes) for key in ("given", "kept", "overlap"))
-    same, both = (np.broadcast_to(total(key), (len(names), len(names))) for key in ("same", "both"))
-    return FusionResult(
-        labels=out,
-        rule=config.rule,
-        policy=policy.kind if policy else None,
-        used_labels=bool(policy and policy.used_labels),
-        labelled_images=policy.labelled if policy else (),
-        teachers=names,
-        threshold=config.threshold if "threshold" in RULES[config.rule].options else None,
-        images=len(lines),
-        skipped=len(lines) - made,
-        coverage=_share(kept.sum(), pixels) or 0.0,
-        overlap=_share(overlap.sum(), pixels) or 0.0,
-        unclaimed=_share(total("unclaimed"), pixels) or 0.0,
-        disputed=_share(total("disputed"), pixels) or 0.0,
-        agreement=tuple(
-            tuple(_share(same[t, u], both[t, u]) for u in range(len(names))) for t in range(len(names))
-        ),
-        classes=tuple(
-            ClassSummary(
-                name=name,
-                owner=names[policy.owners[c]] if policy else None,
-                margin=_margin(policy, c),
-                sureness=policy.sureness[c] if policy and policy.sureness else None,
-                share=_share(kept[c], kept.sum()),
-                kept=_share(kept[c], given[c]),
-                overlap=_share(overlap[c], given[c]),
-            )
-            for c, name in enumerate(fusion.task.classes)
-        ),
-        scores=_scores(fusion, lines),
-    )
-
-
-def _scores(fusion: Fusion, lines: Sequence[Line]) -> tuple[FusionScore, ...]:
-    scored = [line["score"] for line in lines if "score" in line]
-    if not scored:
-        return ()
-    pixels = sum(line["pixels"] for line in lines if "score" in line)
-
-    def score(name: str, all_pixels: list[Any], kept: list[Any] | None) -> FusionScore:
-        iou = _iou(all_pixels)
-        kept_iou = None if kept is None else _iou(kept)
-        return FusionScore(
-            name=name,
-            is_rule=kept is not None,
-            miou=_mean(iou),
-            kept_miou=None if kept_iou is None else _mean(kept_iou),
-            coverage=None if kept is None else 100 * sum(part[2] for part in kept) / pixels,
-            iou=dict(zip(fusion.task.classes, iou, strict=True)),
-        )
-
-    teachers = [
-        score(name, [s["teachers"][t] for s in scored], None) for t, name in enumerate(fusion.config.teachers)
-    ]
-    rules = [
-        score(rule, [s["rules"][rule][0] for s in scored], [s["rules"][rule][1] for s in scored])
-        for rule in RULES
-    ]
-    return (*teachers, *rules)
-
-
-def _iou(parts: list[Any]) -> list[float | None]:
-    """Per class, percent; ``None`` for a class that occurs neither in truth nor in prediction."""
-    hits, unions = (np.sum([part[i] for part in parts], axis=0) for i in (0, 1))
-    return [float(100 * h / u) if u else None for h, u in zip(hits, unions, strict=True)]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _share(part: Any, whole: Any) -> float | None:
-    return float(part / whole) if whole else None
-
-
-def _margin(policy: Policy | None, c: int) -> float | None:
-    if policy is None or policy.scores is None:
-        return None
-    scores = [row[c] for row in policy.scores]
-    own = scores[policy.owners[c]]
-    others = [s for t, s in enumerate(scores) if t != policy.owners[c] and not np.isnan(s)]
-    return None if np.isnan(own) or not others else own - max(others)
 
 
 def _inputs_digest(fusion: Fusion, image: str) -> str:

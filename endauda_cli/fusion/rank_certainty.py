@@ -19,7 +19,7 @@ from endauda_cli.workspace import read_json, write_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from endauda_cli.archive import CertaintyReader
+    from endauda_cli.archive import TeacherOutputs
 
 DELTA_FILE = "delta.json"
 SAMPLED_IMAGES = 64
@@ -29,7 +29,7 @@ STEP = 4
 
 def delta_for(
     given: str | None,
-    readers: Mapping[str, CertaintyReader],
+    readers: Mapping[str, TeacherOutputs],
     ids: Sequence[str],
     num_classes: int,
     out: Path,
@@ -62,7 +62,7 @@ def delta_for(
 
 
 def estimate_delta(
-    readers: Mapping[str, CertaintyReader], ids: Sequence[str], report: Reporter
+    readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: Reporter
 ) -> tuple[float, ...]:
     """The mean over teachers and pixels of the sorted certainties; of every 4th pixel each way."""
     total, pixels = np.zeros(1), 0

@@ -11,6 +11,7 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.fusion.charts import bars, matrix, shades
 from endauda_cli.fusion.choosing import policy_of_all_rules
 from endauda_cli.fusion.image import planes_of, run_rule
+from endauda_cli.fusion.rules import RULES
 from endauda_cli.labels import colourise, read_image, read_train_ids
 from endauda_cli.report import (
     Figure,
@@ -25,7 +26,7 @@ from endauda_cli.report import (
     thumbnail,
     write_report,
 )
-from endauda_cli.types import FusionRule, PolicyKind
+from endauda_cli.types import PolicyKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,13 +199,13 @@ def _galleries(
     teachers = list(zip(winners, _teacher_colours(len(winners)), strict=True))
     won_by = (
         "The winner map shows from whom each label was taken (black: nobody, no label was kept)."
-        if result.rule == FusionRule.PLF
+        if RULES[result.rule].owned
         else "The winner map shows who alone gave the label (grey: several did; black: no label was kept)."
     )
     text = [
         "The images on which the teachers disagree most, most first; the share of disputed pixels stands beside.",
         f"{won_by} Certainty, before the threshold, is white at 100 % and black at 0: "
-        + ("the owner's." if result.rule == FusionRule.PLF else "the teachers' mean for the label."),
+        + ("the owner's." if RULES[result.rule].owned else "the teachers' mean for the label."),
     ]
     legend = [*zip(fusion.task.classes, fusion.task.target.palette, strict=True), *teachers]
     return [Gallery("Greatest disagreement", columns, rows, legend, text)] if rows else []
@@ -233,7 +234,7 @@ def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
     """(H, W, 3): the colour of the teacher whose label each pixel carries."""
     colours = np.array([*_teacher_colours(len(labels)), SEVERAL, (0, 0, 0)], np.uint8)
     several, nobody = len(labels), len(labels) + 1
-    if fusion.config.rule == FusionRule.PLF:
+    if RULES[fusion.config.rule].owned:
         owner = np.full(256, nobody, np.uint8)
         owner[: fusion.recipe.num_classes] = fusion.recipe.owners
         return colours[owner[fused]]
@@ -251,7 +252,7 @@ def _certainty(fusion: Fusion, image: str, labels: UInt8) -> UInt8:
     sure = np.zeros(label.shape, np.float32)
     present = [int(c) for c in np.unique(label) if c != IGNORE]
     for t in range(len(labels)):
-        owned = fusion.config.rule == FusionRule.PLF
+        owned = RULES[fusion.config.rule].owned
         asked = [c for c in present if not owned or fusion.recipe.owners[c] == t]
         for c, plane in zip(asked, planes(t, asked) if asked else (), strict=True):
             here = label == c

@@ -15,9 +15,9 @@ from endauda_cli.fusion.rules.consensus import (
     Consensus,
     Labelled,
     believe,
+    believed,
     expected_iou,
     fit,
-    fuse_image,
     overlaps,
 )
 from endauda_cli.fusion.rules.policies import Overlaps, owners_by_score, sureness
@@ -59,7 +59,7 @@ def ensemble(*teachers: tuple[UInt8, UInt8]) -> tuple[UInt8, UInt8]:
 def fused(labels: UInt8, certainties: UInt8, model: Consensus) -> UInt8:
     """(S,) labels of sampled pixels, as an image of one row."""
     planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
-    return np.asarray(fuse_image(np.ascontiguousarray(labels[:, None]), planes, model).candidate[0], np.uint8)
+    return np.asarray(believed(np.ascontiguousarray(labels[:, None]), planes, model).candidate[0], np.uint8)
 
 
 def vote(labels: UInt8) -> UInt8:
@@ -140,7 +140,7 @@ def test_who_gives_no_label_is_left_out() -> None:
     assert label.max() < NUM_CLASSES
     assert np.mean(label == truth) > 0.93
     planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
-    claims = fuse_image(np.ascontiguousarray(labels[:, None]), planes, model).claims[0]
+    claims = believed(np.ascontiguousarray(labels[:, None]), planes, model).claims[0]
     expected = [len(set(column) - {255}) for column in labels.T.tolist()]
     np.testing.assert_array_equal(claims, expected)
 
@@ -165,7 +165,7 @@ def test_every_pixel_is_decided_as_the_formulas_say(
     gain = (belief * (1 + model.iou) - model.iou) / np.maximum(model.union, 1e-4)
     gain[belief < 0.5 * belief.max(1, keepdims=True)] = -np.inf
     planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
-    found = fuse_image(np.ascontiguousarray(labels[:, None]), planes, model)
+    found = believed(np.ascontiguousarray(labels[:, None]), planes, model)
     chosen = np.take_along_axis(gain, found.candidate[0][:, None].astype(np.int64), 1)[:, 0]
     np.testing.assert_allclose(chosen, gain.max(1), rtol=1e-3, atol=1e-3)
     own = np.take_along_axis(belief, found.candidate[0][:, None].astype(np.int64), 1)[:, 0]

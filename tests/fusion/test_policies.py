@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from endauda_cli.domains import DOMAINS
 from endauda_cli.errors import PolicyError
-from endauda_cli.fusion.choosing import POLICIES, policy_record, read_policy
+from endauda_cli.fusion.choosing import POLICIES
+from endauda_cli.fusion.policy_files import policy_record, read_policy
 from endauda_cli.fusion.rules.policies import (
     PAPER,
     Policy,

@@ -2,7 +2,7 @@
 
 ``RULES`` is the table of rules. Each is written twice from the semantics below: in ``cpu`` for the CPU
 (numba, one pass per pixel) and in ``cuda`` for CUDA (torch, which also runs on the CPU, where tests hold the
-two equal). Neither is imported before it is asked for.
+two equal); torch is not imported before tensors are there.
 
 Legend of shapes: T teacher, C class, H, W. Labels are uint8 train ids, 255 = none; certainties are percent,
 uint8 0..100 (or float32 once renormalised). All ties go to the lowest class. Source of the rules: EnD-UDA
@@ -31,83 +31,31 @@ no class is claimed there: by its owner (plf), or by any teacher's label (the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from endauda_cli.types import Border, FusionRule, Unclaimed
+from endauda_cli.fusion.rules import cpu
+from endauda_cli.fusion.rules.rule import Fused, Planes, Recipe, Rule
+from endauda_cli.types import FusionRule
 
-if TYPE_CHECKING:
-    from endauda_cli.fusion.rules.consensus import Consensus
+__all__ = ["RULES", "Fused", "Planes", "Recipe", "Rule", "fuse_image"]
 
-Planes = Callable[[int, Sequence[int]], Any]
-"""``planes(t, classes)``: teacher t's certainties of these classes, (len(classes), H, W). A rule asks for what it
-needs and no more: PLF for one plane per class that wins a pixel, from the class's owner."""
-
-
-class Fused(NamedTuple):
-    """A fused image, of NumPy arrays or tensors."""
-
-    label: Any
-    """(H, W) uint8 train ids, 255 where no label was kept."""
-    candidate: Any
-    """(H, W) uint8, the label before the threshold."""
-    claims: Any
-    """(H, W) uint8, how many classes (PLF: by their owners; else: by any teacher) claim the pixel."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a rule is told, beside the data. A rule looks at its own part of it.
-
-    Attributes:
-        num_classes: C.
-        owners: the teacher of each class (plf).
-        window: (height, width), both odd (plf).
-        border: ``reference`` divides a window's sum by its whole size, as published, so that labels near the
-            border are kept less often; ``inside`` by the number of its pixels inside the image (plf).
-        threshold: percent; 0 keeps every pixel.
-        unclaimed: ``vote`` lets the rule decide, as published; ``ignore`` leaves such pixels unlabelled.
-        delta: (C,) ascending, percent: the typical certainty of each rank (soft-label).
-        model: the fitted weights (consensus).
-    """
-
-    num_classes: int
-    owners: tuple[int, ...] = ()
-    window: tuple[int, int] = (5, 5)
-    border: str = Border.REFERENCE
-    threshold: float = 90
-    unclaimed: str = Unclaimed.VOTE
-    delta: tuple[float, ...] = ()
-    model: Consensus | None = None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row of the table.
-
-    Attributes:
-        function: its name in ``cpu`` and in ``cuda``.
-        options: what the labels depend on beside the teachers: names of ``Recipe`` and ``FuseConfig``.
-        holds_all: whether it holds all certainties of an image at once.
-    """
-
-    function: str
-    options: frozenset[str]
-    holds_all: bool = False
-
+_OF_CERTAINTY = frozenset({"threshold", "unclaimed", "renormalise"})
 
 RULES: dict[str, Rule] = {
     FusionRule.PLF: Rule(
-        "plf", frozenset({"owners", "window", "border", "threshold", "unclaimed", "renormalise"})
+        cpu.plf, _OF_CERTAINTY | {"owners", "window", "border"}, needs=frozenset({"owners"})
     ),
-    FusionRule.CERTAINTY: Rule("certainty", frozenset({"threshold", "unclaimed", "renormalise"})),
-    FusionRule.MAJORITY: Rule("majority", frozenset({"unclaimed"})),
+    FusionRule.CERTAINTY: Rule(cpu.certainty, _OF_CERTAINTY),
+    FusionRule.MAJORITY: Rule(cpu.majority, frozenset({"unclaimed"})),
     FusionRule.SOFT_LABEL: Rule(
-        "soft_label", frozenset({"delta", "threshold", "unclaimed", "renormalise"}), holds_all=True
+        cpu.soft_label, _OF_CERTAINTY | {"delta"}, needs=frozenset({"delta"}), holds_all=True
     ),
-    FusionRule.CONSENSUS: Rule("consensus", frozenset({"model", "threshold", "unclaimed"}), holds_all=True),
+    FusionRule.CONSENSUS: Rule(
+        cpu.consensus,
+        frozenset({"model", "threshold", "unclaimed"}),
+        needs=frozenset({"model"}),
+        holds_all=True,
+    ),
 }
 
 
@@ -120,8 +68,9 @@ def fuse_image(rule: str, labels: Any, planes: Planes, recipe: Recipe) -> Fused:
         planes: certainties, of the same kind as ``labels``.
         recipe: what the rule is told.
     """
-    backend = "cpu" if type(labels).__module__ == "numpy" else "cuda"
-    function: Callable[[Any, Planes, Recipe], Fused] = getattr(
-        import_module(f"{__name__}.{backend}"), RULES[rule].function
-    )
-    return function(labels, planes, recipe)
+    if type(labels).__module__ == "numpy":
+        return RULES[rule].cpu(labels, planes, recipe)
+    from endauda_cli.fusion.rules import cuda
+
+    kernel = cuda.KERNELS.get(rule) or cuda.on_host(RULES[rule].cpu)
+    return kernel(labels, planes, recipe)

@@ -138,8 +138,8 @@ def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled 
     return Consensus(edges, log_evidence, prior, powers, iou, union)
 
 
-def fuse_image(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
-    """Fuse one image.
+def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
+    """Fuse one image: its labels, beliefs and claims.
 
     Args:
         labels: (T, H, W) uint8.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion.rules import Fused, Planes, Recipe
-from endauda_cli.fusion.rules.consensus import fuse_image
+from endauda_cli.fusion.rules.consensus import believed
+from endauda_cli.fusion.rules.rule import Fused, Planes, Recipe
 from endauda_cli.jit import jit
 from endauda_cli.threads import in_bands
 from endauda_cli.types import Border, Unclaimed
@@ -30,7 +30,16 @@ BLOCK = 512
 
 
 def plf(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """Each class from the teacher that owns it; conflicts by a vote in a window.
+
+    Args:
+        labels: (T, H, W) uint8 train ids, 255 = none.
+        planes: (K, H, W) percent, uint8, or float32 once renormalised; asked for owners' classes that occur alone.
+        recipe: ``owners``, ``window``, ``border``, ``threshold``, ``unclaimed``.
+
+    Returns:
+        (H, W) uint8 label, candidate and number of claims.
+    """
     _, height, width = labels.shape
     owners, owner_of = np.array(recipe.owners, np.int64), np.full(256, -1, np.int64)
     owner_of[: recipe.num_classes] = owners
@@ -62,7 +71,16 @@ def plf(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
 
 
 def certainty(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """The class with the highest mean certainty.
+
+    Args:
+        labels: (T, H, W) uint8 train ids, 255 = none.
+        planes: (K, H, W) percent, uint8, or float32 once renormalised; asked for all classes, some at a time.
+        recipe: ``threshold``, ``unclaimed``.
+
+    Returns:
+        (H, W) uint8 label, candidate and number of different classes given.
+    """
     teachers, height, width = labels.shape
     best = np.full((height, width), -1, np.float32)
     candidate = np.zeros((height, width), np.uint8)
@@ -74,7 +92,16 @@ def certainty(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
 
 
 def soft_label(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """The highest mean of certainties that are typical of their ranks.
+
+    Args:
+        labels: (T, H, W) uint8 train ids, 255 = none.
+        planes: (K, H, W) percent, uint8, or float32 once renormalised; asked for all classes at once.
+        recipe: ``delta`` (C,) percent, ascending; ``threshold``, ``unclaimed``.
+
+    Returns:
+        As of ``certainty``.
+    """
     teachers, height, width = labels.shape
     stack = _stack(planes, teachers, range(recipe.num_classes))
     delta = np.asarray(recipe.delta, np.float32)
@@ -84,71 +111,42 @@ def soft_label(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
 
 
 def consensus(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """What all teachers together believe.
+
+    Args:
+        labels: (T, H, W) uint8 train ids, 255 = none.
+        planes: (K, H, W) uint8 percent; asked for all classes at once.
+        recipe: ``model``, ``threshold``, ``unclaimed``.
+
+    Returns:
+        As of ``certainty``.
+    """
     assert recipe.model is not None, "the rule is fitted before it fuses"
     whole = np.stack([planes(t, range(recipe.num_classes)) for t in range(len(labels))])
-    believed = fuse_image(labels, whole, recipe.model)
-    candidate, claims = believed.candidate, believed.claims
+    candidate, certainty, claims = believed(labels, whole, recipe.model)
     if recipe.unclaimed == Unclaimed.IGNORE:
         candidate = np.where(claims == 0, np.uint8(IGNORE), candidate)
     if recipe.threshold <= 0:
         return Fused(candidate, candidate, claims)
-    reached = believed.certainty >= np.float32(recipe.threshold)
+    reached = certainty >= np.float32(recipe.threshold)
     return Fused(np.where(reached, candidate, np.uint8(IGNORE)), candidate, claims)
 
 
 def majority(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """The class that most teachers give.
+
+    Args:
+        labels: (T, H, W) uint8 train ids, 255 = none.
+        planes: not asked.
+        recipe: ``unclaimed``.
+
+    Returns:
+        As of ``certainty``; label and candidate are one array.
+    """
     candidate, claims = _poll(labels, recipe.num_classes)
     if recipe.unclaimed == Unclaimed.IGNORE:
         candidate[claims == 0] = IGNORE
     return Fused(candidate, candidate, claims)
-
-
-def agreement(labels: UInt8, num_classes: int) -> tuple[Array, Array, int]:
-    """How far the teachers give the same labels.
-
-    Args:
-        labels: (T, H, W) uint8.
-        num_classes: C; labels of C and above are none.
-
-    Returns:
-        (T, T) int64 pixels to which both give the same class; (T, T) int64 pixels to which both give a class;
-        and to how many pixels not all classes given are the same.
-    """
-    teachers, height, _ = labels.shape
-    parts: list[Array] = []
-
-    def count(first: int, last: int) -> None:
-        pairs = np.zeros((2, teachers, teachers), np.int64)
-        disputed = _agree(labels, num_classes, pairs, first, last)
-        parts.append(np.append(pairs, disputed))
-
-    in_bands(height, count)
-    total = np.sum(parts, axis=0)
-    same, both = total[:-1].reshape(2, teachers, teachers)
-    return same, both, int(total[-1])
-
-
-def tally(fused: Fused, num_classes: int) -> tuple[Array, int]:
-    """Counts of a fused image.
-
-    Returns:
-        (3, C) int64 pixels of each class: before the threshold, after it, and before it where several classes
-        claim them; and the number of unclaimed pixels.
-    """
-    counts = np.zeros((3, 256), np.int64)
-    unclaimed = _tally(fused.candidate, fused.label, fused.claims, counts)
-    return counts[:, :num_classes], int(unclaimed)
-
-
-def overlaps(truth: UInt8, prediction: UInt8, num_classes: int) -> tuple[Array, Array, int]:
-    """What a score needs of one image: per class the intersection and the union of truth and prediction, (C,) int64,
-    over pixels where neither is 255; and the number of pixels that have a prediction."""
-    matrix = np.zeros((num_classes, num_classes), np.int64)
-    labelled = _confuse(truth, prediction, matrix)
-    hits = np.diag(matrix)
-    return hits, matrix.sum(0) + matrix.sum(1) - hits, int(labelled)
 
 
 def _stack(planes: Planes, teachers: int, classes: range) -> Array:
@@ -419,57 +417,3 @@ def _count_votes(
                 better = valid & ((votes[x] > most[x]) | ((votes[x] == most[x]) & (mine[x] < best[x])))
                 most[x] = votes[x] if better else most[x]
                 best[x] = mine[x] if better else best[x]
-
-
-@jit
-def _agree(labels: UInt8, num_classes: int, pairs: Array, first: int, last: int) -> int:
-    teachers, _, width = labels.shape
-    differ = np.empty(width, np.uint8)
-    disputed = 0
-    for y in range(first, last):
-        differ[:] = 0
-        for t in range(teachers):
-            for u in range(t + 1):
-                same, both = 0, 0
-                for x in range(width):
-                    a, b = labels[t, y, x], labels[u, y, x]
-                    given = (a < num_classes) & (b < num_classes)
-                    both += int(given)
-                    same += int(given & (a == b))
-                    differ[x] |= np.uint8(given & (a != b))
-                pairs[0, t, u] += same
-                pairs[1, t, u] += both
-                if u < t:
-                    pairs[0, u, t] += same
-                    pairs[1, u, t] += both
-        for x in range(width):
-            disputed += differ[x]
-    return disputed
-
-
-@jit
-def _tally(candidate: UInt8, label: UInt8, claims: UInt8, counts: Array) -> int:
-    height, width = candidate.shape
-    unclaimed = 0
-    for y in range(height):
-        for x in range(width):
-            c = candidate[y, x]
-            counts[0, c] += 1
-            counts[1, label[y, x]] += 1
-            counts[2, c] += claims[y, x] > 1
-            unclaimed += claims[y, x] == 0
-    return unclaimed
-
-
-@jit
-def _confuse(truth: UInt8, prediction: UInt8, matrix: Array) -> int:
-    height, width = truth.shape
-    labelled = 0
-    for y in range(height):
-        for x in range(width):
-            p = prediction[y, x]
-            if p < len(matrix):
-                labelled += 1
-                if truth[y, x] < len(matrix):
-                    matrix[truth[y, x], p] += 1
-    return labelled

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion.rules import Fused, Planes, Recipe, cpu
-from endauda_cli.types import Border, Unclaimed
+from endauda_cli.fusion.rules.rule import Fused, Kernel, Planes, Recipe
+from endauda_cli.types import Border, FusionRule, Unclaimed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def plf(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """As ``cpu.plf``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) percent."""
     owner_of = torch.full((256,), -1, dtype=torch.int16, device=labels.device)
     owner_of[: recipe.num_classes] = torch.tensor(recipe.owners, dtype=torch.int16, device=labels.device)
     # A teacher claims a pixel iff it owns the class it gives there: T look-ups instead of C masks.
@@ -42,7 +42,7 @@ def plf(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
 
 
 def certainty(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """As ``cpu.certainty``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) percent."""
     best = torch.full(labels.shape[1:], -1, dtype=torch.float32, device=labels.device)
     candidate = torch.zeros_like(labels[0])
     for c in range(recipe.num_classes):
@@ -54,7 +54,7 @@ def certainty(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
 
 
 def soft_label(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """As ``cpu.soft_label``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) percent."""
     delta = torch.tensor(recipe.delta, dtype=torch.float32, device=labels.device)
     totals = torch.zeros((recipe.num_classes, *labels.shape[1:]), device=labels.device)  # (C, H, W)
     for t in range(len(labels)):
@@ -67,18 +67,30 @@ def soft_label(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     return _kept(labels, recipe, candidate, best)
 
 
-def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules. Runs where the compiled kernel does; the result goes back to the device."""
-    fused = cpu.consensus(labels.cpu().numpy(), lambda t, c: planes(t, c).cpu().numpy(), recipe)
-    return Fused(*(torch.from_numpy(array).to(labels.device) for array in fused))
-
-
 def majority(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-    """See the table of rules."""
+    """As ``cpu.majority``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) percent."""
     candidate, most = torch.zeros_like(labels[0]), torch.zeros_like(labels[0])
     for c in _present(labels, recipe.num_classes):
         _raise(most, candidate, (labels == c).sum(0, dtype=torch.uint8), c)
     return _kept(labels, recipe, candidate, None)
+
+
+def on_host(kernel: Kernel) -> Kernel:
+    """A kernel of the CPU for tensors: data is copied to it, and what it answers back to their device."""
+
+    def run(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+        fused = kernel(labels.cpu().numpy(), lambda t, c: planes(t, c).cpu().numpy(), recipe)
+        return Fused(*(torch.from_numpy(array).to(labels.device) for array in fused))
+
+    return run
+
+
+KERNELS: dict[str, Kernel] = {
+    FusionRule.PLF: plf,
+    FusionRule.CERTAINTY: certainty,
+    FusionRule.MAJORITY: majority,
+    FusionRule.SOFT_LABEL: soft_label,
+}
 
 
 def _raise(best: Tensor, label: Tensor, value: Tensor, c: int) -> None:
