@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,48 +33,53 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from endauda_cli.config import InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
-    from endauda_cli.transforms import Preprocessing
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a score is of.
+
+    Attributes:
+        domain: class table of the truth.
+        scored: name of the checkpoint, for the result.
+        split: likewise.
+        save: folder for predictions (train ids) and colour pictures, or ``None``.
+    """
+
+    domain: Domain
+    scored: str
+    split: str = "val"
+    save: Path | None = None
 
 
 def evaluate(
-    model: nn.Module,
-    preprocessing: Preprocessing,
+    segmenter: Segmenter,
     samples: Sequence[Sample],
-    domain: Domain,
+    scoring: Scoring,
     config: InferenceConfig,
     device: torch.device,
     report: Reporter,
-    scored: str,
-    split: str = "val",
-    save: Path | None = None,
-    procedure: Procedure = PROCEDURE,
 ) -> EvalResult:
     """Score a network on labelled images at their full size.
 
     Args:
-        model: returns logits.
-        preprocessing: of the network.
+        segmenter: the network, its preprocessing and procedure (``PROCEDURE`` is the reference's).
         samples: images with ground truth.
-        domain: class table of the truth.
+        scoring: what the score is of.
         config: how the network is run.
         device: where it runs.
         report: told of progress.
-        scored: name of the checkpoint, for the result.
-        split: for the result.
-        save: folder for predictions (train ids) and colour pictures, or ``None``.
-        procedure: scales, flips and order of softmax and upsampling.
 
     Raises:
         DataError: if an image or its truth cannot be read, or their sizes differ.
     """
+    domain, save = scoring.domain, scoring.save
     mine = samples[rank() :: world_size()]
     confusion = ConfusionMatrix(len(domain.classes))
-    segmenter = Segmenter(model, preprocessing, procedure)
     predictions = run_network(segmenter, [sample.image for sample in mine], label_map, config, device, report)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
@@ -85,7 +90,7 @@ def evaluate(
             write_label(save / f"{sample.id}.png", prediction)
             write_colour(save / f"{sample.id}_color.png", prediction, domain.palette)
         report(Tick("testing", done, len(mine), _running(confusion)))
-    return _result(_over_ranks(confusion), domain, scored, split, len(samples), save)
+    return _result(_over_ranks(confusion), domain, scoring.scored, scoring.split, len(samples), save)
 
 
 def score_predictions(

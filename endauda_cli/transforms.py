@@ -15,6 +15,8 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
+from endauda_cli.types import Augmentation
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
@@ -180,8 +182,8 @@ def _texture(image: Tensor, rng: random.Random) -> Tensor:
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, random.Random], Tensor]] = {
-    "colour": _colour,
-    "light": _light,
-    "texture": _texture,
+    Augmentation.COLOUR: _colour,
+    Augmentation.LIGHT: _light,
+    Augmentation.TEXTURE: _texture,
 }
 """Photometric augmentations of ``train --augment``: (3, H, W) uint8 RGB to the same."""

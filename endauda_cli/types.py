@@ -6,16 +6,28 @@ Each enum has a table of the same keys next to the code that implements it; a te
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
 
-class FusionRule(StrEnum):
-    """How archives become one label map (``fusion.RULES``)."""
+class Described(StrEnum):
+    """A choice with a few words on it, which TAB shows."""
 
-    PLF = "plf"
-    CERTAINTY = "certainty"
-    MAJORITY = "majority"
-    SOFT_LABEL = "soft-label"
-    CONSENSUS = "consensus"
+    about: str
+
+    def __new__(cls, value: str, about: str = "") -> Self:
+        member = str.__new__(cls, value)
+        member._value_, member.about = value, about
+        return member
+
+
+class FusionRule(Described):
+    """How archives become one label map (``fusion.rules.RULES``)."""
+
+    PLF = "plf", "each class from the teacher that owns it"
+    CERTAINTY = "certainty", "the highest mean certainty"
+    MAJORITY = "majority", "plain vote"
+    SOFT_LABEL = "soft-label", "certainties by their rank"
+    CONSENSUS = "consensus", "votes, by how far each teacher is to be trusted"
 
 
 class Border(StrEnum):
@@ -32,14 +44,14 @@ class Unclaimed(StrEnum):
     IGNORE = "ignore"
 
 
-class PolicyKind(StrEnum):
-    """Named ways to choose which teacher owns which class (``policy.POLICIES``)."""
+class PolicyKind(Described):
+    """Named ways to choose which teacher owns which class (``fusion.choosing.POLICIES``)."""
 
-    AUTO = "auto"
-    FEW_SHOT = "few-shot"
-    VAL = "val"
-    CERTAINTY = "certainty"
-    PAPER = "paper"
+    AUTO = "auto", "agreement of the teachers; no labels"
+    FEW_SHOT = "few-shot", "agreement, and a few labelled images"
+    VAL = "val", "all labelled images"
+    CERTAINTY = "certainty", "mean certainty"
+    PAPER = "paper", "the published lists"
 
 
 CONSENSUS_FILE = "consensus.npz"
@@ -79,20 +91,36 @@ TEACHER_ENTRY_POINTS = "endauda.teachers"
 
 
 class Method(StrEnum):
-    """What ``train`` learns from (``training.METHODS``)."""
+    """What ``train`` learns from (``training.methods.METHODS``)."""
 
     DISTILL = "distill"
     SOURCE = "source"
 
 
-class Codec(StrEnum):
+class Codec(Described):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 
-    SOFTMAX = "softmax"
-    JPEGLS = "jpegls"
-    DELTA_ZSTD = "delta-zstd"
-    ZSTD = "zstd"
-    GZIP = "gzip"
+    SOFTMAX = "softmax", "smallest; read by endauda alone"
+    JPEGLS = "jpegls", "JPEG-LS"
+    DELTA_ZSTD = "delta-zstd", "differences, then Zstandard"
+    ZSTD = "zstd", "Zstandard"
+    GZIP = "gzip", "read everywhere"
+
+
+class FittedOn(Described):
+    """What ``--temperature`` may be fitted on."""
+
+    AUTO = "auto", "fit on the target's val, else the source"
+    VAL = "val", "fit on the target's val"
+    SOURCE = "source", "fit on the source"
+
+
+class Augmentation(StrEnum):
+    """Photometric changes (``transforms.AUGMENTATIONS``)."""
+
+    COLOUR = "colour"
+    LIGHT = "light"
+    TEXTURE = "texture"
 
 
 class Split(StrEnum):

@@ -101,7 +101,7 @@ def test_its_lines_lead_from_archives_to_a_score(tmp_path: Path, monkeypatch: py
     assert found["labels"][0]["text"].startswith(f"consensus: {len(TRAIN)} train images, coverage ")
     assert found["run"][0]["facts"] == {"name": "deeplabv3plus-tiny-consensus", "step": 2, "steps": 2}
     assert found["score"][0]["facts"]["images"] == len(VAL)
-    assert found["archives"][0]["facts"]["teachers"] == disk.TEACHERS
+    assert found["archives"][0]["facts"]["teachers"] == disk.USUAL_TEACHERS
 
 
 def test_source_and_target_are_those_that_the_commands_take(

@@ -17,7 +17,7 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, DOMAINS, make_task
 from endauda_cli.errors import DataError
-from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions
 from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth, write_label
 from endauda_cli.metrics import ConfusionMatrix
@@ -216,6 +216,8 @@ class Recogniser(nn.Module):
 
 
 PLAIN = Preprocessing(size=(24, 16), filter="nearest", mean=(0.0, 0.0, 0.0))
+RECOGNISER = Segmenter(Recogniser(), PLAIN, PROCEDURE)
+SCORING = Scoring(CITYSCAPES, "it")
 
 
 def street(folder: Path, count: int) -> list[Sample]:
@@ -239,7 +241,7 @@ def test_network_over_images(tmp_path: Path, batch_size: int) -> None:
     saved = tmp_path / "saved"
     config = InferenceConfig(batch_size=batch_size)
     device = torch.device("cpu")
-    result = evaluate(Recogniser(), PLAIN, samples, CITYSCAPES, config, device, silent, "it", save=saved)
+    result = evaluate(RECOGNISER, samples, Scoring(CITYSCAPES, "it", save=saved), config, device, silent)
     assert result.miou is not None
     assert result.miou > 85  # half a column is wrong where the two meet
     assert [name for name, iou in result.iou.items() if iou is not None] == [
@@ -258,9 +260,7 @@ def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"0_truth\.png: 24x16 pixels, but the prediction for 0_image has 48x32"
     ):
-        evaluate(
-            Recogniser(), PLAIN, samples, CITYSCAPES, InferenceConfig(), torch.device("cpu"), silent, "it"
-        )
+        evaluate(RECOGNISER, samples, SCORING, InferenceConfig(), torch.device("cpu"), silent)
 
 
 def test_unreadable_image_is_named_and_later_ones_are_not_needed(tmp_path: Path) -> None:

@@ -20,16 +20,13 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import ArchiveOptions, ExportConfig, InferenceConfig
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import PASSES, chosen, option, parse_temperature
-from endauda_cli.types import Arch, Backbone, Split
+from endauda_cli.types import Arch, Backbone, FittedOn, Split, TeacherName
 
 if TYPE_CHECKING:
     import torch
 
     from endauda_cli.commands.session import Session
     from endauda_cli.teachers import Teacher
-
-FITTED = ("auto", "val", "source")
-"""Words that ``--temperature`` takes beside a number."""
 
 _TEACHER = "The teacher"
 
@@ -49,7 +46,7 @@ class _Origin:
     )  # fmt: skip
     network: str | None = option(
         None, "--network", panel=_TEACHER, complete="networks",
-        help="Of the checkpoint: dacs, crst, mrkld, lrent, cbst, mrnet, cbst-mxnet, or an installed package's. "
+        help=f"Of the checkpoint: {', '.join(TeacherName)}, or an installed package's. "
         "[default: NAME, if it is one of these; else as the file tells]",
     )  # fmt: skip
     description: Path | None = option(
@@ -103,7 +100,7 @@ def run(options: ExportTeacher) -> None:
         from endauda_cli.teachers import with_passes
 
     splits = list(dict.fromkeys(options.split or (Split.TRAIN,)))
-    if options.temperature not in FITTED:
+    if options.temperature not in tuple(FittedOn):
         parse_temperature(options.temperature)
     inference = chosen(InferenceConfig, options)
     config = chosen(ExportConfig, options, teacher=options.name, inference=inference)
@@ -154,7 +151,7 @@ def _with_temperature(
     from endauda_cli.progress import Note
     from endauda_cli.teachers import at_temperature
 
-    if options.temperature not in FITTED:
+    if options.temperature not in tuple(FittedOn):
         return at_temperature(teacher, parse_temperature(options.temperature))
     if (stored := stored_temperature(out)) is not None:
         return at_temperature(teacher, *stored)

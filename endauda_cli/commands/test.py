@@ -59,7 +59,8 @@ def run(options: Test) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.checkpoint import load_student
         from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import PROCEDURE, evaluate, score_predictions, write_evaluation
+        from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions, write_evaluation
+        from endauda_cli.segmenter import Segmenter
 
     split, domain = options.split, session.task.target
     samples = session.target_samples(split, need_labels=True)
@@ -78,11 +79,11 @@ def run(options: Test) -> None:
             network = load_student(path, session.task.classes, options.arch, options.backbone, options.size)
         elsewhere = network.meta.get("target", domain.name) != domain.name
         out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
-        result = evaluate(
-            network.model, network.preprocessing, samples, domain, chosen(InferenceConfig, options), where,
-            terminal.report, str(path), split, out if options.save_images else None,
-            PROCEDURE.with_passes(options.scales, options.flip),
-        )  # fmt: skip
+        procedure = PROCEDURE.with_passes(options.scales, options.flip)
+        segmenter = Segmenter(network.model, network.preprocessing, procedure)
+        scoring = Scoring(domain, str(path), split, out if options.save_images else None)
+        inference = chosen(InferenceConfig, options)
+        result = evaluate(segmenter, samples, scoring, inference, where, terminal.report)
         if rank() == 0:
             with phase(terminal.report, "writing the report"):
                 write_evaluation(out, result, samples, domain)

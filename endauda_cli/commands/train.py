@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
@@ -12,6 +12,15 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+
+    from endauda_cli.commands.session import Session
+    from endauda_cli.results import EvalResult
 
 _LEARNT, _NETWORK, _IMAGES = "What is learnt", "Network", "Images"
 
@@ -54,11 +63,10 @@ def run(options: Train) -> None:
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
         from endauda_cli.distributed import process_group
-        from endauda_cli.evaluation import evaluate
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.run import Run
-        from endauda_cli.transforms import AUGMENTATIONS, Preprocessing
+        from endauda_cli.transforms import AUGMENTATIONS
 
     for change in options.augment:
         if change not in AUGMENTATIONS:
@@ -73,18 +81,32 @@ def run(options: Train) -> None:
         check_name(options.name, "--name")
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
-        validate = None
-        if options.validate_every:
-            validate = partial(
-                evaluate, preprocessing=Preprocessing(size=options.size),
-                samples=session.target_samples("val", need_labels=True), domain=task.target,
-                config=InferenceConfig(amp=options.amp, workers=options.workers), device=where,
-                report=terminal.report, scored=str(out),
-            )  # fmt: skip
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
-        run = Run(task, streams, out, cache, where, init, options.resume, validate)
+        run = Run(
+            task, streams, out, cache, where, init, options.resume, _validation(session, options, out, where)
+        )
         terminal.show(train(config, run, terminal.report))
+
+
+def _validation(
+    session: Session, options: Train, out: Path, device: torch.device
+) -> Callable[[nn.Module], EvalResult] | None:
+    """Scores a network on labelled images of the target, if that is wanted."""
+    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
+    from endauda_cli.segmenter import Segmenter
+    from endauda_cli.transforms import Preprocessing
+
+    if not options.validate_every:
+        return None
+    samples, scoring = session.target_samples("val", need_labels=True), Scoring(session.task.target, str(out))
+    inference, report = InferenceConfig(amp=options.amp, workers=options.workers), session.terminal.report
+
+    def validate(model: nn.Module) -> EvalResult:
+        segmenter = Segmenter(model, Preprocessing(size=options.size), PROCEDURE)
+        return evaluate(segmenter, samples, scoring, inference, device, report)
+
+    return validate
 
 
 command = make_command(Train, run)

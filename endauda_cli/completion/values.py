@@ -12,8 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.types import Augmentation, Codec, FittedOn, FusionRule, PolicyKind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from enum import StrEnum
 
     from endauda_cli.domains import Task
     from endauda_cli.workspace import Workspace
@@ -61,14 +64,14 @@ def _words(text: str | Callable[[], str]) -> str:
         return ""
 
 
-def _table(**values: str) -> Completer:
-    """Values that are the same everywhere; ``_`` in a name stands for ``-``."""
-    pairs = [(name.replace("_", "-"), text) for name, text in values.items()]
+def _choices(kind: Iterable[StrEnum]) -> Completer:
+    """The members of an enum, with what they say of themselves."""
+    pairs = [(choice.value, getattr(choice, "about", "")) for choice in kind]
     return lambda ctx, incomplete: [pair for pair in pairs if pair[0].startswith(incomplete)]
 
 
 def _plain(*values: str) -> Completer:
-    return _table(**dict.fromkeys(values, ""))
+    return lambda ctx, incomplete: [(value, "") for value in values if value.startswith(incomplete)]
 
 
 def _task(ctx: Any, workspace: Workspace) -> Task:
@@ -236,34 +239,14 @@ published = _completer(_published)
 sources = _completer(partial(_data_sets, without="cityscapes"))
 targets = _completer(_data_sets)
 devices = _completer(_devices)
-rules = _table(
-    consensus="votes, by how far each teacher is to be trusted",
-    plf="each class from the teacher that owns it",
-    certainty="the highest mean certainty",
-    majority="plain vote",
-    soft_label="certainties by their rank",
-)
+rules = _choices(FusionRule)
 commands = _completer(
     lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx))
 )
-policies = _table(
-    auto="agreement of the teachers; no labels",
-    few_shot="agreement, and a few labelled images",
-    val="all labelled images",
-    certainty="mean certainty",
-    paper="the published lists",
-)
-codecs = _table(
-    softmax="smallest; read by endauda alone",
-    jpegls="JPEG-LS",
-    delta_zstd="differences, then Zstandard",
-    zstd="Zstandard",
-    gzip="read everywhere",
-)
-temperatures = _table(
-    auto="fit on the target's val, else the source", val="fit on the target's val", source="fit on the source"
-)
-augmentations = _table(colour="", light="", texture="")
+policies = _choices(PolicyKind)
+codecs = _choices(Codec)
+temperatures = _choices(FittedOn)
+augmentations = _choices(Augmentation)
 shells = _plain("bash", "zsh", "fish", "powershell")
 scales = _plain("0.5", "0.75", "1", "1.25", "1.5", "1.75", "2")
 sizes = _plain("512x256", "1024x512", "2048x1024")

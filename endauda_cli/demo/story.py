@@ -26,7 +26,7 @@ from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.demo import street
 from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
 from endauda_cli.errors import ConfigError
-from endauda_cli.evaluation import evaluate, score_predictions, write_evaluation
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions, write_evaluation
 from endauda_cli.exporting import export_network
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
@@ -34,6 +34,7 @@ from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
 from endauda_cli.results import DemoResult, EvalResult, Score
+from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import open_teacher
 from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
@@ -83,7 +84,7 @@ def dusk_look(rng: np.random.Generator) -> street.Look:
     return street.shifted(street.SOURCE_LOOK, rng.uniform(*DUSK))
 
 
-TEACHERS = {
+TRANSLATIONS = {
     "places": Translation(
         ("road", "sidewalk", "building", "wall", "fence", "vegetation", "terrain", "sky"), turn=0.30, dim=0.3
     ),
@@ -156,8 +157,8 @@ def _run(workspace: Workspace, seed: int, device: torch.device, report: Reporter
         load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
     )
     demo = _Demo(workspace, task, seed, device, report)
-    report(Note(f"2/5 training {len(TEACHERS)} teachers, each on noon translated to dusk in its own way"))
-    checkpoints = {name: _train_teacher(demo, name) for name in TEACHERS}
+    report(Note(f"2/5 training {len(TRANSLATIONS)} teachers, each on noon translated to dusk in its own way"))
+    checkpoints = {name: _train_teacher(demo, name) for name in TRANSLATIONS}
     report(Note("3/5 storing how certain they are of the dusk images"))
     for name, checkpoint in checkpoints.items():
         for split in TARGET_IMAGES:
@@ -236,11 +237,11 @@ def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
             report(Tick("drawing the world", done, total))
 
     noon: dict[str, LookOf] = {"noon": lambda rng: street.SOURCE_LOOK}
-    noon |= {f"noon-{name}": translation.look for name, translation in TEACHERS.items()}
+    noon |= {f"noon-{name}": translation.look for name, translation in TRANSLATIONS.items()}
     draw(0, "noon", "train", SOURCE_IMAGES, noon, True)
     for stream, (split, count) in enumerate(TARGET_IMAGES.items(), 1):
         draw(stream, "dusk", split, count, {"dusk": dusk_look}, split == "val")
-    for name in TEACHERS:
+    for name in TRANSLATIONS:
         write_text(workspace.root / f"noon-{name}.toml", _toml("noon", ("train",), f"noon-{name}"))
     for name, splits in (("noon", ("train",)), ("dusk", ("train", "val"))):
         write_text(workspace.root / f"{name}.toml", _toml(name, splits))
@@ -263,7 +264,7 @@ def _defaults() -> str:
         'source = "noon.toml"',
         'target = "dusk.toml"',
         "[fuse]",
-        f"teachers = {list(TEACHERS)}".replace("'", '"'),
+        f"teachers = {list(TRANSLATIONS)}".replace("'", '"'),
         "threshold = 0",
         "[train]",
         f'backbone = "{STUDENT.backbone}"',
@@ -307,9 +308,9 @@ def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
 
 
 def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
-    archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TEACHERS}
+    archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TRANSLATIONS}
     name = rule if split == "train" else f"{rule}-{split}"
-    config = FuseConfig(teachers=tuple(TEACHERS), rule=rule, policy=policy, threshold=0.0)
+    config = FuseConfig(teachers=tuple(TRANSLATIONS), rule=rule, policy=policy, threshold=0.0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _named(demo.report, name)
     fuse(config, Job(demo.task, archives, demo.samples(split), list, split, out), report)
@@ -318,10 +319,10 @@ def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
 def _test(demo: _Demo, checkpoint: Path) -> EvalResult:
     network = load_student(checkpoint, demo.task.classes)
     samples, domain, out = demo.samples("val"), demo.task.target, checkpoint.parent / "test-last-val"
-    result = evaluate(
-        network.model, network.preprocessing, samples, domain, INFERENCE, demo.device,
-        _named(demo.report, checkpoint.parent.name), str(checkpoint), save=out,
-    )  # fmt: skip
+    segmenter = Segmenter(network.model, network.preprocessing, PROCEDURE)
+    report = _named(demo.report, checkpoint.parent.name)
+    scoring = Scoring(domain, str(checkpoint), save=out)
+    result = evaluate(segmenter, samples, scoring, INFERENCE, demo.device, report)
     write_evaluation(out, result, samples, domain)
     return result
 
@@ -355,7 +356,7 @@ def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dic
             f"A generated street world, seed {demo.seed}: {SOURCE_IMAGES} labelled source images (noon), "
             f"{TARGET_IMAGES['train']} unlabelled target images (dusk), scored on {TARGET_IMAGES['val']} others.",
             "Each teacher learnt from source images translated towards the target. Its translation gets right what it "
-            f"is named after ({', '.join(TEACHERS)}), and the other classes wrong.",
+            f"is named after ({', '.join(TRANSLATIONS)}), and the other classes wrong.",
             "Labels were fused without any label of the target (policy auto, threshold 0: every pixel counts); "
             "the student learnt the plf labels of the unlabelled images.",
         ],
@@ -380,7 +381,7 @@ def _looks(demo: _Demo) -> Gallery:
     """Source images, what each teacher learnt from, and target images."""
     folders = {
         "noon (source)": "noon",
-        **{f"for {name}": f"noon-{name}" for name in TEACHERS},
+        **{f"for {name}": f"noon-{name}" for name in TRANSLATIONS},
         "dusk (target)": "dusk",
     }
     rows = []

@@ -20,7 +20,7 @@ SHARES = re.compile(
     r"nfs\d?|cifs|smb\w*|afs|9p|ceph|lustre|beegfs\w*|gpfs|glusterfs|fuse\.(sshfs|ceph\w*|gluster\w*|s3fs|rclone)"
 )
 """File systems that several machines share, where locks are a matter of configuration."""
-TEACHERS = 4
+USUAL_TEACHERS = 4
 """Archives that room is reckoned for where there are fewer: as many as the paper fuses."""
 
 
@@ -64,7 +64,7 @@ def _space(folder: Path, kind: str | None) -> Finding:
 
 
 def _room(folder: Path, work: Workload, smaller: float, archives: int) -> Finding:
-    each, count = work.raw_bytes / smaller, max(archives, TEACHERS)
+    each, count = work.raw_bytes / smaller, max(archives, USUAL_TEACHERS)
     facts = {"bytes_per_teacher": round(each), "teachers": count, "times_smaller": smaller}
     text = (
         f"estimated {size_text(each)} per teacher's archive of {work.images} images, {size_text(count * each)} for "

@@ -6,7 +6,6 @@ Everything below is a kernel (tensors in, tensors out) except ``compat``, which 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
@@ -27,9 +26,8 @@ from endauda_cli.models.drn import DRN
 from endauda_cli.models.layers import FeatureExtractor, NormLayer, UncountedBatchNorm2d
 from endauda_cli.models.mobilenet import MobileNetV2
 from endauda_cli.models.resnet import ResNet
-from endauda_cli.models.teachers import SYNTHIA_16_OF_19, MRNet, SummedTeacher, group_norm
+from endauda_cli.models.teachers import TEACHER_NETWORKS
 from endauda_cli.models.tiny import TinyNet
-from endauda_cli.models.wide_resnet import WideResNet38
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -133,27 +131,6 @@ def build_student(arch: str, backbone: str, num_classes: int) -> Student:
 
 
 # ---------------------------------------------------------------------------- teachers
-
-
-def _mrnet(num_classes: int, norm: Callable[[int], nn.Module], excite: bool) -> MRNet:
-    """With the 16 classes of SYNTHIA, the published 19 of which 16 are returned."""
-    if num_classes == len(SYNTHIA_16_OF_19):
-        return MRNet(19, norm, excite=excite, kept=SYNTHIA_16_OF_19)
-    return MRNet(num_classes, norm, excite=excite)
-
-
-TEACHER_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "dacs": partial(SummedTeacher, counted=2),
-    "crst": partial(SummedTeacher, counted=4),
-    "cbst": partial(
-        SummedTeacher, counted=4
-    ),  # CRST's project has CBST too, as its case without a regulariser
-    "mrnet": partial(_mrnet, norm=group_norm, excite=True),  # as published
-    "mrnet-gn": partial(_mrnet, norm=group_norm, excite=False),
-    "mrnet-bn": partial(_mrnet, norm=nn.BatchNorm2d, excite=False),
-    "mrnet-bn-se": partial(_mrnet, norm=nn.BatchNorm2d, excite=True),
-    "cbst-mxnet": WideResNet38,  # the original CBST
-}
 
 
 def build_teacher(name: str, num_classes: int) -> nn.Module:

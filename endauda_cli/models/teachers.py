@@ -9,12 +9,14 @@ rounded up, and one more where the stem's even size is pooled with ``ceil_mode``
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from endauda_cli.models.layers import Bottleneck, init_convs
+from endauda_cli.models.wide_resnet import WideResNet38
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,3 +186,27 @@ class MRNet(Trunk):
 def group_norm(channels: int) -> nn.GroupNorm:
     """R-MRNet's norm as published: 32 groups."""
     return nn.GroupNorm(32, channels)
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def _mrnet(num_classes: int, norm: Callable[[int], nn.Module], excite: bool) -> MRNet:
+    """With the 16 classes of SYNTHIA, the published 19 of which 16 are returned."""
+    if num_classes == len(SYNTHIA_16_OF_19):
+        return MRNet(19, norm, excite=excite, kept=SYNTHIA_16_OF_19)
+    return MRNet(num_classes, norm, excite=excite)
+
+
+TEACHER_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "dacs": partial(SummedTeacher, counted=2),
+    "crst": partial(SummedTeacher, counted=4),
+    "cbst": partial(
+        SummedTeacher, counted=4
+    ),  # CRST's project has CBST too, as its case without a regulariser
+    "mrnet": partial(_mrnet, norm=group_norm, excite=True),  # as published
+    "mrnet-gn": partial(_mrnet, norm=group_norm, excite=False),
+    "mrnet-bn": partial(_mrnet, norm=nn.BatchNorm2d, excite=False),
+    "mrnet-bn-se": partial(_mrnet, norm=nn.BatchNorm2d, excite=True),
+    "cbst-mxnet": WideResNet38,  # the original CBST
+}

@@ -156,10 +156,9 @@ def _from_checkpoint(
 def _network_of(path: Path, content: object) -> str | None:
     """The published teacher that a file is of, as far as it tells; ``None`` for a student's network."""
     state = state_dict_in(path, content)
-    if "layer6.head.1.weight" in state:
-        return "mrnet"
-    if "res7a_branch2b1.weight" in state:
-        return "cbst-mxnet"
+    told = next((name for name, spec in TEACHERS.items() if spec.told_by in state), None)
+    if told is not None:
+        return told
     if "layer5.conv2d_list.3.weight" in state and "layer6.conv2d_list.3.weight" not in state:
         if _is_of_dacs(content):
             return "dacs"
@@ -179,7 +178,7 @@ def _variant(network: str, state: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_project(path: Path, network: str, content: object) -> None:
-    if network in ("crst", "mrkld", "lrent", "cbst") and _is_of_dacs(content):
+    if TEACHERS[network].like_dacs and _is_of_dacs(content):
         raise CheckpointError(
             f"{path}: a checkpoint of DACS (it has its training configuration), but {network} was named; the keys "
             "are the same, the function is not: use --network dacs"

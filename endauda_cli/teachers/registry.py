@@ -23,6 +23,10 @@ class TeacherSpec:
     """Key of ``models.TEACHER_NETWORKS``."""
     preprocessing: Preprocessing
     procedure: Procedure
+    told_by: str | None = None
+    """A key that only its checkpoints have."""
+    like_dacs: bool = False
+    """Its checkpoints have the keys of DACS, which reads them differently."""
 
 
 _CAFFE = Preprocessing(size=(1024, 512), filter="bicubic", bgr=True)
@@ -35,7 +39,9 @@ _IMAGENET = Preprocessing(
     std=(0.229, 0.224, 0.225),
 )
 # CRST's own evaluation, published with the flip: logits averaged at full size. It has no certainties; softmax last.
-_CRST = TeacherSpec("CRST (MRKLD)", "crst", _IMAGENET, Procedure(flip=True, rescale="input", softmax="last"))
+_CRST = TeacherSpec(
+    "CRST (MRKLD)", "crst", _IMAGENET, Procedure(flip=True, rescale="input", softmax="last"), like_dacs=True
+)
 
 TEACHERS: dict[str, TeacherSpec] = {
     "dacs": TeacherSpec("DACS", "dacs", replace(_CAFFE, filter="bilinear"), Procedure(softmax="last")),
@@ -48,12 +54,14 @@ TEACHERS: dict[str, TeacherSpec] = {
         "mrnet",
         _CAFFE,
         Procedure(scales=(1.0, 1.25), flip=True, softmax="first", heads=(0.5, 1.0)),
+        told_by="layer6.head.1.weight",
     ),
     "cbst-mxnet": TeacherSpec(
         "CBST, the original on MXNet",
         "cbst-mxnet",
         replace(_IMAGENET, filter="bicubic", longer_side=2048, multiple_of=8),
         Procedure(flip=True, rescale="input", softmax="first", enlarge="bicubic"),
+        told_by="res7a_branch2b1.weight",
     ),
 }
 """By the name that ``export-teacher`` knows them by."""

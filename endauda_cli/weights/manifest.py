@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
-TEACHERS = ("dacs", "crst", "cbst", "mrnet")
+NETWORKS_OF_TEACHERS = ("dacs", "crst", "cbst", "mrnet")
 """Networks that ``models.build_teacher`` knows (or will know)."""
 USES = ("test", "init", "teacher", "labels")
 """What an artefact is for; decides which command is named when it is there."""
@@ -299,7 +299,7 @@ class _Entry:
         if not isinstance(value, dict) or not set(value) <= set(known):
             self._refuse("network", value, f"an object of {', '.join(known)}, or null,")
         network = Network(
-            self._choice("network.teacher", TEACHERS, value.get("teacher")),
+            self._choice("network.teacher", NETWORKS_OF_TEACHERS, value.get("teacher")),
             self._choice("network.arch", tuple(Arch), value.get("arch")),
             self._choice("network.backbone", tuple(Backbone), value.get("backbone")),
             value.get("classes"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 import shellingham
@@ -23,7 +23,7 @@ from endauda_cli.completion.shells import SHELLS
 from endauda_cli.completion.tab import LINE, REPLACED, VARIABLE, split_line
 from endauda_cli.terminal.parsing import Group
 from endauda_cli.transforms import AUGMENTATIONS
-from endauda_cli.types import Codec, FusionRule, PolicyKind
+from endauda_cli.types import Codec
 from endauda_cli.weights.manifest import read_manifest
 from tests.support import ROOT
 from tests.support.command_lines import (
@@ -37,9 +37,6 @@ from tests.support.command_lines import (
     make_workspace,
     succeed,
 )
-
-if TYPE_CHECKING:
-    from enum import StrEnum
 
 ROOT = ROOT
 
@@ -173,15 +170,6 @@ def test_descriptions(used: Path) -> None:
         "--threshold": "Keep labels of at least this certainty, in percent"
     }
     assert described("endauda f", used)["fuse"].startswith("Fuse the teachers' archives")
-
-
-@pytest.mark.parametrize(
-    ("option", "kinds"), [("codec", Codec), ("rule", FusionRule), ("policy", PolicyKind)]
-)
-def test_described_kinds_are_the_ones_there_are(option: str, kinds: type[StrEnum]) -> None:
-    """The tables that are written out for their descriptions."""
-    table = {"codec": values.codecs, "rule": values.rules, "policy": values.policies}[option]
-    assert {value for value, _ in table(None, "")} == set(kinds)
 
 
 def test_downloaded_weights_by_their_name(used: Path) -> None:

@@ -49,7 +49,7 @@ def test_every_row_of_the_table_is_there(shown: tuple[Path, Any]) -> None:
     out, result = shown
     names = [score["name"] for score in result["scores"]]
     assert names == [
-        *(f"teacher {name}" for name in demo.TEACHERS),
+        *(f"teacher {name}" for name in demo.TRANSLATIONS),
         *("plf labels", "certainty labels", "majority labels"),
         *("soft-label labels", "consensus labels", "student"),
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_workspace_has_the_usual_tree(shown: tuple[Path, Any]) -> None:
     for split, count in IMAGES.items():
         assert len(list((out / f"Warehouse/dusk/images/{split}").glob("*.png"))) == count
     assert not (out / "Warehouse/dusk/labels/train").exists(), "the target's train images have no labels"
-    for teacher in demo.TEACHERS:
+    for teacher in demo.TRANSLATIONS:
         assert (out / f"runs/noon/teacher-{teacher}/last.pt").is_file()
         with CertaintyReader(out / "certainty/noon" / teacher) as reader:
             assert len(reader) == sum(IMAGES.values()) and reader.classes == CITYSCAPES_CLASSES
@@ -107,7 +107,7 @@ def test_plain_commands_go_on_from_there(
     plf = next(score for score in result["scores"] if score["name"] == "plf labels")
     assert scored["miou"] == pytest.approx(plf["miou"])
     fused = result_of(
-        "fuse", "--teachers", *demo.TEACHERS, "--rule", "plf", "--threshold", "0", "--name", "mine"
+        "fuse", "--teachers", *demo.TRANSLATIONS, "--rule", "plf", "--threshold", "0", "--name", "mine"
     )
     assert fused["policy"] == "auto" and fused["images"] == IMAGES["train"]
     for path in (out / "labels/dusk/plf").glob("dusk_train_*[0-9].png"):

@@ -21,9 +21,10 @@ from endauda_cli.config import InferenceConfig, TrainConfig
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.distributed import process_group, world_size
 from endauda_cli.domains import Task, make_task
-from endauda_cli.evaluation import evaluate
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
 from endauda_cli.labels import read_truth
 from endauda_cli.progress import Note, Reporter, Tick, silent
+from endauda_cli.segmenter import Segmenter
 from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import MAIN
@@ -83,7 +84,8 @@ class TinySet:
     def validate(self, model: torch.nn.Module) -> EvalResult:
         samples = find_samples(self.domain, [self.root], "val", need_labels=True)
         device, inference = torch.device("cpu"), InferenceConfig()
-        return evaluate(model, Preprocessing(SIZE), samples, self.domain, inference, device, silent, "it")
+        segmenter = Segmenter(model, Preprocessing(SIZE), PROCEDURE)
+        return evaluate(segmenter, samples, Scoring(self.domain, "it"), inference, device, silent)
 
 
 def make_set(root: Path) -> TinySet:
