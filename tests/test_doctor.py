@@ -246,6 +246,7 @@ def without_superpowers() -> list[str]:
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
+@pytest.mark.slow
 def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
     root = make_workspace(tmp_path / "workspace")
     line = [*without_superpowers(), sys.executable, "-m", "endauda_cli", "doctor", "--no-speed", "--quiet"]
@@ -285,6 +286,7 @@ def elsewhere(tmp_path: Path, fakes: Path) -> tuple[int, Findings]:
     return done.returncode, findings_of(json.loads(done.stdout)["result"])
 
 
+@pytest.mark.slow
 def test_without_h5py_no_command_works(tmp_path: Path) -> None:
     make_workspace(tmp_path)
     broken_module(tmp_path / "fakes", "h5py", 'ImportError("libhdf5.so.310: cannot open shared object file")')
@@ -296,6 +298,7 @@ def test_without_h5py_no_command_works(tmp_path: Path) -> None:
     assert "cannot be read" in found["teachers"][0]["text"]
 
 
+@pytest.mark.slow
 def test_torchvision_of_another_torch(tmp_path: Path) -> None:
     """One that cannot be imported, and one that says that it was built for another."""
     fakes = tmp_path / "fakes"
@@ -312,6 +315,7 @@ def test_torchvision_of_another_torch(tmp_path: Path) -> None:
     assert code == 0 and [f["state"] for f in found["torchvision"]] == ["note"]
 
 
+@pytest.mark.slow
 def test_old_and_missing_packages_of_some_commands(tmp_path: Path) -> None:
     fakes = tmp_path / "fakes"
     installed(fakes, "requests", "1.2")
@@ -325,6 +329,7 @@ def test_old_and_missing_packages_of_some_commands(tmp_path: Path) -> None:
     assert states(found, "tensorboard") == ["missing"] and states(found, "onnxruntime") == ["note"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path: Path) -> None:
     """Measuring what is not compiled would take minutes."""
     done = shell("doctor", "--json", cwd=tmp_path, NUMBA_DISABLE_JIT="1")

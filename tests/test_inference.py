@@ -183,6 +183,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs/gta5/student/last.pt"
 
 
+@pytest.mark.slow
 def test_torchrun_splits_the_images(weights: Path, tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     succeed("export-teacher", "alone", "--weights", weights, "--workspace", tmp_path)

@@ -42,6 +42,7 @@ def test_the_second_run_need_not_compile(folder: Path) -> None:
     assert [hits(folder), hits(folder)] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
 def test_files_that_a_power_cut_left_empty_are_made_anew(folder: Path, ending: str) -> None:
     hits(folder)

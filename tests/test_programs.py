@@ -126,6 +126,7 @@ def saved(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SAVERS)
 def test_program_gives_the_archive_of_its_module(
     file: str,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "benchmarks" / "realdata.py"
 
 

@@ -88,6 +88,7 @@ LAYOUTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
     ("network", "classes", "layout"),
@@ -113,6 +114,7 @@ def test_published_layouts_load(
         assert torch.equal(value, state[key]), key
 
 
+@pytest.mark.slow
 def test_kind_of_mrnet_is_seen_from_its_keys(tmp_path: Path) -> None:
     for network, title in (("mrnet", "mrnet"), ("mrnet-bn", "mrnet-bn"), ("mrnet-bn-se", "mrnet-bn-se")):
         torch.save(data_parallel(numbered(network, 19)), tmp_path / "model.pth")
@@ -122,6 +124,7 @@ def test_kind_of_mrnet_is_seen_from_its_keys(tmp_path: Path) -> None:
         assert teacher.segmenter.procedure == TEACHERS["mrnet"].procedure
 
 
+@pytest.mark.slow
 def test_opened_teachers_say_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save(dacs_layout(numbered("dacs", 19)), path)
@@ -288,6 +291,7 @@ def refusal(
     return message.removeprefix(f"{path}: ")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save(numbered("crst", 16), path)
@@ -406,6 +410,7 @@ def test_entry_points_add_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # ---------------------------------------------------------------------------- on the command line
 
 
+@pytest.mark.slow
 def test_export_of_a_published_checkpoint(tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     state = {key: torch.zeros_like(value) for key, value in numbered("dacs", 19).items()}

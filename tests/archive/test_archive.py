@@ -40,6 +40,7 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
 class TestRoundTrip:
+    @pytest.mark.slow
     @settings(max_examples=80, deadline=None)
     @given(
         classes=st.integers(2, 64),

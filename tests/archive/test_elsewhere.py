@@ -63,6 +63,7 @@ def test_plain_h5py_reads_what_was_written(codec: Codec, tmp_path: Path) -> None
     assert f"/24x40-{codec} certainty" in printed and "(1, 24, 40)" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", OWN, ids=["reader", "loader", "writer"])
 def test_programs_with_endauda_run(program: str, tmp_path: Path) -> None:
     write(tmp_path / "certainty/mine/places", Codec.SOFTMAX)

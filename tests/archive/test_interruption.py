@@ -45,6 +45,7 @@ def write_what_is_missing(folder: Path, count: int) -> None:
                 writer.write(id, *image)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Kill -9, again and again: no image that the writer called stored is lost, none is ever wrong."""
     images, moments = samples(400), random.Random(0)
@@ -72,6 +73,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".h5", ".json"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_a_hundred_moments(tmp_path: Path) -> None:
     """Of exports by one writer or three at once, from their start to their end; also of reruns."""
@@ -165,6 +167,7 @@ class Killed(BaseException):
     """Stands for a kill where a test says."""
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_changes_of_the_folder(tmp_path: Path, monkeypatch: Any) -> None:
     images = samples(7)
 
@@ -230,6 +233,7 @@ def test_the_next_writer_finishes_what_others_left(tmp_path: Path) -> None:
     assert_holds(tmp_path / "a", images)
 
 
+@pytest.mark.slow
 def test_several_writers_at_once(tmp_path: Path) -> None:
     """Three processes make one archive together while a fourth reads it."""
     images = samples(90)
@@ -244,6 +248,7 @@ def test_several_writers_at_once(tmp_path: Path) -> None:
     assert verify(tmp_path / "a").intact
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 @pytest.mark.parametrize(("limit", "least"), [(1000, 0), (9_000, 1), (25_000, 5)])
 def test_full_disk(tmp_path: Path, limit: int, least: int) -> None:
@@ -326,6 +331,7 @@ def _may_mount(folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_full_disk_of_any_size(tmp_path: Path) -> None:
     """A real disk that is full, in the middle of an image, a shard or a manifest; with room, a rerun ends well."""
     if not _may_mount(tmp_path):

@@ -554,6 +554,7 @@ def test_exit_codes(city: Path) -> None:
     assert "completion" not in endauda("config", "--help").out, "of the whole program alone"
 
 
+@pytest.mark.slow
 def test_interrupt_ends_with_130_and_is_gone_on_with(city: Path) -> None:
     """A real SIGINT in the middle of training: the run is saved at the step it came in, and gone on with."""
     succeed("fuse")

@@ -207,6 +207,7 @@ def test_parts_go_on_after_other_options_and_another_number_of_parts(city: Path)
     assert labels_of(city / FUSED / "it") == labels_of(city / FUSED / "again")
 
 
+@pytest.mark.slow
 def test_parts_at_once_do_not_clash(city: Path) -> None:
     """Four processes, over a finished set of other options."""
     result_of("fuse", "--name", "it", "--threshold", "50")
@@ -238,6 +239,7 @@ def test_parts_at_once_do_not_clash(city: Path) -> None:
     assert labels_of(city / FUSED / "it") == labels_of(city / FUSED / "whole")
 
 
+@pytest.mark.slow
 def test_ranks_of_torchrun_share_the_images(city: Path) -> None:
     whole = result_of("fuse", "--name", "whole")
     finished = subprocess.run(
@@ -275,6 +277,7 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", FusionRule)
 def test_networks_fuse_as_their_archives_do(
     nets: Path, rule: FusionRule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tests import support
 from tests.support.command_lines import UInt8, put_label, read_png, result_of, succeed
 
+pytestmark = pytest.mark.slow
+
 DATA = support.DATA / "fusion"
 Array = NDArray[Any]
 

@@ -352,6 +352,7 @@ def test_broken_workspaces_are_silent(used: Path, tmp_path: Path) -> None:
         assert bash("endauda fuse --teachers ", tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     "line",
@@ -373,6 +374,7 @@ def test_scripts_of_other_times_are_silent(used: Path) -> None:
     assert ask("", "endauda ", used) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_answer(used: Path, tmp_path: Path) -> None:
     """A pipe in place of a record stands for a dead network share: whoever reads it waits for ever."""
     record = tmp_path / "Warehouse/Cityscapes/data/gtFine/mine/fusion.json"

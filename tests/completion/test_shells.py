@@ -18,6 +18,8 @@ from tests.support.terminals import Terminal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 ROOT = ROOT
 PACKAGE_OF_BASH = Path("/usr/share/bash-completion/bash_completion")
 PROMPT = "ready>"

@@ -59,6 +59,7 @@ def _shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(demo, name, value)
 
 
+@pytest.mark.slow
 def test_every_step_leaves_what_the_page_says(followed: tuple[Path, list[str]]) -> None:
     mine, _ = followed
     for teacher in ("places", "traffic", "people"):
@@ -81,12 +82,14 @@ def test_every_step_leaves_what_the_page_says(followed: tuple[Path, list[str]]) 
     assert (mine / "runs/mine/both/last.pt").is_file()
 
 
+@pytest.mark.slow
 def test_shared_parts_make_one_archive(followed: tuple[Path, list[str]]) -> None:
     mine, _ = followed
     with CertaintyReader(mine / "certainty/mine/shared") as archive:
         assert len(archive) == IMAGES["train"]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_was_run(followed: tuple[Path, list[str]]) -> None:
     _, lines = followed
     printed = [line for block in blocks(PAGE) if block.language == "bash" for line in block.lines]

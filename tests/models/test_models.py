@@ -138,6 +138,7 @@ def test_recipe_input_is_that_of_the_golden_files() -> None:
     torch.testing.assert_close(recipe_input((1, 3, 65, 129)).flatten()[:3], expected)
 
 
+@pytest.mark.slow
 @published
 def test_golden_forward(arch: str, backbone: str) -> None:
     model = build_student(arch, backbone, 19).eval()

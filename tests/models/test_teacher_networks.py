@@ -62,6 +62,7 @@ def test_layers(name: str) -> None:
     assert sum(p.numel() for p in parameters if p.requires_grad) == golden(name)["trainable"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dacs", "crst", "mrnet", "mrnet-bn"])
 def test_golden_forward(name: str) -> None:
     model = build_teacher(name, 19).eval()
@@ -91,6 +92,7 @@ def test_sixteen_classes_change_only_the_classifiers(name: str) -> None:
     assert changed == {key for key in shapes[0] if key.startswith("layer5.")}
 
 
+@pytest.mark.slow
 def test_mrnet_returns_sixteen_of_its_nineteen_for_synthia() -> None:
     from endauda_cli.domains import CITYSCAPES_CLASSES, DOMAINS
 

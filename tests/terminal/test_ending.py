@@ -290,6 +290,7 @@ def test_debug_shows_the_traceback(state: Path, monkeypatch: pytest.MonkeyPatch,
 # ---------------------------------------------------------------------------- pipes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("--help",), ("fuse", "--help"), ("inspect", "dacs"), ("inspect", "dacs", "--json"), ("download-weights",),
@@ -308,6 +309,7 @@ def test_a_reader_that_leaves(words: tuple[str, ...], city: Path) -> None:
     assert told == [] or "--nonsense" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", ["--help", "fuse --help", "--version", "inspect dacs", "inspect dacs --json"]
 )
@@ -320,6 +322,7 @@ def test_closed_streams(words: str, closed: str, city: Path) -> None:
     assert bool(process.stdout) == (">&-" not in closed.replace("2>&-", "")) and files_of(city) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 @pytest.mark.parametrize("words", ["fuse --help", "--version", "inspect dacs", "inspect dacs --json"])
 def test_result_onto_a_full_disk(words: str, city: Path) -> None:
@@ -329,6 +332,7 @@ def test_result_onto_a_full_disk(words: str, city: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [{"PYTHONIOENCODING": "ascii:strict"}, {"COLUMNS": "0"}, {"COLUMNS": "99999999"}]
 )
@@ -390,6 +394,7 @@ def stop(process: subprocess.Popen[str], *numbers: int, gap: float = 0.0) -> tup
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_training_is_saved_and_gone_on_with(city: Path, number: int) -> None:
     succeed("fuse", "--rule", "majority")
@@ -410,6 +415,7 @@ def test_training_is_saved_and_gone_on_with(city: Path, number: int) -> None:
     assert content["meta"]["step"] == step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8])
 @pytest.mark.parametrize("twice", [False, True])
 def test_interrupt_at_any_moment(city: Path, delay: float, twice: bool) -> None:
@@ -432,10 +438,11 @@ def test_interrupt_at_any_moment(city: Path, delay: float, twice: bool) -> None:
     assert json.loads(out)["error"]["kind"] == "Interrupted"
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(city: Path) -> None:
     """Not even for a step that takes long."""
     succeed("fuse", "--rule", "majority")
-    train = ("train", "--backbone", "tiny", "--size", "1024x512", "--crop", "1024x512", "--batch-size", "48")
+    train = ("train", "--backbone", "tiny", "--size", "1024x512", "--crop", "1024x512", "--batch-size", "24")
     metrics = city / "runs/gta5/deeplabv3plus-tiny-majority/metrics.jsonl"
     with started(city, *train, "--steps", "1000", "--json", OMP_NUM_THREADS="1") as process:
         wait_for(process, metrics.exists)
@@ -446,6 +453,7 @@ def test_a_second_interrupt_does_not_wait(city: Path) -> None:
     assert json.loads(out)["error"]["kind"] == "Interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["export", "fuse", "test", "demo"])
 def test_interrupted_work_is_gone_on_with(city: Path, number: int, command: str, tmp_path: Path) -> None:
@@ -496,6 +504,7 @@ def test_a_signal_that_is_ignored_stays_so(city: Path) -> None:
     assert process.returncode == 0 and "majority of" in out, err
 
 
+@pytest.mark.slow
 def test_sighup_is_left_alone(city: Path) -> None:
     with started(city, "demo", "--out", "new") as process:
         wait_for(process, (city / "new" / "demo.json").exists)

@@ -294,6 +294,7 @@ def test_run_leaves_its_records(whole_run: Path) -> None:
     assert (loaded.arch, loaded.backbone, loaded.preprocessing.size) == ("deeplabv3plus", "tiny", (64, 32))
 
 
+@pytest.mark.slow
 def test_student_learns_the_tiny_street(shared_set: TinySet) -> None:
     """Long enough to see that gradients point somewhere; the three classes have plain colours."""
     result = run(
@@ -332,6 +333,7 @@ def program(*arguments: object, launcher: Iterable[str] = ()) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_run_killed_by_the_system_goes_on(whole_run: Path, shared_set: TinySet) -> None:
     out = shared_set.root.parent / "killed"
     killed = program(shared_set.root, out, 3, 11)
@@ -590,6 +592,7 @@ def test_failed_save_keeps_the_old_checkpoint(tiny_checkpoint: Path, tmp_path: P
 # ---------------------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run(tiny_set: TinySet, tmp_path: Path) -> None:
     """Also where one of them meets a batch without labels, which the other must not wait for."""
     for name in ("1", "2"):

@@ -575,6 +575,7 @@ def test_many_random_cuts(desk: Desk) -> None:
     assert len(desk.web.answers) == 51 and desk.web.sent(FILE) == len(MANY)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_many_random_kills_and_cuts(tmp_path: Path, web: Web) -> None:
     """25 cuts and 25 kill -9s. The server lets the client write each block before it sends the next, so that
@@ -620,6 +621,7 @@ def test_many_random_kills_and_cuts(tmp_path: Path, web: Web) -> None:
     assert result_of(*desk.words("--list"))["artefacts"][0]["state"] == "verified"
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path, web: Web) -> None:
     """One fetches, the other waits and finds it there."""
     desk = Desk(tmp_path, web)
