@@ -7,12 +7,12 @@ models, no division). Pillow does the resizing because its filters are part of "
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from PIL import Image
 
 from endauda_cli.types import Augmentation
@@ -20,6 +20,7 @@ from endauda_cli.types import Augmentation
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -156,25 +157,33 @@ def cut(array: UInt8, crop: Crop, size: tuple[int, int]) -> UInt8:
     return window[:, ::-1] if crop.mirrored else window
 
 
+@cache
+def _photometry() -> ModuleType:
+    """A second to import, which only those pay who augment."""
+    from torchvision.transforms.v2 import functional
+
+    return functional  # type: ignore[no-any-return]
+
+
 def _colour(image: Tensor, rng: random.Random) -> Tensor:
     """Any hue, from grey to vivid: what is left to learn from is texture, shape and place."""
-    image = TF.adjust_hue(image, rng.uniform(-0.5, 0.5))
-    image = TF.adjust_saturation(image, rng.uniform(0.0, 1.8))
+    image = _photometry().adjust_hue(image, rng.uniform(-0.5, 0.5))
+    image = _photometry().adjust_saturation(image, rng.uniform(0.0, 1.8))
     return image
 
 
 def _light(image: Tensor, rng: random.Random) -> Tensor:
     """Day to dusk: gamma, brightness and contrast."""
-    image = TF.adjust_gamma(image, rng.uniform(0.5, 2.0))
-    image = TF.adjust_brightness(image, rng.uniform(0.5, 1.4))
-    image = TF.adjust_contrast(image, rng.uniform(0.5, 1.5))
+    image = _photometry().adjust_gamma(image, rng.uniform(0.5, 2.0))
+    image = _photometry().adjust_brightness(image, rng.uniform(0.5, 1.4))
+    image = _photometry().adjust_contrast(image, rng.uniform(0.5, 1.5))
     return image
 
 
 def _texture(image: Tensor, rng: random.Random) -> Tensor:
     """Blur and grain: what is left to learn from is colour, shape and place."""
     if rng.random() < 0.8:
-        image = TF.gaussian_blur(image, [7, 7], [rng.uniform(0.5, 2.5)])
+        image = _photometry().gaussian_blur(image, [7, 7], [rng.uniform(0.5, 2.5)])
     if rng.random() < 0.8:
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
         image = (image + rng.uniform(0, 30) * noise).round().clamp(0, 255).to(torch.uint8)
