@@ -15,7 +15,15 @@ from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, sum_over_ranks, world_size
 from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
-from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_colour, write_label
+from endauda_cli.labels import (
+    colourise,
+    label_files,
+    read_image,
+    read_train_ids,
+    read_truth,
+    write_colour,
+    write_label,
+)
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
@@ -87,8 +95,9 @@ def evaluate(
     for done, (sample, (prediction,)) in enumerate(zip(mine, predictions, strict=True), 1):
         _count(confusion, _truth(sample, domain), prediction, sample)
         if save is not None:
-            write_label(save / f"{sample.id}.png", prediction)
-            write_colour(save / f"{sample.id}_color.png", prediction, domain.palette)
+            path, colours = label_files(save, sample.id)
+            write_label(path, prediction)
+            write_colour(colours, prediction, domain.palette)
         report(Tick("testing", done, len(mine), _running(confusion)))
     return _result(_over_ranks(confusion), domain, scoring.scored, scoring.split, len(samples), save)
 

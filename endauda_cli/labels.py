@@ -229,6 +229,11 @@ def _colours(palette: Sequence[Colour]) -> UInt8:
     return colours
 
 
+def label_files(folder: Path, image: str) -> tuple[Path, Path]:
+    """The label PNG of an image, and its colour preview."""
+    return folder / f"{image}.png", folder / f"{image}_color.png"
+
+
 def _write_bytes(path: Path, content: bytes) -> None:
     _write(path, lambda file: file.write(content))
 

@@ -35,6 +35,10 @@ JOURNAL_FILE = "fusion.jsonl"
 """Written beside the labels of a label set: which images are finished."""
 JOURNALS = "fusion*.jsonl"
 """The same, with those of the parts that several processes make."""
+LAST_FILE, BEST_FILE = "last.pt", "best.pt"
+"""A run's checkpoints: what it goes on from, and the one that scored best."""
+METRICS_FILE, RUN_FILE = "metrics.jsonl", "config.json"
+"""What a run logs, a line each time, and what it was told."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,8 @@ class Workspace:
                 "run 'endauda train' first, or name a checkpoint with --weights"
             )
         folder = self.run(source, names[-1])
-        best = folder / "best.pt"
-        return best if best.exists() else folder / "last.pt"
+        best = folder / BEST_FILE
+        return best if best.exists() else folder / LAST_FILE
 
 
 def find_workspace(given: Path | None) -> Workspace:

@@ -143,10 +143,12 @@ def _runs(ctx: Any, workspace: Workspace) -> Iterable[Described]:
 
 def _step_of(run: Path) -> str:
     """How far a run is; the checkpoints would say so, too, but take torch to open."""
-    with (run / "metrics.jsonl").open("rb") as metrics:
+    from endauda_cli.workspace import METRICS_FILE, RUN_FILE
+
+    with (run / METRICS_FILE).open("rb") as metrics:
         metrics.seek(max(0, metrics.seek(0, os.SEEK_END) - 4096))
         last = metrics.read().splitlines()[-1]
-    steps = json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["steps"]
+    steps = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["config"]["steps"]
     return f"step {int(json.loads(last)['step']) + 1:,} of {int(steps):,}"
 
 

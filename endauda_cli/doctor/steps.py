@@ -18,7 +18,7 @@ from endauda_cli.results import Finding
 from endauda_cli.types import FusionRule
 from endauda_cli.weights import read_manifest
 from endauda_cli.weights.manifest import is_checkpoint
-from endauda_cli.workspace import CONFIG_FILE, JOURNALS, RECORD_FILE, read_json
+from endauda_cli.workspace import BEST_FILE, CONFIG_FILE, JOURNALS, LAST_FILE, RECORD_FILE, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -314,8 +314,8 @@ class _Look:
 
     def _run(self, name: str, read_meta: Callable[[Path], dict[str, Any]]) -> Finding:
         folder = self.workspace.run(self.source, name)
-        last = folder / "last.pt"
-        path = last if last.exists() else folder / "best.pt"
+        last = folder / LAST_FILE
+        path = last if last.exists() else folder / BEST_FILE
         try:
             meta = read_meta(path)
             step, steps = int(meta["step"]), int(meta["config"]["steps"])

@@ -32,7 +32,7 @@ from endauda_cli.fusion.choosing import (
     policy_of_all_rules,
 )
 from endauda_cli.fusion.image import Fusion, planes_of, run_rule
-from endauda_cli.fusion.journal import Journal, label_files, refuse_other_set
+from endauda_cli.fusion.journal import Journal, refuse_other_set
 from endauda_cli.fusion.policy_files import POLICY_FILE, policy_record, write_consensus
 from endauda_cli.fusion.rank_certainty import DELTA_FILE, delta_for
 from endauda_cli.fusion.report import write_fusion_report
@@ -40,7 +40,7 @@ from endauda_cli.fusion.rules import RULES, Fused, Recipe
 from endauda_cli.fusion.rules.measures import agreement, overlaps, tally
 from endauda_cli.fusion.summary import summarise, warn_of_what_is_lost
 from endauda_cli.jit import compiling_told
-from endauda_cli.labels import read_truth, write_label_and_colour
+from endauda_cli.labels import label_files, read_truth, write_label_and_colour
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.threads import ordered_map
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind

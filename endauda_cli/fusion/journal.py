@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError
+from endauda_cli.labels import label_files
 from endauda_cli.workspace import JOURNAL_FILE, JOURNALS, RECORD_FILE, read_json, write_text
 
 if TYPE_CHECKING:
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Line = dict[str, Any]
-
-
-def label_files(folder: Path, image: str) -> tuple[Path, Path]:
-    """The label PNG of an image, and its colour preview."""
-    return folder / f"{image}.png", folder / f"{image}_color.png"
 
 
 def refuse_other_set(folder: Path, about: dict[str, str]) -> None:

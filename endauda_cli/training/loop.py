@@ -27,6 +27,7 @@ from endauda_cli.training.methods import MAIN
 from endauda_cli.training.records import Metrics, refuse_divergence, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Arch
+from endauda_cli.workspace import BEST_FILE, LAST_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +92,7 @@ def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
             if due(config.save_every):
                 refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
             if due(config.save_every) or (stopped and math.isfinite(float(loss_now))):
-                save_last(run.out / "last.pt", state, resume.describe(config, run, record, state))
+                save_last(run.out / LAST_FILE, state, resume.describe(config, run, record, state))
                 saved = state.step
             if stopped and state.step < config.steps:
                 report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
@@ -110,7 +111,7 @@ def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         last_miou=state.last_miou,
         best_miou=state.best_miou,
         best_step=state.best_step,
-        checkpoint=run.out / ("best.pt" if state.best_miou is not None else "last.pt"),
+        checkpoint=run.out / (BEST_FILE if state.best_miou is not None else LAST_FILE),
         initialised_from=state.initialised_from,
     )
 
@@ -185,7 +186,7 @@ def _validate(
     metrics.add(state.step - 1, {"val_miou": math.nan if result.miou is None else result.miou})
     if better:
         state.best_miou, state.best_step = result.miou, state.step
-        save_best(run.out / "best.pt", state, resume.describe(config, run, record, state))
+        save_best(run.out / BEST_FILE, state, resume.describe(config, run, record, state))
 
 
 def _distribute(state: TrainState, arch: str, device: torch.device) -> nn.Module:

@@ -10,7 +10,7 @@ from endauda_cli import checkpoint
 from endauda_cli.distributed import rank
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import EndaudaError
-from endauda_cli.workspace import write_text
+from endauda_cli.workspace import METRICS_FILE, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ class Metrics:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = out / "metrics.jsonl"
+        path = out / METRICS_FILE
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:

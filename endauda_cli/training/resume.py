@@ -16,7 +16,7 @@ from endauda_cli.models import build_student, load_checkpoint, read_state_dict
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.run import make_state
-from endauda_cli.workspace import write_text
+from endauda_cli.workspace import LAST_FILE, RUN_FILE, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
     torch.manual_seed(config.seed)
     num_classes = len(run.task.classes)
     student = build_student(config.arch, config.backbone, num_classes)
-    last = run.out / "last.pt"
+    last = run.out / LAST_FILE
     content = checkpoint.load(last) if last.exists() else None
     if content is None:
         if run.resume:
@@ -93,7 +93,7 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
                 Note("no --init: the network starts from random weights, not from a source model", "warning")
             )
         told = json.dumps(describe(config, run, data, None), indent=1, default=str)
-        write_text(run.out / "config.json", told + "\n")
+        write_text(run.out / RUN_FILE, told + "\n")
     else:
         _refuse_other_run(config, run, data, content["meta"])
         data |= content["meta"]["data"]
