@@ -25,6 +25,7 @@ from endauda_cli.report import (
     write_report,
 )
 from tests.support.command_lines import UInt8, read_png
+from tests.support.pages import assert_self_contained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,15 +46,6 @@ def photograph(height: int = 40, width: int = 60) -> UInt8:
 def embedded(page: str) -> list[UInt8]:
     urls = re.findall(r'src="data:image/(?:png|jpeg);base64,([^"]+)"', page)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")) for url in urls]
-
-
-def assert_self_contained(page: str) -> None:
-    """No address in it leads anywhere: neither to a file nor to the network."""
-    addresses = re.findall(r'(?:src|href|url|action)\s*[=(]\s*["\']?([^"\'\s>)]+)', page)
-    assert all(address.startswith("data:image/") for address in addresses), addresses
-    assert (
-        "http://" not in page and "https://" not in page and "<script" not in page and "@import" not in page
-    )
 
 
 def test_page_with_all_kinds_of_sections(tmp_path: Path) -> None:

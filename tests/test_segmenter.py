@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -25,28 +25,9 @@ from endauda_cli.segmenter import (
     run_passes,
 )
 from endauda_cli.transforms import Preprocessing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from tests.support.networks import Net, large
 
 PLAIN = Preprocessing(size=None, bgr=False, divisor=255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-
-
-class Net(nn.Module):
-    """Two heads at an eighth of the size, rounded up, as the published trunks have it."""
-
-    def __init__(self, classes: int = 5, heads: int = 1, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem = nn.Conv2d(3, 16, 7, stride=4, padding=3)
-        self.heads = nn.ModuleList(nn.Conv2d(16, classes, 5, stride=2, padding=2) for _ in range(heads))
-        for head in self.heads:
-            assert isinstance(head, nn.Conv2d)
-            nn.init.normal_(head.weight, std=1)
-
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        outputs = tuple(head(self.stem(images).relu()) for head in self.heads)
-        return outputs[0] if len(outputs) == 1 else outputs
 
 
 class PixelNet(nn.Module):
@@ -60,10 +41,6 @@ def pixels(height: int = 40, width: int = 56, batch: int = 1, seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (batch, 3, height // 4, width // 4), generator=generator).float()
     return F.interpolate(coarse, (height, width), mode="bilinear").permute(0, 2, 3, 1).to(torch.uint8)
-
-
-def large(x: Tensor, size: Sequence[int], align: bool = True) -> Tensor:
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align)
 
 
 def off_by_one(found: Tensor, expected: Tensor) -> float:

@@ -25,7 +25,7 @@ from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import TEACHERS, Teacher, at_temperature, open_teacher, teacher_names, with_passes
 from endauda_cli.types import TeacherName
 from tests.support.command_lines import TRAIN, make_cityscapes, refused, result_of
-from tests.test_segmenter import Net, large
+from tests.support.networks import Net, large
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,6 +28,7 @@ from tests.support.archive_samples import (
     samples,
     write,
 )
+from tests.support.disks import NAMESPACE, may_mount
 
 PROGRAM = support.ROOT / "tests/support/archive_samples.py"
 
@@ -279,7 +280,6 @@ except ArchiveError as exc:
 
 
 # In a mount namespace of its own: nothing of it is seen outside, and nothing is left.
-_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 _SMALL_DISK = """
 import random, subprocess, sys
 from pathlib import Path
@@ -323,20 +323,12 @@ print(full)
 """
 
 
-def _may_mount(folder: Path) -> bool:
-    try:
-        line = (*_NAMESPACE, "mount", "-t", "tmpfs", "none", str(folder))
-        return subprocess.run(line, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 def test_full_disk_of_any_size(tmp_path: Path) -> None:
     """A real disk that is full, in the middle of an image, a shard or a manifest; with room, a rerun ends well."""
-    if not _may_mount(tmp_path):
+    if not may_mount(tmp_path):
         pytest.skip("may not mount a small disk here")
-    line = (*_NAMESPACE, sys.executable, "-W", "error", "-c", _SMALL_DISK, PROGRAM.parents[1], tmp_path)
+    line = (*NAMESPACE, sys.executable, "-W", "error", "-c", _SMALL_DISK, support.ROOT, tmp_path)
     done = subprocess.run([str(word) for word in line], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert 25 <= int(done.stdout) < 50

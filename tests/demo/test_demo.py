@@ -15,7 +15,7 @@ from endauda_cli.demo import story as demo
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.workspace import Workspace
 from tests.support.command_lines import files_of, read_png, refused, result_of, succeed
-from tests.test_report import assert_self_contained
+from tests.support.pages import assert_self_contained
 
 IMAGES = {"train": 4, "val": 2}
 

@@ -108,5 +108,14 @@ def in_shell(line: str, here: Path) -> None:
     )
 
 
+def assert_self_contained(page: str) -> None:
+    """No address in it leads anywhere: neither to a file nor to the network."""
+    addresses = re.findall(r'(?:src|href|url|action)\s*[=(]\s*["\']?([^"\'\s>)]+)', page)
+    assert all(address.startswith("data:image/") for address in addresses), addresses
+    assert (
+        "http://" not in page and "https://" not in page and "<script" not in page and "@import" not in page
+    )
+
+
 if __name__ == "__main__":
     follow(Path(sys.argv[1]), Path(sys.argv[2]), in_shell)

@@ -9,10 +9,9 @@ import pytest
 from endauda_cli.weights import drive, transport
 from endauda_cli.weights.transport import BLOCK
 from tests.support.command_lines import files_of, refused, result_of
+from tests.support.packages import make_zip
 from tests.support.web_server import Manner, Web, serve
 from tests.support.weights_samples import FILE_ID, FOLDER_ID, entry, noise, sha256, write_manifest
-from tests.weights.test_transport import waits  # noqa: F401  a fixture
-from tests.weights.test_unpacking import make_zip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +98,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 @pytest.fixture
-def google(web: Web, waits: list[float]) -> Drive:  # noqa: F811
+def google(web: Web, waits: list[float]) -> Drive:
     return Drive(web)
 
 

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from email.utils import formatdate
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -18,11 +17,11 @@ import pytest
 from endauda_cli.weights import transport
 from endauda_cli.weights.transport import BLOCK
 from endauda_cli.weights.troubles import SourceError
-from tests.archive.test_interruption import _NAMESPACE, _may_mount
 from tests.support.command_lines import endauda, refused, result_of, succeed
+from tests.support.disks import NAMESPACE, may_mount
+from tests.support.packages import make_tar
 from tests.support.web_server import Manner, Web, serve
 from tests.support.weights_samples import entry, noise, sha256, write_manifest
-from tests.weights.test_unpacking import make_tar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,15 +35,6 @@ FILE = "/a/file.bin"
 def web() -> Iterator[Web]:
     with serve() as web:
         yield web
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long was waited between attempts; nobody waits."""
-    waited: list[float] = []
-    clock = SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=waited.append)
-    monkeypatch.setattr(transport, "time", clock)
-    return waited
 
 
 class Desk:
@@ -704,11 +694,11 @@ print(begun, Path(disk, "one.bin").read_bytes().hex())
 
 def test_a_small_disk(desk: Desk, tmp_path: Path) -> None:
     """A real one that is full in the middle of a file whose length the server did not say."""
-    if not _may_mount(tmp_path):
+    if not may_mount(tmp_path):
         pytest.skip("may not mount a small disk here")
     (tmp_path / "weights").mkdir()
     desk.web.next[FILE] = [Manner(chunked=True)]
-    line = [*_NAMESPACE, sys.executable, "-W", "error", "-c", SMALL_DISK, tmp_path / "weights"]
+    line = [*NAMESPACE, sys.executable, "-W", "error", "-c", SMALL_DISK, tmp_path / "weights"]
     done = subprocess.run(
         [str(word) for word in [*line, *desk.words("--quiet", "--json")]],
         capture_output=True,

@@ -17,6 +17,7 @@ from endauda_cli.errors import DownloadError
 from endauda_cli.weights import unpacking
 from endauda_cli.weights.unpacking import is_archive, unpack
 from tests.support.command_lines import files_of, refused, result_of
+from tests.support.packages import make_tar, make_zip
 from tests.support.weights_samples import entry, noise, write_manifest
 
 if TYPE_CHECKING:
@@ -24,23 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLAIN = {"readme.txt": b"hello", "models/a.bin": noise(3000), "models/deep/b.bin": noise(10, 1)}
-
-
-def make_zip(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("models/", b"")
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def make_tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
 
 
 def everything(_name: str) -> bool:

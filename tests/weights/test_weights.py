@@ -31,9 +31,9 @@ from tests.support.command_lines import (
     seed_of,
     succeed,
 )
+from tests.support.packages import make_zip
 from tests.support.web_server import Manner, Web, serve
 from tests.support.weights_samples import entry, noise, sha256, write_manifest
-from tests.weights.test_unpacking import make_zip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
