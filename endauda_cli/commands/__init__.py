@@ -1,1 +1,1 @@
-"""One file per command: signature, help, one engine call. Nothing here imports torch before it runs."""
+"""One file per command: its options, help, one engine call. Nothing here imports torch before it runs."""
