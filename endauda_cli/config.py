@@ -29,14 +29,14 @@ def _with_commas(words: list[str]) -> str:
     return ",".join(words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Workers:
     """How much is done at once."""
 
     workers: int = option(2, "--workers", help="Threads that read, resize and code.", panel=COMMON)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Amp:
     """Precision: autocast to bfloat16, on any device (float16 on cards that lack it)."""
 
@@ -46,7 +46,7 @@ class Amp:
 _DECIDING, _MADE, _DETAILS = "How labels are decided", "What is made", "Fine points of the rules"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class FusionOptions(Workers):
     """Options of ``fuse`` that its engine takes as they are.
 
@@ -98,7 +98,7 @@ class FusionOptions(Workers):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class FusionOutput:
     """What ``fuse`` makes beside the labels, and of which images.
 

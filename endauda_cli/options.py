@@ -3,6 +3,9 @@
 An engine's configuration (``config``) and a command (``commands``) are dataclasses whose fields carry what the command
 line shows of them: default, help, panel, how TAB completes them. ``commands.signature`` makes a command line of such
 a class; ``endauda.toml``, the environment, ``--help``, TAB and ``docs/commands.md`` all read that.
+
+Classes that are only inherited from are declared without what they do not need (``init=False``, ``repr=False``,
+``eq=False``): each method takes time to make, and every TAB waits for it.
 """
 
 from __future__ import annotations

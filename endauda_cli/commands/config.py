@@ -37,7 +37,7 @@ def config() -> None:
     """Show what every option is set to, and where that comes from."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ConfigShow(AtWorkspace):
     """Options of ``config show``."""
 

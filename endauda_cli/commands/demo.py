@@ -10,7 +10,7 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.options import option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Demo(OnDevice, Told):
     """Options of ``demo``."""
 

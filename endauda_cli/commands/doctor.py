@@ -18,7 +18,7 @@ from endauda_cli.terminal.settings import resolve
 from endauda_cli.workspace import find_workspace
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Doctor(SourceData, TargetData, OnDevice, Located):
     """Options of ``doctor``."""
 

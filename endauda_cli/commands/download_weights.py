@@ -11,7 +11,7 @@ from endauda_cli.errors import ConfigError, DownloadError
 from endauda_cli.options import option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DownloadWeights(AtWorkspace):
     """Options of ``download-weights``."""
 

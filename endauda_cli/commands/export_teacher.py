@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _TEACHER = "The teacher"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class _Origin:
     """What the teacher is."""
 
@@ -65,7 +65,7 @@ class _Origin:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ExportTeacher(_Origin, ArchiveOptions, Passes, SourceData, TargetData, OnDevice, Located):
     """Options of ``export-teacher``."""
 

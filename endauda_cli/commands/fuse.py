@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DECIDING, _OUTPUT, _NETWORKS = "How labels are decided", "What is made", "Networks among the teachers"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class _Chosen:
     """What is fused, by which rule."""
 
@@ -46,7 +46,7 @@ class _Chosen:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class _Made:
     """What becomes of it."""
 
@@ -57,7 +57,7 @@ class _Made:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Fuse(_Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, Located):
     """Options of ``fuse``."""
 

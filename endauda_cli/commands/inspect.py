@@ -12,7 +12,7 @@ from endauda_cli.errors import ArchiveError
 from endauda_cli.options import option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Inspect(Located):
     """Options of ``inspect``."""
 

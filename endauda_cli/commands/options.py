@@ -27,7 +27,7 @@ def _answer_in_json(ctx: typer.Context, asked: bool) -> bool:
 _answer_in_json.__annotations__.clear()  # Typer would look the context's type up, which only the type checker imports
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Told:
     """How a command tells of itself; every command has these."""
 
@@ -56,7 +56,7 @@ class Told:
         return frozenset(name for name, origin in sources.items() if origin and origin.name != "DEFAULT")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class AtWorkspace(Told):
     """Which workspace."""
 
@@ -67,7 +67,7 @@ class AtWorkspace(Told):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Located(AtWorkspace):
     """Which workspace, source and target."""
 
@@ -82,7 +82,7 @@ class Located(AtWorkspace):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class SourceData:
     """Where the source's files are."""
 
@@ -92,7 +92,7 @@ class SourceData:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class TargetData:
     """Where the target's files are."""
 
@@ -102,7 +102,7 @@ class TargetData:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class OnDevice:
     """Where it is computed."""
 
@@ -111,7 +111,7 @@ class OnDevice:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class InputSize:
     """What size a network sees."""
 

@@ -16,7 +16,7 @@ from endauda_cli.workspace import check_label_set
 _SCORED = "What is scored"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Test(Passes, TargetData, OnDevice, Located):
     """Options of ``test``."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LEARNT, _NETWORK, _IMAGES = "What is learnt", "Network", "Images"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Train(TrainConfig, SourceData, TargetData, OnDevice, Located):
     """Options of ``train``."""
 

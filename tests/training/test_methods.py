@@ -50,7 +50,9 @@ class Averaged(Method):
     def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
         images, nothing = batch["target"]
         assert bool((nothing == 255).all())
-        return super().loss(forward, batch, step) + (forward(images) - self.average(images)).abs().mean() / 100
+        return (
+            super().loss(forward, batch, step) + (forward(images) - self.average(images)).abs().mean() / 100
+        )
 
     def after_step(self, student: Student, step: int) -> None:
         mine, theirs = self.average.state_dict(), student.state_dict()
