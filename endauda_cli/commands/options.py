@@ -121,7 +121,7 @@ class InputSize:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class Passes(InferenceConfig, InputSize):
     """How a network is run, in how many passes."""
 
