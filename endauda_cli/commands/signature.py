@@ -32,16 +32,13 @@ def command(kind: type[T], run: Callable[[T], None]) -> Callable[..., None]:
         given = {name: options[name].value(value) for name, value in typed.items() if value is not None}
         run(kind(**given, context=ctx))
 
-    annotations: dict[str, Any] = {"ctx": typer.Context}
-    parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for name, one in options.items():
-        annotations[name] = Annotated[_typed(one, hints[name]), _of_typer(one)]
         default = Parameter.empty if one.default is ... else one.default
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default))
-    for parameter in parameters:
-        parameter._annotation = annotations[parameter.name]  # type: ignore[attr-defined]
+        kept = Annotated[_typed(one, hints[name]), _of_typer(one)]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kept))
     called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = annotations
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     called.__doc__ = run.__doc__
     return called
 
