@@ -35,8 +35,8 @@ def command(kind: type[T], run: Callable[[T], None]) -> Callable[..., None]:
     parameters = [Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for name, one in options.items():
         default = Parameter.empty if one.default is ... else one.default
-        kept = Annotated[_typed(one, hints[name]), _of_typer(one)]
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kept))
+        told: Any = Annotated[_typed(one, hints[name]), _of_typer(one)]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=told))
     called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     called.__doc__ = run.__doc__
