@@ -134,6 +134,9 @@ class Passes(InferenceConfig, InputSize):
         help="Run mirrored too, and average. [default: the network's own]",
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        """Checked when the engine's own configuration is made of it, not where it is not asked for."""
+
 
 def backbone_option(panel: str, of: str = "the checkpoint, if it does not say") -> Any:
     """``--backbone`` of a network that does not say what it is."""

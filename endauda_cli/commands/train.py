@@ -48,6 +48,9 @@ class Train(TrainConfig, SourceData, TargetData, OnDevice, Located):
         None, "--cache", panel=_IMAGES, help="Folder for decoded images. [default: WORKSPACE/cache]"
     )
 
+    def __post_init__(self) -> None:
+        """Checked when the recipe is made of it, with the method's own defaults."""
+
 
 def run(options: Train) -> None:
     """Train a student on fused labels, or a source model on the labelled source.
