@@ -215,13 +215,28 @@ class ExportConfig(ArchiveOptions):
 _LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS = "What is learnt", "Network", "Schedule", "Images", "Loss"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Amp, Workers):
-    """Options of ``train``: the distillation recipe of EnD-UDA.
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
+class StudentOptions:
+    """What is learnt by which network.
 
     Attributes:
         backbone, arch: keys of ``models.BACKBONES`` and ``models.ARCHS``.
         method: key of ``training.methods.METHODS``.
+    """
+
+    backbone: str = option(Backbone.DRN, "--backbone", help="Feature extractor.", panel=_NETWORK)
+    arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
+    method: str = option(
+        Method.DISTILL, "--method", panel=_LEARNT,
+        help="distill learns fused labels, source learns the labelled source.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StudentOptions, Amp, Workers):
+    """Options of ``train``: the distillation recipe of EnD-UDA.
+
+    Attributes:
         steps: optimiser steps of the whole run; the schedule ends there.
         batch_size: images per step, over all devices.
         learning_rate: of the backbone at step 0; ASPP, decoder and head get ten times as much.
@@ -237,12 +252,6 @@ class TrainConfig(Amp, Workers):
         workers: threads that prepare batches.
     """
 
-    backbone: str = option(Backbone.DRN, "--backbone", help="Feature extractor.", panel=_NETWORK)
-    arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
-    method: str = option(
-        Method.DISTILL, "--method", panel=_LEARNT,
-        help="distill learns fused labels, source learns the labelled source.",
-    )  # fmt: skip
     steps: int = option(100_001, "--steps", help="Optimiser steps.", panel=_SCHEDULE)
     batch_size: int = option(10, "--batch-size", help="Images per step, over all devices.", panel=_SCHEDULE)
     learning_rate: float = option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.config import InferenceConfig, TrainConfig, check_name
+from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _LEARNT, _NETWORK, _IMAGES = "What is learnt", "Network", "Images"
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Train(TrainConfig, SourceData, TargetData, OnDevice, Located):
-    """Options of ``train``."""
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
+class _Run(StudentOptions):
+    """What it is learnt from, and as which run."""
 
     labels: str | None = option(
         None, "--labels", panel=_LEARNT, complete="label_sets",
@@ -44,6 +44,12 @@ class Train(TrainConfig, SourceData, TargetData, OnDevice, Located):
     resume: bool = option(
         False, "--resume", panel=_LEARNT, help="Go on with the run; an error if there is none."
     )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
+    """Options of ``train``."""
+
     cache: Path | None = option(
         None, "--cache", panel=_IMAGES, help="Folder for decoded images. [default: WORKSPACE/cache]"
     )

@@ -241,7 +241,7 @@ published = _completer(_published)
 sources = _completer(partial(_data_sets, without="cityscapes"))
 targets = _completer(_data_sets)
 devices = _completer(_devices)
-rules = _choices(FusionRule)
+rules = _choices(dict.fromkeys((FusionRule.CONSENSUS, *FusionRule)))  # the usual one first
 commands = _completer(
     lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx))
 )
