@@ -443,6 +443,7 @@ def test_a_network_share_and_too_little_room(tmp_path: Path) -> None:
     assert disk.check_disk(tmp_path, Workload(1, 32, 64, 19), 25.0, 1)[-1].state == "ok"
 
 
+@pytest.mark.slow
 def test_codecs_are_measured_and_give_back_what_they_took() -> None:
     speeds, findings = speed.measure_codecs(silent)
     assert set(speeds) == set(map(str, CODECS)) and all(f.state == "ok" for f in findings)

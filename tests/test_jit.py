@@ -38,6 +38,7 @@ def hits(folder: Path, *more: str, cache: str | None = None) -> int:
     return int(subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_the_second_run_need_not_compile(folder: Path) -> None:
     assert [hits(folder), hits(folder)] == [0, 1]
 

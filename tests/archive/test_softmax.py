@@ -89,6 +89,7 @@ def test_wider_images_take_another_codec() -> None:
     assert CODECS[Codec.SOFTMAX].fits(1, 65_535) and not CODECS[Codec.SOFTMAX].fits(1, 65_536)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     """A rerun must make the archive that an undisturbed run would have made."""
     np.save(tmp_path / "planes.npy", network_like(3, 4, 60, 80))

@@ -101,6 +101,7 @@ def test_border_and_unclaimed(city: Path) -> None:
     assert left["coverage"] == pytest.approx(1 - voted["unclaimed"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_no_torch_is_loaded_on_the_cpu(city: Path) -> None:
     """It would cost seconds and half a gigabyte."""
     program = (
@@ -114,6 +115,7 @@ def test_no_torch_is_loaded_on_the_cpu(city: Path) -> None:
     assert finished.stdout.splitlines()[-1].split() == ["0"], finished.stderr
 
 
+@pytest.mark.slow
 def test_device_of_choice_gives_the_same_labels(city: Path) -> None:
     """The torch kernels, here on the CPU under another name for it, so that they and not the compiled ones run."""
     for rule in FusionRule:
@@ -196,6 +198,7 @@ def test_parts_make_the_same_set(city: Path) -> None:
     assert result_of("fuse", "--name", "parts")["skipped"] == len(TRAIN)
 
 
+@pytest.mark.slow
 def test_parts_go_on_after_other_options_and_another_number_of_parts(city: Path) -> None:
     result_of("fuse", "--name", "it", "--threshold", "50")
     for part in ("1/3", "3/3", "2/3"):

@@ -199,6 +199,7 @@ def test_options_are_given_once(used: Path) -> None:
     assert {"--teachers", "--policy", "--verbose"} <= set(left)
 
 
+@pytest.mark.slow
 def test_what_else_may_stand_there(used: Path) -> None:
     """Where no value fits, the shell offers files, folders or nothing."""
     kinds = {

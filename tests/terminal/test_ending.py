@@ -490,6 +490,7 @@ def test_interrupted_work_is_gone_on_with(city: Path, number: int, command: str,
         assert succeed(*words, "--json").result["images"] == 300
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_stays_so(city: Path) -> None:
     """As a shell starts what is to run in the background."""
     line = [sys.executable, "-c", "import signal, os, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"

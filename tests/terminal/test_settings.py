@@ -130,6 +130,7 @@ def test_one_line_sets_the_target_of_all_commands(city: Path) -> None:
 # ---------------------------------------------------------------------------- every option
 
 
+@pytest.mark.slow
 def test_every_option_can_be_set_in_both_places(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``--help`` of any command offers, but where the workspace is, ENDAUDA_* and endauda.toml can say."""
     tables, wanted = [], {}

@@ -233,6 +233,7 @@ def test_a_file_of_the_user(tmp_path: Path) -> None:
     assert "needs the name of what the file is" in refused(*words, "--from-file", given)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_user_is_not_taken_for_a_download(tmp_path: Path, web: Web) -> None:
     """A cut download goes on after the user's wrong file was refused."""
     words = line(tmp_path, entry(urls=[web.put("/one", CONTENT)], sha256=sha256(CONTENT)))
