@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from endauda_cli.errors import ConfigError
+from endauda_cli.names import name_fault
 from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
 from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Unclaimed
 
@@ -21,8 +22,8 @@ def check_name(name: str, what: str) -> None:
     Raises:
         ConfigError: says what kind of name it is (``what``).
     """
-    if not name.strip() or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"{what} {name!r}: use a word that can name a folder")
+    if (fault := name_fault(name)) is not None:
+        raise ConfigError(f"{what} {name!r}: use a word that can name a folder; this one {fault}")
 
 
 def _with_commas(words: list[str]) -> str:

@@ -1,9 +1,11 @@
-"""Files: written whole or not at all, locked, and with room on the disk. Standard library only."""
+"""Files: read with a bound, written whole or not at all, locked, and with room on the disk. Standard library only."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -11,12 +13,83 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
     from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
 
 _POLL_S = 0.05
+
+SETTINGS_BYTES = 16 << 20
+"""More than any file of settings or of a description has, which somebody writes by hand or a program in one go."""
+RECORD_BYTES = 1 << 30
+"""More than any record has that grows by a line or an entry per image or step."""
+IMAGE_BYTES = 2 << 30
+"""More than any image file has."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path | str, most: int | None) -> BufferedReader:
+    """A file that anybody may have made, open for reading: the door for every file that is not our own.
+
+    Never waits for a pipe, never opens a device that has no end.
+
+    Args:
+        path: the file.
+        most: bytes that a file of its kind can have; ``None`` where its reader takes no more memory than it needs.
+
+    Raises:
+        OSError: if it is absent, cannot be opened, is no regular file (EINVAL) or larger (EFBIG); its ``strerror``
+            says so in a few words.
+    """
+    flags = (
+        os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    )
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        kind = stat.S_IFMT(status.st_mode)
+        if kind != stat.S_IFREG:
+            raise OSError(
+                errno.EINVAL, f"{_KINDS.get(kind, 'no file')}, where a regular file is expected", str(path)
+            )
+        if most is not None and status.st_size > most:
+            raise _too_large(path, size_text(status.st_size), most)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path | str, most: int) -> bytes:
+    """What the file holds; see :func:`open_regular`, which says what is raised."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # it grew, or is one of those that have no size, as in /proc
+        raise _too_large(path, "more", most)
+    return content
+
+
+def read_text(path: Path | str, most: int = SETTINGS_BYTES) -> str:
+    """The same as text: UTF-8, without the mark that editors on Windows put before it.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+        UnicodeDecodeError: if it is no UTF-8.
+    """
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def _too_large(path: Path | str, size: str, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"{size}, but a file of this kind has at most {size_text(most)}", str(path))
 
 
 @contextmanager

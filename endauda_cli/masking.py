@@ -1,4 +1,5 @@
-"""What is said to nobody: passwords and tokens, in links and beside them. Standard library only."""
+"""What is said to nobody: passwords and tokens, in links and beside them; and control characters, which a file that
+a stranger made could steer the terminal with. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,3 +17,14 @@ def masked(text: str) -> str:
     """The text without them."""
     text = _SECRET.sub(r"\1***", _USER.sub("***@", text))
     return _BEARER.sub(lambda match: f"{match[1] or match[2]}***", text)
+
+
+_CONTROL = re.compile(
+    # C0 but line feed and tab, DEL, C1, the marks that turn the direction of writing, lone surrogates
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with control characters shown, as ``\\x1b``, instead of sent."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -27,6 +27,7 @@ from endauda_cli.archive.manifest import (
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
 from endauda_cli.files import WriterLock
+from endauda_cli.names import checked_id
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
@@ -210,8 +211,7 @@ class CertaintyWriter:
             other.remove()
 
     def _check_id(self, id: str) -> None:
-        if not id or id in (".", "..") or not id.isprintable() or len(id.encode()) > 1024:
-            raise ArchiveError(f"{self.path}: {id!r} is no image id; expected 1 to 1024 printable characters")
+        checked_id(id, self.path, ArchiveError)
         if id in self._done:
             raise ArchiveError(f"{self.path}: image {id!r} is already there; ids must be unique")
 

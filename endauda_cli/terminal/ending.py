@@ -16,6 +16,7 @@ import typer
 
 from endauda_cli import signals
 from endauda_cli.errors import EndaudaError, did_you_mean
+from endauda_cli.masking import printable
 from endauda_cli.signals import Stopped
 from endauda_cli.terminal.answer import Answer, Failure, answering
 
@@ -166,7 +167,7 @@ def _leave(answer: Answer, stopped: Stopped) -> None:
     clear = "\r\x1b[?25h\x1b[K" if os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb" else ""
     with suppress(OSError):
         if answer.speaks:
-            os.write(2, f"{clear}endauda: {message}\n".encode())
+            os.write(2, f"{clear}endauda: {printable(message)}\n".encode())
             if answer.as_json:
                 os.write(1, answer.document(Failure(INTERRUPTED, message)).encode())
     os._exit(stopped.exit_code)

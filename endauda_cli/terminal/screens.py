@@ -9,11 +9,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
+
+from endauda_cli.masking import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import ConsoleOptions, RenderableType
 
 __all__ = ["PIPED_WIDTH", "Screen", "Text", "error_screen", "moves", "output_screen", "say"]
 
@@ -25,7 +33,15 @@ INDENT = "  "
 
 
 class Screen(Console):
-    """A console that leaves a reader who is gone to ``ending``."""
+    """A console that shows control characters instead of sending them, whatever they are part of, and leaves a reader
+    who is gone to ``ending``."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

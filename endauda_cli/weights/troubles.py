@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import DownloadError
-from endauda_cli.masking import masked
+from endauda_cli.masking import masked, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ class Cut(Exception):
 def shown(text: str) -> str:
     """A message or link for the terminal: without passwords and tokens in links, and without what servers may
     have slipped in to steer the terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in masked(text))
+    return printable(masked(text))
 
 
 class disk_errors:
