@@ -52,7 +52,7 @@ def test_ids(id: str) -> None:
     ],
 )
 def test_what_is_no_id(id: object, fault: str) -> None:
-    with pytest.raises(DataError, match=rf"(?s)^x\.json: .*is no image id, it {fault}.*nothing is read"):
+    with pytest.raises(DataError, match=rf"(?s)^x\.json: .*is no image id, it .*{fault}.*nothing is read"):
         checked_id(id, "x.json")
     with pytest.raises(ArchiveError) as told:
         checked_id(id, Path("x.json"), ArchiveError)
