@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if sys.platform != "win32":
     import fcntl
 
 _POLL_S = 0.05
+_OWNER_BYTES = 4096
+_BEAT_S = 5.0
+DEAD_AFTER_S = 60.0
+"""A process that has not renewed its lock for so long is no more; where the system has no locks, see ``_Lease``."""
 
 SETTINGS_BYTES = 16 << 20
 """More than any file of settings or of a description has, which somebody writes by hand or a program in one go."""
@@ -118,9 +123,13 @@ def replacing(path: Path, *, durable: bool = False, temporary: Path | None = Non
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content."""
+    """Wait until the disk has a file's content, where the system can: some network shares and FUSE do not know how."""
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -134,18 +143,24 @@ def sync_folder(folder: Path) -> None:
 
 
 class WriterLock:
-    """An exclusive lock on a file, which the system gives up when the process ends, however it ends."""
+    """An exclusive lock on a file, which is given up when its process ends, however it ends.
+
+    The file says which process holds it. Where the system has no locks (Windows, some network shares) a second file
+    beside it counts, whose time its process renews; see ``_Lease``.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._lease: _Lease | None = None
         self.enforced = False
+        """Whether it is the system that keeps others out."""
 
     def acquire(self, wait_s: float = 0.0) -> bool:
         """Whether the lock is held now; tries for ``wait_s`` seconds.
 
-        Where the system has no such locks (Windows, some network shares) it counts as held, but is not
-        ``enforced``.
+        Raises:
+            OSError: if its file cannot be written.
         """
         deadline = time.monotonic() + wait_s
         while not self._try():
@@ -156,10 +171,24 @@ class WriterLock:
 
     def release(self) -> None:
         """Gives the lock up and removes its file."""
+        if self._lease is not None:
+            self._lease.end()
+            self._lease = None
+            self._path.unlink(missing_ok=True)
         if self._descriptor is not None:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+    @property
+    def holder(self) -> str:
+        """Who holds it, for a sentence: ``process 4711 on node3``; ``another process`` where that is not known."""
+        for path in (_Lease.path_of(self._path), self._path):
+            with suppress(OSError, ValueError):
+                process, _, host = read_text(path, _OWNER_BYTES).partition("\n")[0].partition("@")
+                if process.isdecimal() and len(process) < 12 and host.isprintable():
+                    return f"process {process} on {host}"
+        return "another process"
 
     def _try(self) -> bool:
         try:
@@ -176,11 +205,125 @@ class WriterLock:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        if not self.enforced:
+            os.close(descriptor)
+            self._lease = _Lease.begin(self._path)
+            return self._lease is not None
         if not _same_file(descriptor, self._path):  # its holder removed it between open and lock
             os.close(descriptor)
             return False
+        with suppress(OSError):  # a full disk: it is held all the same
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, _owner().encode())
         self._descriptor = descriptor
         return True
+
+
+class _Lease:
+    """A lock without the system's help: a file that only one process can create, and whose time it renews.
+
+    Who ends without removing it is found out: on this machine by its process, elsewhere by the time that stands
+    still. Times are compared with that of a file written just now, for the clocks of machines that share a disk differ.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self._path, self._owner = path, owner
+        self._ended = threading.Event()
+        threading.Thread(target=self._renew, name="lock", daemon=True).start()
+
+    @staticmethod
+    def path_of(lock: Path) -> Path:
+        return lock.with_name(f"{lock.name}.held")
+
+    @staticmethod
+    def begin(lock: Path) -> _Lease | None:
+        """``None`` if a living process holds it."""
+        path, owner = _Lease.path_of(lock), _owner()
+        for _ in range(2):
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                if not _Lease._remove_dead(path):
+                    return None
+                continue
+            try:
+                os.write(descriptor, owner.encode())
+            finally:
+                os.close(descriptor)
+            return _Lease(path, owner)
+        return None
+
+    def end(self) -> None:
+        self._ended.set()
+        if _content(self._path) == self._owner:
+            self._path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_BEAT_S):
+            if _content(self._path) == self._owner:
+                with suppress(OSError):
+                    os.utime(self._path)
+
+    @staticmethod
+    def _remove_dead(path: Path) -> bool:
+        """Whether the file is gone, which a process left that is no more."""
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            aside.write_bytes(b"")
+            now = aside.stat().st_mtime
+            owner, age = _content(path), now - path.stat().st_mtime
+            if age < DEAD_AFTER_S and not (owner and _is_of_dead_process(owner)):
+                return False
+            # Renamed first: of several that find it dead one gets it, and nobody removes a living one's.
+            os.replace(path, aside)
+            if _content(aside) != owner:
+                with suppress(OSError):
+                    os.link(aside, path)
+                return False
+            return True
+        except FileNotFoundError:  # its owner removed it, or another found it dead
+            return True
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> str:
+    try:
+        return read_text(path, _OWNER_BYTES)
+    except (OSError, ValueError):
+        return ""
+
+
+def _owner() -> str:
+    """``pid@host``, and on further lines what tells this machine, process and lock from all others."""
+    return f"{os.getpid()}@{_host()}\n{_machine()}\n{time.time_ns()}.{threading.get_ident()}\n"
+
+
+def _host() -> str:
+    return os.uname().nodename if sys.platform != "win32" else os.environ.get("COMPUTERNAME", "this machine")
+
+
+def _machine() -> str:
+    """Where this process's number means this process: of two containers on one host each has its own."""
+    parts = [_host()]
+    with suppress(OSError):
+        parts += [read_text("/proc/sys/kernel/random/boot_id").strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _is_of_dead_process(owner: str) -> bool:
+    """Whether that process was one of this machine, and is no more."""
+    lines = owner.split("\n")
+    process = lines[0].partition("@")[0]
+    if sys.platform == "win32" or len(lines) < 2 or lines[1] != _machine() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
 
 
 def _lock(descriptor: int) -> bool:
