@@ -357,6 +357,30 @@ def free_bytes(folder: Path) -> int | None:
     return usage.free if usage.total > 0 else None
 
 
+def cannot_write(error: OSError) -> str:
+    """Why a file was not written and what helps against that: the end of a sentence that began with its name."""
+    return f"cannot be written ({error.strerror or error}); {_HELPS.get(error.errno or 0, 'run again')}"
+
+
+_FULL = "free disk space and run again"
+_HELPS = {
+    errno.ENOSPC: _FULL,
+    getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
+    errno.EACCES: "let your user write there, or work in another folder",
+    errno.EPERM: "let your user write there, or work in another folder",
+    errno.EROFS: "this disk can only be read; work on another one",
+    errno.ENAMETOOLONG: "its name is too long for this disk; use a shorter one",
+    errno.ENOENT: "another process removes files there; see that only one works in this folder, and run again",
+    errno.EISDIR: "a folder stands there; move it away and run again",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it away and run again",
+    errno.EEXIST: "a file stands where a folder is needed; move it away and run again",
+    errno.EMFILE: "close other programs, or raise the limit with 'ulimit -n 4096', and run again",
+    errno.ENFILE: "close other programs and run again",
+    errno.EIO: "the disk reports a fault; look at it, or work on another one",
+    errno.EFBIG: "the file is larger than this disk or a limit (ulimit -f) allows; work on another one",
+}
+
+
 def size_text(size: float) -> str:
     """``12.3 GB``, ``0.4 MB``."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

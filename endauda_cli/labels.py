@@ -17,7 +17,7 @@ from PIL import Image
 
 from endauda_cli.domains import IGNORE, Colour, Domain
 from endauda_cli.errors import DataError
-from endauda_cli.files import replacing
+from endauda_cli.files import cannot_write, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -244,7 +244,7 @@ def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             save(file)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); free disk space and run again") from error
+        raise DataError(f"{path}: {cannot_write(error)}") from error
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -15,13 +15,14 @@ implementation already have, with ``certainty/`` and ``runs/`` beside it::
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive.layout import has_images
 from endauda_cli.errors import ConfigError, WorkspaceError
-from endauda_cli.files import replacing
+from endauda_cli.files import RECORD_BYTES, cannot_write, read_text, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ LAST_FILE, BEST_FILE = "last.pt", "best.pt"
 """A run's checkpoints: what it goes on from, and the one that scored best."""
 METRICS_FILE, RUN_FILE = "metrics.jsonl", "config.json"
 """What a run logs, a line each time, and what it was told."""
+ORDER = "order"
+"""In ``RECORD_FILE`` and ``RUN_FILE``: of two, the newer has the higher number, see ``next_order``."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,16 @@ class Workspace:
         for folder in _folders(self.root / target.labels_root):
             record = read_json(folder / RECORD_FILE)
             if record is not None and record.get("source") == source:
-                found.append((_modified(folder / RECORD_FILE), folder.name))
+                found.append((_age(record, [folder / RECORD_FILE]), folder.name))
         return [name for _, name in sorted(found)]
 
     def runs(self, source: str) -> list[str]:
         """Names of the training runs for this source that have a checkpoint, newest last."""
         found = []
         for folder in _folders(self.root / "runs" / source):
-            times = [_modified(path) for path in folder.glob("*.pt")]
-            if times:
-                found.append((max(times), folder.name))
+            checkpoints = list(folder.glob("*.pt"))
+            if checkpoints:
+                found.append((_age(read_json(folder / RUN_FILE) or {}, checkpoints), folder.name))
         return [name for _, name in sorted(found)]
 
     def path(self, given: Path) -> Path:
@@ -167,7 +170,9 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     import tomllib  # few workspaces have the file, and every TAB asks
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a BOM
+        return tomllib.loads(read_text(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (
         ValueError,
         RecursionError,
@@ -187,11 +192,40 @@ def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:
             raise WorkspaceError(
                 f"{folder}: fusing these labels was not finished; run 'endauda fuse' again first"
             )
-    elif [c["name"] for c in record["classes"]] != list(classes):
+        return
+    names = _class_names(record)
+    if names is None:
         raise WorkspaceError(
-            f"{folder}: labels of {len(record['classes'])} classes, fused with --source {record['source']}, but "
+            f"{folder / RECORD_FILE}: does not say which classes these labels have, as 'endauda fuse' writes it; "
+            "fuse them again, or delete this file if they are not from there"
+        )
+    if names != list(classes):
+        raise WorkspaceError(
+            f"{folder}: labels of {len(names)} classes, fused with --source {str(record.get('source'))[:80]}, but "
             f"--source {source} has {len(classes)}; give the source that they were fused with"
         )
+
+
+def _class_names(record: dict[str, Any]) -> list[str] | None:
+    try:
+        names = [c["name"] for c in record["classes"]]
+    except (KeyError, TypeError):
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def next_order(folder: Path, file: str) -> int:
+    """The number under ``ORDER`` in a record that is written now: above those of all folders beside this one.
+
+    The time, unless a clock was set back in between or differs on another machine. Times of files say nothing once
+    a workspace was copied.
+
+    Args:
+        folder: of the label set or run.
+        file: name of the record, ``RECORD_FILE`` or ``RUN_FILE``.
+    """
+    known = (_order(read_json(other / file) or {}) for other in _folders(folder.parent))
+    return max(time.time_ns(), *(number + 1 for number in known if number is not None), 0)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -199,8 +233,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     import json  # as above
 
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_text(path, RECORD_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -216,12 +250,23 @@ def write_text(path: Path, text: str) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise WorkspaceError(f"{path}: cannot be written ({error}); free disk space and run again") from error
+        raise WorkspaceError(f"{path}: {cannot_write(error)}") from error
 
 
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
         yield from (path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _age(record: dict[str, Any], files: Sequence[Path]) -> tuple[bool, float]:
+    """By which label sets and runs are sorted. Those of earlier versions have no number: they come first, by time."""
+    number = _order(record)
+    return (True, number) if number is not None else (False, max(map(_modified, files)))
+
+
+def _order(record: dict[str, Any]) -> int | None:
+    number = record.get(ORDER)
+    return number if type(number) is int and 0 <= number < 1 << 62 else None
 
 
 def _modified(path: Path) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ from endauda_cli.errors import ConfigError, WorkspaceError
 from endauda_cli.workspace import (
     CONFIG_FILE,
     JOURNAL_FILE,
+    ORDER,
     RECORD_FILE,
+    RUN_FILE,
     Workspace,
     check_label_set,
     find_workspace,
+    next_order,
     read_config,
     read_json,
     write_text,
@@ -139,6 +144,35 @@ def test_runs_newest_last_and_best_before_last(tmp_path: Path) -> None:
     assert workspace.newest_checkpoint("gta5") == workspace.run("gta5", "new") / "last.pt"
 
 
+def test_order_is_written_in_the_files(tmp_path: Path) -> None:
+    """A workspace that was copied by tar or git has one time for all, or any."""
+    workspace = Workspace(tmp_path)
+    for name, order, age in (("a", 7, 0), ("b", 9, 50), ("c", 8, 20), ("old", None, 0), ("older", None, 9)):
+        record = {"source": "gta5", "split": "train"} | ({} if order is None else {ORDER: order})
+        put(workspace.labels(CITYSCAPES, name) / RECORD_FILE, json.dumps(record), age)
+        put(workspace.run("gta5", name) / "config.json", json.dumps(record), age)
+        put(workspace.run("gta5", name) / "last.pt", age=age)
+    assert workspace.label_sets(CITYSCAPES, "gta5") == ["older", "old", "a", "c", "b"]
+    assert workspace.newest_labels(CITYSCAPES, "gta5") == workspace.labels(CITYSCAPES, "b")
+    assert workspace.runs("gta5") == ["older", "old", "a", "c", "b"]
+    assert workspace.newest_checkpoint("gta5") == workspace.run("gta5", "b") / "last.pt"
+
+
+def test_the_next_is_the_newest_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    assert next_order(workspace.run("gta5", "first"), RUN_FILE) > 0
+    ahead = time.time_ns() + 10**15
+    put(workspace.run("gta5", "ahead") / RUN_FILE, json.dumps({ORDER: ahead}))
+    assert next_order(workspace.run("gta5", "new"), RUN_FILE) == ahead + 1
+    for nonsense in (10**400, -1, True, 1.5, "1", None, [1]):
+        put(workspace.run("gta5", "odd") / RUN_FILE, json.dumps({ORDER: nonsense}))
+        assert next_order(workspace.run("gta5", "new"), RUN_FILE) == ahead + 1
+        put(workspace.run("gta5", "odd") / "last.pt")
+        assert workspace.runs("gta5") == ["odd"]
+
+
 # ---------------------------------------------------------------------------- endauda.toml
 
 
@@ -169,6 +203,44 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": ' * 100_000, "1" * 5000, "\ufeff[]", "\0", '{"a":', ""]
+)
+def test_what_is_no_object_is_none(tmp_path: Path, text: str) -> None:
+    assert read_json(put(tmp_path / "a.json", text)) is None
+
+
+def test_what_is_no_file_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json") is None
+    os.mkfifo(tmp_path / CONFIG_FILE)
+    assert read_config(Workspace(tmp_path)) == {}, "as if there were none"
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [
+        (errno.ENOSPC, "(No space left on device); free disk space and run again"),
+        (errno.EDQUOT, "; free disk space and run again"),
+        (errno.EROFS, "; this disk can only be read; work on another one"),
+        (errno.EACCES, "; let your user write there"),
+        (errno.ENOENT, "; another process removes files there; see that only one works in this folder"),
+        (errno.ENAMETOOLONG, "; its name is too long for this disk; use a shorter one"),
+        (errno.EINTR, "; run again"),
+    ],
+)
+def test_what_is_advised_helps_against_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: int, advice: str
+) -> None:
+    def write(path: Path, *_: object, **__: object) -> int:
+        raise OSError(cause, os.strerror(cause), str(path))
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(WorkspaceError, match=r"a\.json: cannot be written \(") as found:
+        write_text(tmp_path / "a.json", "")
+    assert advice in str(found.value)
+
+
 # ---------------------------------------------------------------------------- label sets
 
 
@@ -187,6 +259,10 @@ def test_label_set_is_checked(tmp_path: Path) -> None:
         WorkspaceError, match=r"labels of 2 classes, fused with --source mine, but --source gta5"
     ):
         check_label_set(tmp_path / "set", "gta5", ["road", "bus"])
+    for classes in (None, 3, [3], [{}], [{"name": 3}], {"a": 1}):
+        put(tmp_path / "set" / RECORD_FILE, json.dumps({"classes": classes}))
+        with pytest.raises(WorkspaceError, match=r"fusion\.json: does not say which classes"):
+            check_label_set(tmp_path / "set", "mine", ["road", "car"])
     put(tmp_path / "half" / JOURNAL_FILE)
     with pytest.raises(WorkspaceError, match=r"half: fusing these labels was not finished"):
         check_label_set(tmp_path / "half", "mine", ["road", "car"])

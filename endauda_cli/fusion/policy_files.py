@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
-from endauda_cli.files import replacing
+from endauda_cli.files import cannot_write, replacing
 from endauda_cli.fusion.rules import policies
 from endauda_cli.fusion.rules.consensus import Consensus
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind
@@ -97,7 +97,7 @@ def write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
         with replacing(file) as temporary:
             temporary.write_bytes(content.getvalue())
     except OSError as error:
-        raise DataError(f"{file}: cannot be written ({error}); free disk space and run again") from error
+        raise DataError(f"{file}: {cannot_write(error)}") from error
 
 
 def write_consensus(
