@@ -259,7 +259,8 @@ def test_label_set_is_checked(tmp_path: Path) -> None:
         WorkspaceError, match=r"labels of 2 classes, fused with --source mine, but --source gta5"
     ):
         check_label_set(tmp_path / "set", "gta5", ["road", "bus"])
-    for classes in (None, 3, [3], [{}], [{"name": 3}], {"a": 1}):
+    nonsense: tuple[object, ...] = (None, 3, [3], [{}], [{"name": 3}], {"a": 1})
+    for classes in nonsense:
         put(tmp_path / "set" / RECORD_FILE, json.dumps({"classes": classes}))
         with pytest.raises(WorkspaceError, match=r"fusion\.json: does not say which classes"):
             check_label_set(tmp_path / "set", "mine", ["road", "car"])

@@ -160,12 +160,12 @@ class Place:
     Attributes:
         device: where rules and networks run.
         shard: (number, of): its part of the images.
-        others: under ``torchrun``, waits for all of them.
+        others: under ``torchrun``, waits for all of them and sums what each gives.
     """
 
     device: str
     shard: tuple[int, int]
-    others: Callable[[], None] | None = None
+    others: Callable[[int], int] | None = None
 
 
 @contextmanager
@@ -182,10 +182,10 @@ def place(session: Session, shard: tuple[int, int], networks: bool) -> Iterator[
         return
     if of > 1:
         raise ConfigError("--shard and torchrun both split the images; use one of them")
-    from endauda_cli.distributed import barrier, pick_device, process_group, rank, world_size
+    from endauda_cli.distributed import pick_device, process_group, rank, total_over_ranks, world_size
 
     with process_group(pick_device("cpu") if on_cpu else session.device()) as device:
-        yield Place(str(device), (rank() + 1, world_size()), barrier)
+        yield Place(str(device), (rank() + 1, world_size()), lambda made: total_over_ranks(made)[0])
 
 
 def refuse_unknown_teachers(session: Session, names: Iterable[str]) -> None:

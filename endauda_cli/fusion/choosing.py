@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
+from endauda_cli.fusion.array_files import read_arrays, write_arrays
+from endauda_cli.fusion.inputs import file_digest, table_digest
 from endauda_cli.fusion.policy_files import (
-    MODEL_ARRAYS,
+    expected_arrays,
     model_arrays,
-    read_arrays,
+    model_of,
     read_consensus,
     read_policy,
-    write_arrays,
 )
 from endauda_cli.fusion.rules import consensus, policies
-from endauda_cli.fusion.rules.consensus import Consensus
 from endauda_cli.fusion.rules.policies import Overlaps, Policy
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from endauda_cli.archive import TeacherOutputs
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
+    from endauda_cli.fusion.array_files import Expected
+    from endauda_cli.fusion.rules.consensus import Consensus
 
 SAMPLED_IMAGES = 200
 SAMPLED_PIXELS = 100_000
@@ -188,14 +189,17 @@ def _true_overlaps(
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
     report(Tick("IoU of the teachers", 0, len(samples)))
+    labelled = 0
     for n, sample in enumerate(samples):
         truth = read_truth(_label_file(sample), evidence.task.target)
+        labelled += int(np.count_nonzero(truth < num_classes))
         for t, (name, reader) in enumerate(evidence.readers.items()):
             confusion = ConfusionMatrix(num_classes)
             confusion.update(truth, _given(name, reader, sample, truth.shape))
             common[n, t] = confusion.matrix.diagonal()
             union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
         report(Tick("IoU of the teachers", n + 1, len(samples)))
+    _refuse_empty(labelled, samples)
     return Overlaps(common, union, before)
 
 
@@ -205,7 +209,7 @@ def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
     if spec == PolicyKind.VAL:
         return found
     names = {sample.id: sample for sample in found}
-    if not evidence.few_shot.strip().isdigit():
+    if not evidence.few_shot.strip().isdecimal():
         ids = [name.strip() for name in evidence.few_shot.split(",") if name.strip()]
         unknown = [name for name in ids if name not in names]
         if unknown or not ids:
@@ -214,10 +218,11 @@ def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
                 f"image of the target; name some of its {len(found)}, such as {found[0].id}, or a number of them"
             )
         return [names[name] for name in dict.fromkeys(ids)]
-    number = int(evidence.few_shot)
+    digits = evidence.few_shot.strip()
+    number = int(digits) if len(digits) < 10 else 0
     if not 1 <= number <= len(found):
         raise PolicyError(
-            f"--few-shot {number}: the target has {len(found)} labelled images, so 1 to {len(found)}"
+            f"--few-shot {digits:.20}: the target has {len(found)} labelled images, so 1 to {len(found)}"
         )
     ordered = [names[name] for name in sorted(names)]
     return [ordered[(2 * i + 1) * len(ordered) // (2 * number)] for i in range(number)]
@@ -234,6 +239,16 @@ def _given(name: str, reader: TeacherOutputs, sample: Sample, shape: tuple[int, 
     if shape != given.shape:
         raise DataError(f"{sample.label}: {wxh(shape)} pixels, but {name} has {wxh(given.shape)} for it")
     return given
+
+
+def _refuse_empty(labelled: int, samples: Sequence[Sample]) -> None:
+    """Truth without any class, such as Cityscapes' public test labels, chooses nobody."""
+    if not labelled:
+        raise PolicyError(
+            f"the labels of {len(samples)} images, first {samples[0].label}, hold none of the classes: every pixel "
+            "is one that is ignored, so no teacher can be chosen by them; use --policy auto, or name images with "
+            "labels by --few-shot"
+        )
 
 
 def _label_file(sample: Sample) -> Path:
@@ -276,7 +291,7 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
     file = None
     if evidence.store is not None:
         file = evidence.store / f"{_inputs_digest(evidence, ids, labelled)}.npz"
-        kept = _read_fitted(file)
+        kept = _read_fitted(file, len(evidence.readers), len(evidence.task.classes))
         if kept is not None:
             return kept
     num_classes = len(evidence.task.classes)
@@ -301,16 +316,26 @@ def _inputs_digest(evidence: Evidence, ids: Sequence[str], labelled: Sequence[Sa
         parts.append([reader.classes, *((image, reader.digest(image)) for image in ids)])
         parts.append([reader.digest(sample.id) for sample in labelled if sample.id in reader])
     for sample in labelled:
-        parts.append([sample.id, hashlib.sha256(_label_file(sample).read_bytes()).hexdigest()])
+        parts.append([sample.id, file_digest(_label_file(sample))])
+    if labelled:
+        parts.append(table_digest(evidence.task.target))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read_fitted(file: Path) -> _Fitted | None:
+def _read_fitted(file: Path, teachers: int, classes: int) -> _Fitted | None:
+    expected: Expected = {
+        **expected_arrays(teachers, classes),
+        "common": (np.float64, (None, teachers, classes)),
+        "union_per_image": (np.float64, (None, teachers, classes)),
+        "sureness": (np.float64, (teachers, classes)),
+    }
     try:
-        arrays = read_arrays(file)
-        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
-        return _Fitted(model, Overlaps(arrays["common"], arrays["union_per_image"]), arrays["sureness"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(file, expected)
+        if arrays["common"].shape != arrays["union_per_image"].shape or not len(arrays["common"]):
+            return None
+        overlaps = Overlaps(arrays["common"], arrays["union_per_image"])
+        return _Fitted(model_of(arrays), overlaps, arrays["sureness"])
+    except (OSError, ValueError):
         return None  # not there, or cut short: it is computed again
 
 
@@ -359,6 +384,8 @@ def _labelled_pixels(evidence: Evidence, samples: Sequence[Sample], report: Repo
     for sample, truth in zip(samples, truths, strict=True):
         for name, reader in evidence.readers.items():
             _given(name, reader, sample, truth.shape)
+    num_classes = len(evidence.task.classes)
+    _refuse_empty(sum(int(np.count_nonzero(truth < num_classes)) for truth in truths), samples)
     pixels = _sample(evidence.readers, [sample.id for sample in samples], report)
     sampled = [
         truth.ravel()[_grid(truth.shape, SAMPLED_PIXELS // len(samples) + 1, number)]

@@ -11,15 +11,13 @@ labels lie
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
@@ -31,25 +29,26 @@ from endauda_cli.fusion.choosing import (
     common_size,
     policy_of_all_rules,
 )
-from endauda_cli.fusion.image import Fusion, planes_of, run_rule
+from endauda_cli.fusion.counting import fuse_one, is_line
+from endauda_cli.fusion.image import Fusion
+from endauda_cli.fusion.inputs import fingerprint, inputs_digest
 from endauda_cli.fusion.journal import Journal, refuse_other_set
-from endauda_cli.fusion.policy_files import POLICY_FILE, policy_record, write_consensus
+from endauda_cli.fusion.policy_files import POLICY_FILE, fitted_teachers, policy_record, write_consensus
 from endauda_cli.fusion.rank_certainty import DELTA_FILE, delta_for
 from endauda_cli.fusion.report import write_fusion_report
-from endauda_cli.fusion.rules import RULES, Fused, Recipe
-from endauda_cli.fusion.rules.measures import agreement, overlaps, tally
+from endauda_cli.fusion.rules import RULES, Recipe
 from endauda_cli.fusion.summary import summarise, warn_of_what_is_lost
+from endauda_cli.fusion.witnesses import one_witness_each, votes_count
+from endauda_cli.fusion.writers import only_recipe
 from endauda_cli.jit import compiling_told
-from endauda_cli.labels import label_files, read_truth, write_label_and_colour
+from endauda_cli.names import checked_id
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.threads import ordered_map
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind
-from endauda_cli.workspace import RECORD_FILE, write_text
+from endauda_cli.workspace import ORDER, RECORD_FILE, next_order, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from endauda_cli.archive import TeacherOutputs
     from endauda_cli.config import FuseConfig
@@ -61,13 +60,8 @@ if TYPE_CHECKING:
     from endauda_cli.fusion.rules.policies import Policy
     from endauda_cli.results import FusionResult
 
-    UInt8 = NDArray[np.uint8]
-
 STATISTICS_FOLDER = ".agreement"
 """Beside the archives: what was learnt from them, by what went in; may be deleted."""
-JOURNAL_VERSION = 2
-"""Grows when the counts in a journal's lines change."""
-
 MEMORY = 400e6
 """Bytes of certainties that may be held at once: fewer images are fused at a time where theirs are many."""
 RUN_FOR_POLICY = 32
@@ -86,7 +80,8 @@ class Job:
         split: what ``samples`` are, for the record.
         out: folder for the label set; labels of other options in it are replaced.
         device: where the rule runs: ``cpu`` (no torch is needed then), ``cuda``, ``cuda:1``.
-        others: under ``torchrun``, waits for all ranks; the first then writes the summary.
+        others: under ``torchrun``, waits for all ranks and sums what each of them gives; the first then writes the
+            summary.
     """
 
     task: Task
@@ -96,7 +91,7 @@ class Job:
     split: str
     out: Path
     device: str = "cpu"
-    others: Callable[[], None] | None = None
+    others: Callable[[int], int] | None = None
 
     @property
     def about(self) -> dict[str, str]:
@@ -118,67 +113,117 @@ def fuse(config: FuseConfig, job: Job, report: Reporter) -> FusionResult:
     """
     out = job.out
     with ExitStack() as stack, compiling_told(report):
-        readers = _open(config, job, stack, report)
+        readers, facts = _open(config, job, stack, report)
         ids = _images(job, readers)
         refuse_other_set(out, job.about)
-        fusion, policy = _prepare(config, job, readers, ids, report)
-        number, of = config.shard
-        mine = ids[number - 1 :: of]
-        journal = Journal(out, _fingerprint(fusion), job.about, ids, mine, config.shard)
-        out.mkdir(parents=True, exist_ok=True)
-        journal.begin()
-        _write_policy(out, policy, fusion)
-        lines, made = _fuse_all(fusion, out, mine, journal, report)
-        if job.others is not None:
-            job.others()
-        first = job.others is None or number == 1
-        whole = journal.collect(lambda image: _inputs_digest(fusion, image)) if first else None
-        result = summarise(fusion, policy, out, whole or lines, made)
-        warn_of_what_is_lost(result, whole or lines, report)
-        if whole is None:
-            known = {image for image, _ in journal.lines}
-            return replace(result, waiting_for=sum(image not in known for image in ids))
-        with phase(report, "writing the report"):
-            write_fusion_report(fusion, result, whole, {s.id: s.image for s in job.samples or ()})
-        journal.merge(whole)
-    record = job.about | {"endauda": __version__, "config": asdict(config)} | asdict(result)
-    write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
+        copies = _copies(config, readers, facts, ids, report)
+        readers = {name: reader for name, reader in readers.items() if name not in copies}
+        config = replace(config, teachers=tuple(readers))
+        fusion, chosen = _prepare(config, job, readers, ids, report)
+        stack.enter_context(only_recipe(out, fingerprint(fusion), config.shard, report))
+        result, whole = _make(fusion, chosen, job, ids, report)
+        if whole:
+            about = job.about | {"endauda": __version__, "config": asdict(config), "copies": copies}
+            record = about | asdict(result) | {ORDER: next_order(out, RECORD_FILE)}
+            write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result
 
 
-def _open(config: FuseConfig, job: Job, stack: ExitStack, report: Reporter) -> Readers:
-    """The teachers, with the task's classes."""
+def _make(
+    fusion: Fusion, chosen: _Chosen, job: Job, ids: list[str], report: Reporter
+) -> tuple[FusionResult, bool]:
+    """This process's labels; and whether the set is whole, and this process the one to say so."""
+    out, (number, of) = job.out, fusion.config.shard
+    mine = ids[number - 1 :: of]
+    refuse_other_set(out, job.about)
+    whole_line = partial(is_line, fusion)
+    journal = Journal(out, fingerprint(fusion), job.about, ids, mine, fusion.config.shard, whole_line)
+    journal.begin()
+    _write_choice(out, chosen, fusion)
+    lines, made = _fuse_all(fusion, out, mine, journal, report)
+    made_by_all = made if job.others is None else job.others(made)
+    first = job.others is None or number == 1
+    whole = journal.collect(lambda image: inputs_digest(fusion, image)) if first else None
+    if whole is None:
+        result = summarise(fusion, chosen.policy, out, lines, made)
+        warn_of_what_is_lost(result, lines, report)
+        return replace(result, waiting_for=sum(image not in journal.lines for image in ids)), False
+    result = summarise(fusion, chosen.policy, out, whole, made_by_all)
+    warn_of_what_is_lost(result, whole, report)
+    with phase(report, "writing the report"):
+        write_fusion_report(fusion, result, whole, {s.id: s.image for s in job.samples or ()})
+    journal.merge(whole)
+    return result, True
+
+
+def _open(
+    config: FuseConfig, job: Job, stack: ExitStack, report: Reporter
+) -> tuple[Readers, dict[str, Mapping[str, Any]]]:
+    """The teachers, with the task's classes; and what is known of where their outputs are from."""
+    opened: Readers = {}
+    facts: dict[str, Mapping[str, Any]] = {}
     with phase(report, "opening the archives"):
-        opened: Readers = {}
         for name in config.teachers:
             teacher = job.teachers[name]
             if isinstance(teacher, Path):
-                opened[name] = stack.enter_context(CertaintyReader(teacher))
+                archive = stack.enter_context(CertaintyReader(teacher))
+                opened[name], facts[name] = archive, archive.attributes
             else:
                 opened[name] = teacher
+                # Asked by name: ``live`` loads torch.
+                facts[name] = getattr(getattr(teacher, "network", None), "facts", {})
     _check_classes(job.task, opened)
-    return {name: join_classes(reader, job.task.classes) for name, reader in opened.items()}
+    return {name: join_classes(reader, job.task.classes) for name, reader in opened.items()}, facts
 
 
 def _images(job: Job, readers: Readers) -> list[str]:
-    stored = {image for reader in readers.values() for image in reader.ids}
-    ids = sorted(stored) if job.samples is None else [sample.id for sample in job.samples]
+    if job.samples is not None:
+        ids = [sample.id for sample in job.samples]
+    else:
+        ids = sorted(
+            {
+                checked_id(image, f"the archive of {name}")
+                for name, reader in readers.items()
+                for image in reader.ids
+            }
+        )
     _check_images(readers, ids)
+    known = set(ids)
+    if taken := [image for image in ids if f"{image}_color" in known]:
+        raise DataError(
+            f"the images {taken[0]} and {taken[0]}_color: the labels of the second would be written where the colour "
+            "preview of the first goes; rename one of them and export it again"
+        )
     return ids
+
+
+def _copies(
+    config: FuseConfig,
+    readers: Readers,
+    facts: Mapping[str, Mapping[str, Any]],
+    ids: list[str],
+    report: Reporter,
+) -> dict[str, str]:
+    """Teachers that are left out, because another says the same: name -> of whom."""
+    if len(readers) < 2 or not votes_count(config.rule, config.policy):
+        return {}
+    if config.policy not in tuple(PolicyKind) and fitted_teachers(Path(config.policy)) == config.teachers:
+        return {}  # fitted by an earlier version, with the copy among them
+    return one_witness_each(readers, facts, ids, report)
 
 
 def _prepare(
     config: FuseConfig, job: Job, readers: Readers, ids: list[str], report: Reporter
-) -> tuple[Fusion, Policy | None]:
-    """All that the labels depend on, and the rule's policy."""
+) -> tuple[Fusion, _Chosen]:
+    """All that the labels depend on, and what was chosen for it."""
     truths = _truths(config, job)
     folders = [teacher for teacher in job.teachers.values() if isinstance(teacher, Path)]
     run = len(folders) < len(job.teachers)
     store = None if run else folders[0].parent / STATISTICS_FOLDER
     seen = _seen_first(ids, run, config.rule, bool(truths), report)
     evidence = Evidence(job.task, readers, seen, job.labelled, config.few_shot, store)
-    policy, recipe = _recipe(config, job, evidence, bool(truths), report)
-    return Fusion(config, job.task, readers, recipe, truths, job.device), policy
+    chosen = _choose(config, job, evidence, bool(truths), report)
+    return Fusion(config, job.task, readers, chosen.recipe, truths, job.device), chosen
 
 
 def _fuse_all(
@@ -187,11 +232,11 @@ def _fuse_all(
     """A line for each image, in order, and how many were made now."""
 
     def one(image: str) -> tuple[str, Line, bool]:
-        digest = _inputs_digest(fusion, image)
+        digest = inputs_digest(fusion, image)
         found = journal.find(image, digest)
         if found is not None:
             return image, found, True
-        return image, {"id": image, "inputs": digest} | _fuse_one(fusion, out, image), False
+        return image, {"id": image, "inputs": digest} | fuse_one(fusion, out, image), False
 
     lines, made = [], 0
     at_once = _at_once(fusion, images)
@@ -221,16 +266,24 @@ def _seen_first(ids: list[str], run: bool, rule: str, scored: bool, report: Repo
     return sampled
 
 
-def _recipe(
-    config: FuseConfig, job: Job, evidence: Evidence, scored: bool, report: Reporter
-) -> tuple[Policy | None, Recipe]:
-    """What the rule is told; with a score, what any rule would be told. The policy is the rule's own."""
+@dataclass(frozen=True)
+class _Chosen:
+    """What the rule goes by: the policy is the rule's own; ``delta`` is what there is to write of an estimate."""
+
+    policy: Policy | None
+    recipe: Recipe
+    delta: dict[str, Any] | None
+
+
+def _choose(config: FuseConfig, job: Job, evidence: Evidence, scored: bool, report: Reporter) -> _Chosen:
+    """What the rule is told; with a score, what any rule would be told."""
     needs = RULES[config.rule].needs
     policy: Policy | None = None
     model: Consensus | None = None
     num_classes = len(job.task.classes)
     owners: tuple[int, ...] = (0,) * num_classes
     delta: tuple[float, ...] = ()
+    estimate: dict[str, Any] | None = None
     shared = policy_of_all_rules(config.policy)
     if "model" in needs:
         policy, model = choose_consensus(config.policy, evidence, report)
@@ -245,17 +298,21 @@ def _recipe(
     elif scored:
         owners = choose_policy(shared, evidence, report).owners
     if scored or "delta" in needs:
-        delta = delta_for(config.delta, evidence.readers, evidence.ids, num_classes, job.out, report)
-    else:
-        (job.out / DELTA_FILE).unlink(missing_ok=True)
+        delta, estimate = delta_for(
+            config.delta, evidence.readers, evidence.ids, num_classes, job.out, report
+        )
     recipe = Recipe(
         num_classes, owners, config.window, config.border, config.threshold, config.unclaimed, delta, model
     )
-    return policy, recipe
+    return _Chosen(policy, recipe, estimate)
 
 
-def _write_policy(out: Path, policy: Policy | None, fusion: Fusion) -> None:
-    classes, teachers = fusion.task.classes, list(fusion.readers)
+def _write_choice(out: Path, chosen: _Chosen, fusion: Fusion) -> None:
+    classes, teachers, policy = fusion.task.classes, list(fusion.readers), chosen.policy
+    if chosen.delta is not None:
+        write_text(out / DELTA_FILE, json.dumps(chosen.delta, indent=1) + "\n")
+    elif not chosen.recipe.delta:
+        (out / DELTA_FILE).unlink(missing_ok=True)
     if policy is None:
         (out / POLICY_FILE).unlink(missing_ok=True)
     else:
@@ -313,83 +370,3 @@ def _at_once(fusion: Fusion, ids: Sequence[str]) -> int:
     if fusion.config.renormalise:
         planes *= 4  # float32
     return max(1, min(fusion.config.workers, int(MEMORY / (planes * height * width))))
-
-
-def _fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
-    """Fuse and write an image; returns its counts."""
-    teachers = list(fusion.readers.values())
-    labels = np.stack([reader.labels(image) for reader in teachers])
-    planes = planes_of(fusion, image, fusion.config.rule)
-    fused = run_rule(fusion, fusion.config.rule, labels, planes)
-    path, colours = label_files(out, image)
-    write_label_and_colour(path, colours, fused.label, fusion.task.target.palette)
-    line = _counts(fused, labels, fusion.recipe.num_classes) | {"bytes": path.stat().st_size}
-    if image in fusion.truths:
-        line["score"] = _score(fusion, image, labels)
-    return line
-
-
-def _counts(fused: Fused, labels: UInt8, num_classes: int) -> Line:
-    """Counts of an image, per class before and after the threshold, and how far teachers agree."""
-    (given, kept, overlap), unclaimed = tally(fused, num_classes)
-    same, both, disputed = agreement(labels, num_classes)
-    return {
-        "pixels": fused.label.size,
-        "given": given.tolist(),
-        "kept": kept.tolist(),
-        "overlap": overlap.tolist(),
-        "unclaimed": unclaimed,
-        "same": same.tolist(),
-        "both": both.tolist(),
-        "disputed": disputed,
-    }
-
-
-def _score(fusion: Fusion, image: str, labels: UInt8) -> dict[str, Any]:
-    """Every teacher and every rule against the truth: of each class intersection and union, see ``overlaps``."""
-    num_classes = fusion.recipe.num_classes
-    truth = read_truth(fusion.truths[image], fusion.task.target)
-    if truth.shape != labels.shape[1:]:
-        raise DataError(
-            f"{fusion.truths[image]}: {truth.shape[1]}x{truth.shape[0]} pixels, but the archives have "
-            f"{labels.shape[2]}x{labels.shape[1]} for it; --no-score leaves labels out"
-        )
-
-    def score(label: UInt8) -> list[Any]:
-        hits, unions, labelled = overlaps(truth, label, num_classes)
-        return [hits.tolist(), unions.tolist(), labelled]
-
-    fused = {rule: run_rule(fusion, rule, labels, planes_of(fusion, image, rule)) for rule in RULES}
-    return {
-        "teachers": [score(label) for label in labels],
-        "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},
-    }
-
-
-def _inputs_digest(fusion: Fusion, image: str) -> str:
-    digests = "".join(reader.digest(image) for reader in fusion.readers.values())
-    if image in fusion.truths:
-        digests += hashlib.sha256(fusion.truths[image].read_bytes()).hexdigest()
-        digests += json.dumps(
-            _told(fusion), default=str
-        )  # other rules are scored too, whatever they depend on
-    return hashlib.sha256(digests.encode()).hexdigest()[:32]
-
-
-def _fingerprint(fusion: Fusion) -> str:
-    """What all images of a set have in common; another fingerprint means another set."""
-    told = asdict(fusion.config) | _told(fusion)
-    options = {name: told[name] for name in sorted(RULES[fusion.config.rule].options)}
-    parts = [JOURNAL_VERSION, fusion.config.rule, fusion.config.teachers, fusion.task.classes, options]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
-
-
-def _told(fusion: Fusion) -> dict[str, Any]:
-    """The recipe as plain values."""
-    model = fusion.recipe.model
-    told = asdict(replace(fusion.recipe, model=None))
-    if model is not None:
-        told["model"] = hashlib.sha256(
-            b"".join(array.tobytes() for array in vars(model).values())
-        ).hexdigest()
-    return told

@@ -9,17 +9,25 @@ work in one folder. Who finds every image finished puts the journals together.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError
+from endauda_cli.files import cannot_write, open_regular
 from endauda_cli.labels import label_files
+from endauda_cli.names import id_fault
 from endauda_cli.workspace import JOURNAL_FILE, JOURNALS, RECORD_FILE, read_json, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
 Line = dict[str, Any]
+
+LINE_BYTES = 16 << 20
+"""More than the counts of one image take, of however many classes and teachers."""
+INPUTS_KEPT = 8
+"""Of an image whose inputs have changed, so many lines are remembered."""
 
 
 def refuse_other_set(folder: Path, about: dict[str, str]) -> None:
@@ -28,12 +36,11 @@ def refuse_other_set(folder: Path, about: dict[str, str]) -> None:
     Raises:
         ConfigError: if the folder holds labels that ``about`` does not describe.
     """
-    heads = [lines[0] for path in sorted(folder.glob(JOURNALS)) if (lines := _read(path))]
-    for head in (*heads, read_json(folder / RECORD_FILE) or {}):
+    for head in (*map(_head, _journals(folder)), read_json(folder / RECORD_FILE)):
         for key, now in about.items():
-            if head.get(key, now) != now:
+            if head is not None and head.get(key, now) != now:
                 raise ConfigError(
-                    f"{folder}: holds labels of {key} {head[key]}, not {now}; give these another --name, or "
+                    f"{folder}: holds labels of {key} {head[key]!s:.80}, not {now}; give these another --name, or "
                     "delete the folder"
                 )
 
@@ -48,6 +55,10 @@ class Journal:
         images: of the whole set.
         mine: those that this process is to make.
         shard: (number, of).
+        whole: whether a line holds all counts; where it does not, its image is made again.
+
+    Raises:
+        ConfigError: if a journal in the folder has ids that lead out of it.
     """
 
     def __init__(
@@ -58,38 +69,40 @@ class Journal:
         images: Sequence[str],
         mine: Sequence[str],
         shard: tuple[int, int] = (1, 1),
+        whole: Callable[[Line], bool] = lambda _: True,
     ) -> None:
         number, of = shard
         self.folder = folder
         self.head: Line = {"fingerprint": fingerprint, **about}
         self.path = folder / (JOURNAL_FILE if of == 1 else f"fusion-{number}-of-{of}.jsonl")
         self.images, self.mine = images, mine
+        self._all, self._whole = frozenset(images), whole
         self.lines = self._found()
 
     def find(self, image: str, inputs: str) -> Line | None:
         """The counts of an image that is finished, whose inputs have not changed, and whose files are there."""
-        line = self.lines.get((image, inputs))
+        line = self.lines.get(image, {}).get(inputs)
         if line is None:
             return None
         label, colours = label_files(self.folder, image)
         # The size shows what a power cut has cut short.
-        whole = label.exists() and label.stat().st_size == line["bytes"] and colours.exists()
-        return line if whole else None
+        try:
+            there = label.stat().st_size == line["bytes"] and colours.exists()
+        except OSError:
+            return None
+        return line if there else None
 
     def begin(self) -> None:
         """Make the folder this recipe's: what remains of others is deleted, as far as it is this process's."""
         (self.folder / RECORD_FILE).unlink(missing_ok=True)  # whole again only at the end
-        for path in self.folder.glob(JOURNALS):
-            lines = _read(path)
-            if lines[:1] != [self.head]:
-                self._delete_labels({line["id"] for line in lines[1:]} - set(self.images))
+        for path in _journals(self.folder):
+            if _head(path) != self.head:
+                self._delete_labels(line["id"] for line in _lines(path) if line["id"] not in self._all)
                 if path != self.path:
                     path.unlink(missing_ok=True)
-        known = {image for image, _ in self.lines}
-        self._delete_labels(set(self.mine) - known)
+        self._delete_labels(set(self.mine) - self.lines.keys())
         # Rewritten, not appended to: a kill may have left half a line at the end.
-        mine = set(self.mine)
-        self._write(line for (image, _), line in self.lines.items() if image in mine)
+        self._write(line for image in self.mine for line in self.lines.get(image, {}).values())
 
     def __enter__(self) -> Journal:
         self.file = self.path.open("a", encoding="utf-8")
@@ -104,14 +117,12 @@ class Journal:
         Raises:
             ConfigError: if the disk is full.
         """
-        self.lines[line["id"], line["inputs"]] = line
+        self._remember(self.lines, line)
         try:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         except OSError as error:
-            raise ConfigError(
-                f"{self.path}: cannot be written ({error}); free disk space and run again"
-            ) from error
+            raise ConfigError(f"{self.path}: {cannot_write(error)}") from error
 
     def collect(self, inputs: Callable[[str], str]) -> list[Line] | None:
         """The lines of all images of the set, in order; ``None`` if other processes have not finished yet.
@@ -127,38 +138,76 @@ class Journal:
         """Put all journals together, once every image is finished. Several processes may do so at once."""
         self.path = self.folder / JOURNAL_FILE
         self._write(lines)
-        for path in self.folder.glob(JOURNALS):
+        for path in _journals(self.folder):
             if path != self.path:
                 path.unlink(missing_ok=True)
 
-    def _found(self) -> dict[tuple[str, str], Line]:
-        """The lines of all journals of this fingerprint, by image and inputs."""
-        found: dict[tuple[str, str], Line] = {}
-        for path in sorted(self.folder.glob(JOURNALS)):
-            lines = _read(path)
-            if lines[:1] == [self.head]:
-                found |= {(line["id"], line["inputs"]): line for line in lines[1:]}
+    def _found(self) -> dict[str, dict[str, Line]]:
+        """The lines of all journals of this fingerprint, by image and inputs. The ids of all are looked at."""
+        found: dict[str, dict[str, Line]] = {}
+        for path in _journals(self.folder):
+            ours = _head(path) == self.head
+            for line in _lines(path):
+                if ours and line["id"] in self._all and self._whole(line):
+                    self._remember(found, line)
         return found
 
+    @staticmethod
+    def _remember(lines: dict[str, dict[str, Line]], line: Line) -> None:
+        of_image = lines.setdefault(line["id"], {})
+        of_image[line["inputs"]] = line
+        if len(of_image) > INPUTS_KEPT:
+            del of_image[next(iter(of_image))]
+
     def _delete_labels(self, images: Iterable[str]) -> None:
+        inside = self.folder.resolve()
         for image in images:
             for path in label_files(self.folder, image):
-                path.unlink(missing_ok=True)
+                if "/" not in image or path.parent.resolve().is_relative_to(inside):  # not through a link
+                    path.unlink(missing_ok=True)
 
     def _write(self, lines: Iterable[Line]) -> None:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in (self.head, *lines)))
 
 
-def _read(path: Path) -> list[Any]:
-    """The lines up to the first that a kill has torn; none if another process has just put it away."""
-    lines: list[Any] = []
+def _journals(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(JOURNALS) if path.is_file())
+
+
+def _head(path: Path) -> Line | None:
+    """The first line; ``None`` if it is torn, or another process has just put the journal away."""
+    with closing(_objects(path)) as lines:
+        return next(lines, None)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines after the head, up to the first that a kill has torn.
+
+    Raises:
+        ConfigError: if one has an id that leads out of the folder.
+    """
+    with closing(_objects(path)) as lines:
+        next(lines, None)
+        for line in lines:
+            fault = id_fault(line.get("id"))
+            if isinstance(line.get("id"), str) and fault is not None:
+                raise ConfigError(
+                    f"{path}: {line['id']!r:.80} is no image id, it {fault}; so this journal is not from 'endauda "
+                    "fuse', and nothing is written or deleted by it: delete this file, and fuse again"
+                )
+            if fault is not None or not isinstance(line.get("inputs"), str):
+                return
+            yield line
+
+
+def _objects(path: Path) -> Generator[Line, None, None]:
+    """The objects in a journal, one at a time."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return lines
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+        with open_regular(path, None) as file:
+            while text := file.readline(LINE_BYTES):
+                value = json.loads(text)
+                if not isinstance(value, dict):
+                    return
+                yield value
+    except (OSError, ValueError, RecursionError):
+        return

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from endauda_cli.errors import DataError, PolicyError
-from endauda_cli.files import cannot_write, replacing
+from endauda_cli.errors import PolicyError
+from endauda_cli.files import read_text
+from endauda_cli.fusion.array_files import read_arrays, read_npy, write_arrays
 from endauda_cli.fusion.rules import policies
-from endauda_cli.fusion.rules.consensus import Consensus
+from endauda_cli.fusion.rules.consensus import BINS, Consensus
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind
 
 if TYPE_CHECKING:
@@ -22,9 +21,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from endauda_cli.fusion.array_files import Expected
     from endauda_cli.fusion.rules.policies import Policy
 
 POLICY_FILE = "policy.json"
+LARGEST_SHOWN = 10**9
+"""Numbers above are cut short where they are shown."""
 
 
 def read_policy(path: Path, classes: Sequence[str], teachers: Sequence[str]) -> Policy:
@@ -34,15 +36,12 @@ def read_policy(path: Path, classes: Sequence[str], teachers: Sequence[str]) -> 
         PolicyError: if the file is absent, of another form, or names what is not there.
     """
     try:
-        if path.suffix == ".npy":
-            pairs: Any = np.load(path, allow_pickle=False).tolist()
-        else:
-            pairs = json.loads(path.read_text(encoding="utf-8"))
+        pairs: Any = read_npy(path).tolist() if path.suffix == ".npy" else json.loads(read_text(path))
     except FileNotFoundError as error:
         kinds = ", ".join(PolicyKind)
-        raise PolicyError(f"--policy {path}: neither one of {kinds} nor a file that exists") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise PolicyError(f"{path}: neither JSON nor a NumPy file ({error})") from error
+        raise PolicyError(f"--policy {path!s:.200}: neither one of {kinds} nor a file that exists") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyError(f"{path}: neither JSON nor a NumPy file ({error!s:.120})") from error
     if isinstance(pairs, dict):  # as written beside fused labels
         pairs = pairs.get("pairs")
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -70,10 +69,14 @@ def policy_record(policy: Policy, classes: Sequence[str], teachers: Sequence[str
 
 
 def _index(path: Path, value: Any, names: Sequence[str], what: str) -> int:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
+        number = int(value)
+        if abs(number) > LARGEST_SHOWN:
+            some = "classes" if what == "class" else "teachers"
+            raise PolicyError(f"{path}: {what} {_short(value)}, but {some} are 0 to {len(names) - 1}")
+        return number
     if value not in names:
-        raise PolicyError(f"{path}: {what} {value!r} is not one of {', '.join(names)}")
+        raise PolicyError(f"{path}: {what} {_short(value)} is not one of {', '.join(names)}")
     return list(names).index(value)
 
 
@@ -84,20 +87,28 @@ def model_arrays(model: Consensus) -> dict[str, NDArray[Any]]:
     return {name: getattr(model, name) for name in MODEL_ARRAYS}
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
-    # Through memory: NumPy leaves a file open that turns out to be cut short.
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
-        return dict(stored)
+def expected_arrays(teachers: int, classes: int) -> Expected:
+    """Types and shapes of ``MODEL_ARRAYS``: compiled loops go by them."""
+    return {
+        "edges": (np.uint8, (teachers, classes, BINS - 1)),
+        "evidence": (np.float32, (teachers, classes * classes * BINS + 1, classes)),
+        "prior": (np.float32, (classes,)),
+        "powers": (np.float64, (teachers,)),
+        "iou": (np.float64, (classes,)),
+        "union": (np.float64, (classes,)),
+    }
 
 
-def write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    try:
-        with replacing(file) as temporary:
-            temporary.write_bytes(content.getvalue())
-    except OSError as error:
-        raise DataError(f"{file}: {cannot_write(error)}") from error
+def model_of(arrays: dict[str, NDArray[Any]]) -> Consensus:
+    """The fitted rule of arrays as ``model_arrays`` gives them.
+
+    Raises:
+        ValueError: if one holds what is no number.
+    """
+    for name in MODEL_ARRAYS:
+        if np.isnan(arrays[name]).any():
+            raise ValueError(f"{name} holds what is no number")
+    return Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
 
 
 def write_consensus(
@@ -116,19 +127,36 @@ def read_consensus(policy_file: Path, classes: Sequence[str], teachers: Sequence
     """
     file = policy_file.with_name(CONSENSUS_FILE)
     try:
-        arrays = read_arrays(file)
-        found = tuple(arrays["teachers"].tolist()), tuple(arrays["classes"].tolist())
-        model = Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
+        named = read_arrays(file, {"classes": (np.str_, (None,)), "teachers": (np.str_, (None,))})
+        found = tuple(named["teachers"].tolist()), tuple(named["classes"].tolist())
+        if found != (tuple(teachers), tuple(classes)):
+            raise PolicyError(
+                f"{file}: fitted to the teachers {' '.join(found[0])!s:.80} and {len(found[1])} classes, not to "
+                f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
+            )
+        return model_of(read_arrays(file, expected_arrays(len(teachers), len(classes))))
     except FileNotFoundError as error:
         raise PolicyError(
             f"{policy_file}: there is no {CONSENSUS_FILE} beside it, which rule consensus needs; name the "
             "policy.json of labels of that rule, or use --policy auto"
         ) from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise PolicyError(f"{file}: cannot be read ({error}); fuse again with --policy auto") from error
-    if found != (tuple(teachers), tuple(classes)):
-        raise PolicyError(
-            f"{file}: fitted to the teachers {' '.join(found[0])} and {len(found[1])} classes, not to "
-            f"{' '.join(teachers)} and {len(classes)}; use --policy auto"
+
+
+def fitted_teachers(policy_file: Path) -> tuple[str, ...]:
+    """Those that the rule beside a ``policy.json`` was fitted to; none if that cannot be told."""
+    try:
+        return tuple(
+            read_arrays(policy_file.with_name(CONSENSUS_FILE), {"teachers": (np.str_, (None,))})[
+                "teachers"
+            ].tolist()
         )
-    return model
+    except (OSError, ValueError):
+        return ()
+
+
+def _short(value: object) -> str:
+    """For a message: as it was read, but of no more than a line."""
+    text = f"{value!r}"
+    return text if len(text) <= 80 else f"{text[:80]}…"

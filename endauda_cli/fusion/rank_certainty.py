@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from endauda_cli.errors import ConfigError
+from endauda_cli.files import read_text
+from endauda_cli.fusion.array_files import MALFORMED, read_npy
 from endauda_cli.progress import Reporter, Tick
-from endauda_cli.workspace import read_json, write_text
+from endauda_cli.workspace import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from endauda_cli.archive import TeacherOutputs
 
@@ -34,31 +39,27 @@ def delta_for(
     num_classes: int,
     out: Path,
     report: Reporter,
-) -> tuple[float, ...]:
+) -> tuple[tuple[float, ...], dict[str, Any] | None]:
     """``delta`` from a file, or estimated; the estimate of an earlier run on the same data is used again.
 
-    Writes it to ``out`` / ``delta.json``, which ``--delta`` reads back.
+    Returns:
+        delta, and of an estimate the record to write to ``out`` / ``delta.json``, which ``--delta`` reads back.
 
     Raises:
         ConfigError: if the file is wrong.
         ArchiveError: if certainties are damaged.
     """
     if given is not None:
-        return read_delta(Path(given), num_classes)
+        return read_delta(Path(given), num_classes), None
     sampled = ids[:: max(1, -(-len(ids) // SAMPLED_IMAGES))]
     digests = "".join(reader.digest(image) for reader in readers.values() for image in sampled)
     made_of = hashlib.sha256(digests.encode()).hexdigest()
     record = read_json(out / DELTA_FILE) or {}
-    if record.get("made_of") != made_of:
-        values = estimate_delta(readers, sampled, report)
-        record = {
-            "delta": values,
-            "images": len(sampled),
-            "teachers": list(readers),
-            "made_of": made_of,
-        }
-        write_text(out / DELTA_FILE, json.dumps(record, indent=1) + "\n")
-    return tuple(record["delta"])
+    if record.get("made_of") == made_of:
+        with suppress(ConfigError):  # damaged: it is estimated again
+            return _checked(_numbers(record.get("delta")), num_classes, out / DELTA_FILE), record
+    values = estimate_delta(readers, sampled, report)
+    return values, {"delta": values, "images": len(sampled), "teachers": list(readers), "made_of": made_of}
 
 
 def estimate_delta(
@@ -83,7 +84,10 @@ def read_delta(path: Path, num_classes: int) -> tuple[float, ...]:
     Raises:
         ConfigError: if the file is absent, of another form or length, not ascending, or not percent.
     """
-    values = _load(path)
+    return _checked(_load(path), num_classes, path)
+
+
+def _checked(values: NDArray[np.float64], num_classes: int, path: Path) -> tuple[float, ...]:
     if values.ndim != 1 or len(values) != num_classes:
         found = f"{len(values)} values" if values.ndim == 1 else f"an array of shape {values.shape}"
         raise ConfigError(f"--delta {path}: {found}, but there are {num_classes} classes; expected one each")
@@ -98,15 +102,22 @@ def read_delta(path: Path, num_classes: int) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> NDArray[np.float64]:
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False).astype(np.float64)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return np.array(content["delta"] if isinstance(content, dict) else content, np.float64)
+            return read_npy(path).astype(np.float64)
+        content = json.loads(read_text(path))
+        return _numbers(content["delta"] if isinstance(content, dict) else content)
     except FileNotFoundError as error:
         raise ConfigError(f"--delta {path}: no such file") from error
-    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
+    except (*MALFORMED, ConfigError) as error:
         raise ConfigError(
-            f"--delta {path}: neither a NumPy file nor a JSON list of numbers ({error})"
+            f"--delta {path}: neither a NumPy file nor a JSON list of numbers ({error!s:.120})"
         ) from error
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    try:
+        return np.array(values, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"no list of numbers ({error})") from error

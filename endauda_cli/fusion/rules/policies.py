@@ -55,15 +55,16 @@ def make_policy(pairs: Sequence[tuple[int, int]], num_classes: int, num_teachers
     Raises:
         PolicyError: if a class is missing, named twice or unknown, or a teacher is unknown.
     """
-    classes = [c for c, _ in pairs]
+    seen: set[int] = set()
     for c, t in pairs:
         if not 0 <= c < num_classes:
             raise PolicyError(f"{kind}: class {c}, but classes are 0 to {num_classes - 1}")
         if not 0 <= t < num_teachers:
             raise PolicyError(f"{kind}: teacher {t} for class {c}, but teachers are 0 to {num_teachers - 1}")
-        if classes.count(c) > 1:
+        if c in seen:
             raise PolicyError(f"{kind}: class {c} has two owners; name each class once")
-    missing = sorted(set(range(num_classes)) - set(classes))
+        seen.add(c)
+    missing = sorted(set(range(num_classes)) - seen)
     if missing:
         raise PolicyError(f"{kind}: no owner for class {missing[0]}; name a teacher for each class")
     return Policy(tuple((int(c), int(t)) for c, t in pairs), kind)

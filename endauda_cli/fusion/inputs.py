@@ -1,0 +1,80 @@
+"""Engine: what labels were made from, as digests: another one, and they are made again.
+
+The *fingerprint* is of what all images of a set have in common, the *inputs* of an image of what it has alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.domains import DOMAINS
+from endauda_cli.errors import DataError
+from endauda_cli.files import IMAGE_BYTES, open_regular
+from endauda_cli.fusion.rules import RULES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from endauda_cli.domains import Domain
+    from endauda_cli.fusion.image import Fusion
+
+JOURNAL_VERSION = 2
+"""Grows when the counts in a journal's lines change."""
+
+
+def fingerprint(fusion: Fusion) -> str:
+    """What all images of a set have in common; another fingerprint means another set."""
+    told = asdict(fusion.config) | _told(fusion)
+    options = {name: told[name] for name in sorted(RULES[fusion.config.rule].options)}
+    parts = [JOURNAL_VERSION, fusion.config.rule, fusion.config.teachers, fusion.task.classes, options]
+    target, built_in = fusion.task.target, DOMAINS.get(fusion.task.target.name)
+    known = dict(zip(built_in.classes, built_in.palette, strict=True)) if built_in else {}
+    if any(known.get(name) != colour for name, colour in zip(target.classes, target.palette, strict=True)):
+        parts.append(["palette", target.palette])  # the user's own, in a file that may be edited
+    return _digest(parts)
+
+
+def inputs_digest(fusion: Fusion, image: str) -> str:
+    """What went into an image's labels and counts."""
+    digests = "".join(reader.digest(image) for reader in fusion.readers.values())
+    if image in fusion.truths:
+        digests += file_digest(fusion.truths[image]) + table_digest(fusion.task.target)
+        # Other rules are scored too, whatever they depend on.
+        digests += json.dumps(_told(fusion), default=str)
+    return hashlib.sha256(digests.encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a label file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with open_regular(path, IMAGE_BYTES) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def table_digest(domain: Domain) -> str:
+    """Of how a label file of the domain is read: another table makes another truth of the same file."""
+    ids = sorted((int(i), domain.train_id(i)) for i in domain.label_ids)
+    return _digest([ids, domain.others_ignored, domain.labels_in_first_channel, domain.classes])
+
+
+def _told(fusion: Fusion) -> dict[str, Any]:
+    """The recipe as plain values."""
+    model = fusion.recipe.model
+    told = asdict(replace(fusion.recipe, model=None))
+    if model is not None:
+        arrays = b"".join(array.tobytes() for array in vars(model).values())
+        told["model"] = hashlib.sha256(arrays).hexdigest()
+    return told
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
