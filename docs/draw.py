@@ -60,4 +60,4 @@ if __name__ == "__main__":
     world = Path(sys.argv[1])
     save(demo(world / "demo"), "demo.png")
     save(Image.open(world / "mine/dusk_train_000_classes.png"), "tutorial-classes.png")
-    save(rows(world / "mine/labels/mine/eight/report.png", 3), "tutorial-disputed.png")
+    save(rows(world / "mine/labels/mine/eight/report/gallery.png", 3), "tutorial-disputed.png")

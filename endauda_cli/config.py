@@ -120,6 +120,10 @@ class FusionOutput:
     )  # fmt: skip
 
 
+MAX_WINDOW = 65_535
+"""Wider than any image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(FusionOptions, FusionOutput):
     """What ``fuse`` is told.
@@ -150,6 +154,8 @@ class FuseConfig(FusionOptions, FusionOutput):
             raise ConfigError(
                 f"--window {self.window[0]}x{self.window[1]}: both sides must be odd and positive"
             )
+        if max(self.window) > MAX_WINDOW:
+            raise ConfigError(f"--window: a side is above {MAX_WINDOW:,}, the largest that is possible")
         _at_least(self.workers, 1, "--workers")
 
 

@@ -156,9 +156,8 @@ def write_evaluation(out: Path, result: EvalResult, samples: Sequence[Sample], d
         legend = list(zip(domain.classes, domain.palette, strict=True))
         sections.append(Gallery("Images", ["image", "prediction", "truth"], rows, legend))
     intro = [f"{result.scored} on {result.images} images of {result.target} {result.split}."]
-    write_report(
-        out / "report.html", Report(f"mIoU {number(result.miou)}", intro, sections, picture_width=320)
-    )
+    page = Report(f"mIoU {number(result.miou)}", intro, sections, picture_width=320)
+    write_report(out / "report.html", page, {sample.id for sample in samples})
 
 
 def _truth(sample: Sample, domain: Domain) -> NDArray[np.uint8]:

@@ -169,8 +169,8 @@ def parse_window(text: str) -> tuple[int, int]:
         ConfigError: if it is of another form.
     """
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(_is_whole(part) for part in parts):
-        raise ConfigError(f"--window {text}: expected one odd number, or HEIGHTxWIDTH")
+    if len(parts) > 2 or not all(_is_whole(part) and len(part) < 10 for part in parts):
+        raise ConfigError(f"--window {text:.80}: expected one odd number, or HEIGHTxWIDTH")
     return int(parts[0]), int(parts[-1])
 
 

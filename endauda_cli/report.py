@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from endauda_cli.labels import write_png
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,8 +71,8 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Figure:
-    """A section with one drawing, (H, W, 3) uint8 RGB; beside the page it is ``<stem>-<name>.png``. Not ``shown``, it
-    is there alone, because the page has its figures as a table."""
+    """A section with one drawing, (H, W, 3) uint8 RGB; in the page's folder it is ``<name>.png``. Not ``shown``, it is
+    there alone, because the page has its figures as a table."""
 
     title: str
     name: str
@@ -94,8 +95,16 @@ class Report:
     picture_width: int = 200
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write the page to ``path``, each gallery as ``<path's stem>[-n].png`` and each figure as PNG beside it."""
+def write_report(path: Path, report: Report, images: Container[str] = ()) -> None:
+    """Write the page to ``path``, and its pictures to a folder beside it that is called as the page: a folder of
+    labels or predictions holds no other PNGs than these.
+
+    Args:
+        path: ``report.html``.
+        report: the page. Each gallery becomes ``report/gallery[-n].png``, each figure ``report/<name>.png``.
+        images: ids of images with a PNG of their own beside the page; other pictures there that earlier versions
+            called ``report.png`` and ``report-<name>.png`` are removed.
+    """
     environment = Environment(loader=PackageLoader("endauda_cli"), autoescape=True, trim_blocks=True)
     galleries = [section for section in report.sections if isinstance(section, Gallery)]
     page = environment.get_template("report.html").render(
@@ -110,12 +119,22 @@ def write_report(path: Path, report: Report) -> None:
         version=__version__,
     )
     write_text(path, page)
+    folder, earlier = path.with_suffix(""), []
+    pictures: dict[str, UInt8] = {}
     for number, gallery in enumerate(galleries, 1):
         suffix = f"-{number}" if len(galleries) > 1 else ""
-        write_png(path.with_name(f"{path.stem}{suffix}.png"), contact_sheet(gallery))
+        pictures[f"gallery{suffix}"] = contact_sheet(gallery)
+        earlier.append(f"{path.stem}{suffix}")
     for figure in report.sections:
         if isinstance(figure, Figure):
-            write_png(path.with_name(f"{path.stem}-{figure.name}.png"), figure.picture)
+            pictures[figure.name] = figure.picture
+            earlier.append(f"{path.stem}-{figure.name}")
+    for name, picture in pictures.items():
+        write_png(folder / f"{name}.png", picture)
+    for name in earlier:
+        if name not in images:
+            with suppress(OSError):
+                path.with_name(f"{name}.png").unlink()
 
 
 def contact_sheet(gallery: Gallery, gap: int = 4) -> UInt8:

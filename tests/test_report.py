@@ -13,6 +13,7 @@ from PIL import Image
 
 from endauda_cli.domains import CITYSCAPES_PALETTE
 from endauda_cli.report import (
+    Figure,
     Gallery,
     PictureRow,
     Report,
@@ -71,14 +72,29 @@ def test_page_with_all_kinds_of_sections(tmp_path: Path) -> None:
     assert len(shown) == 3
     assert np.array_equal(shown[1], flat(0)) and np.array_equal(shown[2], flat(1))  # label colours stay exact
     assert np.abs(shown[0].astype(int) - photograph()).mean() < 6
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.png"}
-    assert np.array_equal(read_png(tmp_path / "report.png"), contact_sheet(report.sections[1]))  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report"}
+    assert np.array_equal(read_png(tmp_path / "report/gallery.png"), contact_sheet(report.sections[1]))  # type: ignore[arg-type]
 
 
 def test_several_galleries_are_several_pictures(tmp_path: Path) -> None:
     galleries = [Gallery(f"{n}", ["a"], [PictureRow("x", [flat(n)])]) for n in range(2)]
     write_report(tmp_path / "page.html", Report("two", sections=galleries))
-    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page-1.png", "page-2.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page"}
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"gallery-1.png", "gallery-2.png"}
+
+
+def test_pictures_of_earlier_versions_beside_the_page_are_removed_but_no_labels(tmp_path: Path) -> None:
+    names = ("report.png", "report-classes.png", "report-x.png", "a.png", "a_color.png")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    sections = [Gallery("", ["a"], [PictureRow("x", [flat(0)])]), Figure("", "classes", flat(0))]
+    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a", "report"})
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report", *names} - {
+        "report-classes.png"
+    }
+    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a"})
+    assert not (tmp_path / "report.png").exists()
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"gallery.png", "classes.png"}
 
 
 def test_contact_sheet_has_every_picture_at_its_place() -> None:

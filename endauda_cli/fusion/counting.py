@@ -33,7 +33,6 @@ def fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
     planes = planes_of(fusion, image, fusion.config.rule)
     fused = run_rule(fusion, fusion.config.rule, labels, planes)
     path, colours = label_files(out, image)
-    path.parent.mkdir(parents=True, exist_ok=True)  # an id may have folders: ulm/0003
     write_label_and_colour(path, colours, fused.label, fusion.task.target.palette)
     line = _counts(fused, labels, fusion.recipe.num_classes) | {"bytes": path.stat().st_size}
     if image in fusion.truths:

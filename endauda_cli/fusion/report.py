@@ -54,7 +54,7 @@ SEVERAL: Colour = (150, 150, 150)
 def write_fusion_report(
     fusion: Fusion, result: FusionResult, lines: Sequence[Line], images: Mapping[str, Path]
 ) -> None:
-    """``report.html`` and its figures as PNG, beside the labels.
+    """``report.html`` beside the labels, its figures as PNG in a folder.
 
     Args:
         fusion: what was fused, and how.
@@ -75,7 +75,7 @@ def write_fusion_report(
         sections,
         picture_width=min(320, GALLERY_WIDTH // (len(result.teachers) + 4)),
     )
-    write_report(result.labels / "report.html", report)
+    write_report(result.labels / "report.html", report, {line["id"] for line in lines})
 
 
 def _intro(fusion: Fusion, result: FusionResult) -> list[str]:

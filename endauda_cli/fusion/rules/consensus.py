@@ -16,7 +16,8 @@ its own for every class, learnt from how it agrees with the others:
 5. The label is not the most likely class but the one whose choice adds most to the expected mean IoU: a pixel of
    a small class is worth more than one of a large class. Adding a pixel of probability p to a class of expected
    IoU J and union U changes that IoU by (p (1 + J) - J) / U. Only classes are looked at that are believed at least
-   half as much as the most likely one, so that no class floods an image which is merely hard to rule out.
+   half as much as the most likely one, so that no class floods an image which is merely hard to rule out; and none
+   that no teacher gives the pixel or is more than 0 % certain of there.
 
 With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
 much as one image.
@@ -167,18 +168,22 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
     claims = np.zeros(pixels, np.uint8)
     product = np.empty(num_classes, np.float32)
     mean = np.empty(num_classes, np.float32)
+    named = np.empty(num_classes, np.bool_)  # classes that a teacher gives, or is more than 0 certain of
     for i in range(pixels):
         for c in range(num_classes):
             product[c] = prior[c]
             mean[c] = 0
+            named[c] = False
         for t in range(num_teachers):
             total = np.float32(0)
             for c in range(num_classes):
                 total += table[t, planes[t, c, i]]
             for c in range(num_classes):
                 mean[c] += table[t, planes[t, c, i]] / total
+                named[c] |= planes[t, c, i] > 0
             given = labels[t, i]
             if given < num_classes:
+                named[given] = True
                 second, highest = 0, np.int64(-1)
                 for c in range(num_classes):
                     if c != given and np.int64(planes[t, c, i]) > highest:
@@ -201,10 +206,11 @@ def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight
         for c in range(num_classes):
             mean[c] = np.sqrt(product[c] / total * mean[c] / num_teachers) + np.float32(FLOOR)
             whole += mean[c]
-            most = max(most, mean[c])
+            if named[c]:
+                most = max(most, mean[c])
         best = np.float32(-np.inf)
         for c in range(num_classes):
-            if mean[c] < rival * most:
+            if mean[c] < rival * most or (most > 0 and not named[c]):
                 continue
             p = mean[c] / whole
             gain = (p * (1 + iou[c]) - iou[c]) * weight[c]
