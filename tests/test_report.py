@@ -18,6 +18,7 @@ from endauda_cli.report import (
     PictureRow,
     Report,
     Row,
+    Section,
     Table,
     contact_sheet,
     number,
@@ -87,7 +88,10 @@ def test_pictures_of_earlier_versions_beside_the_page_are_removed_but_no_labels(
     names = ("report.png", "report-classes.png", "report-x.png", "a.png", "a_color.png")
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    sections = [Gallery("", ["a"], [PictureRow("x", [flat(0)])]), Figure("", "classes", flat(0))]
+    sections: list[Section] = [
+        Gallery("", ["a"], [PictureRow("x", [flat(0)])]),
+        Figure("", "classes", flat(0)),
+    ]
     write_report(tmp_path / "report.html", Report("one", sections=sections), {"a", "report"})
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report", *names} - {
         "report-classes.png"

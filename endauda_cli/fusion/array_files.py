@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import lzma
+import struct
 import tokenize
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +32,8 @@ NAMES_BYTES = 1 << 20
 """More than the names of all classes and teachers take."""
 MALFORMED = (
     OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, RecursionError, MemoryError,
-    NotImplementedError, RuntimeError, zipfile.BadZipFile, tokenize.TokenError,
+    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    tokenize.TokenError,
 )  # fmt: skip
 """What NumPy, zipfile and literal_eval raise for what is not theirs, or damaged."""
 

@@ -275,3 +275,24 @@ def test_sureness_tells_a_clear_choice_from_an_even_one() -> None:
     assert sure[0] == 1
     assert 0.3 < sure[1] < 1
     assert sureness(judged, owners) == sure  # the same draws every time
+
+
+def test_a_class_that_nobody_names_is_given_to_no_pixel() -> None:
+    """Neither as a label nor by any certainty; even where all that is known speaks for it."""
+    truth = truth_of(4000)
+    truth[truth == 3] = 0
+    labels, certainties = ensemble(*(teacher(truth, 0.7, 1, seed) for seed in range(3)))
+    labels[labels == 3] = 0
+    certainties[..., 3] = 0
+    model = fit(labels, certainties, NUM_CLASSES)
+    assert 3 not in fused(labels, certainties, model)
+    convinced = replace(model, evidence=model.evidence + np.array([0, 0, 0, 6], np.float32))
+    now = fused(labels, certainties, convinced)
+    assert 3 not in now and len(np.unique(now)) > 1
+    some = certainties.copy()
+    some[0, :10, 3] = 1
+    assert (fused(labels, some, convinced)[:10] == 3).all(), "who says 1 % has named it"
+    nothing = np.zeros_like(certainties)
+    assert fused(np.full_like(labels, 255), nothing, model).max() < NUM_CLASSES, (
+        "of nothing anything can follow"
+    )

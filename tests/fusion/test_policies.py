@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tracemalloc
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from endauda_cli.domains import DOMAINS
 from endauda_cli.errors import PolicyError
 from endauda_cli.fusion.choosing import POLICIES
-from endauda_cli.fusion.policy_files import policy_record, read_policy
+from endauda_cli.fusion.policy_files import policy_record, read_consensus, read_policy, write_consensus
+from endauda_cli.fusion.rules.consensus import Consensus, fit
 from endauda_cli.fusion.rules.policies import (
     PAPER,
     Policy,
@@ -122,6 +126,13 @@ def test_policy_file_of_the_follow_up_project(tmp_path: Path, dtype: type) -> No
         ("[[", "neither JSON nor a NumPy file"),
         ("", "neither JSON nor a NumPy file"),
         ("\x93NUMPY", "neither JSON nor a NumPy file"),
+        ("[" * 100_000, "neither JSON nor a NumPy file"),
+        (f"[[{'9' * 400}, 0]]", "class 9{80}…, but classes are 0 to 2"),
+        (f"[[0, -{'9' * 400}]]", "teacher -9{79}…, but teachers are 0 to 1"),
+        (f"[[{'9' * 5000}, 0]]", "neither JSON nor a NumPy file"),
+        ("[[1e308, 0]]", "class 1e.308, but classes are 0 to 2"),
+        (f'[["{"x" * 5000}", "dacs"]]', "class 'x{79}… is not one of"),
+        ('[["road\\u0000", "dacs"]]', r"class 'road.x00' is not one of"),
     ],
 )
 def test_policy_file_that_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -149,6 +160,39 @@ def test_numpy_file_of_another_form_is_refused(tmp_path: Path) -> None:
     np.save(path, np.array([object()]), allow_pickle=True)
     with pytest.raises(PolicyError, match="neither JSON nor a NumPy file"):
         read_policy(path, CLASSES, TEACHERS)
+
+
+def npy(shape: str, dtype: str = "<i8") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [npy("(1000000000, 2)"), npy("(-1, 2)"),
+     npy("(3, 2)", "|O"), npy("(" * 5000), npy("(2,) * 10**9"), npy("()", "|V0"),
+     b"\x93NUMPY\x09\x00", b"PK\x03\x04", b"\x93NUMPY\x01\x00\xff\xff{"],
+)  # fmt: skip
+def test_numpy_file_that_declares_what_it_has_not(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "list.npy"
+    path.write_bytes(content)
+    with pytest.raises(PolicyError, match="neither JSON nor a NumPy file"):
+        read_policy(path, CLASSES, TEACHERS)
+
+
+def test_many_pairs_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps([[0, 0]] * 300_000))
+    with pytest.raises(PolicyError, match="class 0 has two owners"):
+        read_policy(path, CLASSES, TEACHERS)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("policy.json", "list.npy"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(PolicyError, match="a named pipe, where a regular file is expected"):
+            read_policy(tmp_path / name, CLASSES, TEACHERS)
 
 
 def test_absent_policy_file_is_answered_with_the_kinds(tmp_path: Path) -> None:
@@ -229,6 +273,67 @@ def test_paper_policy_follows_names_not_places(source: str, owned: dict[str, tup
 def test_paper_policy_is_refused(source: str, teachers: list[str], message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         paper_policy(source, teachers)
+
+
+# ---------------------------------------------------------------------------- fitted rules
+
+
+def model_of_nothing() -> Consensus:
+    labels = np.random.default_rng(0).integers(0, 3, (2, 300)).astype(np.uint8)
+    certainties = np.random.default_rng(1).integers(0, 100, (2, 300, 3)).astype(np.uint8)
+    return fit(labels, certainties, 3)
+
+
+def test_fitted_rule_is_read_back(tmp_path: Path) -> None:
+    model = model_of_nothing()
+    write_consensus(tmp_path / "policy.json", model, CLASSES, TEACHERS)
+    found = read_consensus(tmp_path / "policy.json", CLASSES, TEACHERS)
+    for name, array in vars(model).items():
+        np.testing.assert_array_equal(getattr(found, name), array)
+    with pytest.raises(
+        PolicyError, match="fitted to the teachers dacs crst and 3 classes, not to dacs and 3"
+    ):
+        read_consensus(tmp_path / "policy.json", CLASSES, TEACHERS[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("evidence", np.zeros((2, 3, 3), np.float32)),
+        ("evidence", np.zeros((2, 37, 3), np.int64)),
+        ("edges", np.zeros((2, 3, 300), np.uint8)),
+        ("prior", np.full(3, np.nan, np.float32)),
+        ("powers", np.zeros(1)),
+        ("classes", np.zeros(3)),
+        ("teachers", np.zeros((2, 2), "U4")),
+        ("iou", None),
+    ],
+)
+def test_fitted_rule_of_other_shapes_is_refused(tmp_path: Path, name: str, array: Any) -> None:
+    """Compiled loops go by these shapes, and would read beyond them."""
+    arrays = {
+        **vars(model_of_nothing()),
+        "classes": np.array(CLASSES),
+        "teachers": np.array(TEACHERS),
+        name: array,
+    }
+    np.savez(tmp_path / "consensus.npz", **{key: value for key, value in arrays.items() if value is not None})
+    with pytest.raises(PolicyError, match=f"consensus.npz: cannot be read .*{name}"):
+        read_consensus(tmp_path / "policy.json", CLASSES, TEACHERS)
+
+
+def test_fitted_rule_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    write_consensus(tmp_path / "policy.json", model_of_nothing(), CLASSES, TEACHERS)
+    with zipfile.ZipFile(tmp_path / "consensus.npz") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(tmp_path / "consensus.npz", "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members.items():
+            new.writestr(name, npy("(200000000,)", "<f8") + bytes(10**8) if name == "powers.npy" else content)
+    tracemalloc.start()
+    with pytest.raises(PolicyError, match="powers declares 100,000,"):
+        read_consensus(tmp_path / "policy.json", CLASSES, TEACHERS)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
 
 
 # ---------------------------------------------------------------------------- by tables

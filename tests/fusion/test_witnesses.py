@@ -33,12 +33,12 @@ def percent(image: str, temperature: float = 1, seed: int = 0) -> UInt8:
     """(C, H, W) of a teacher, truncated."""
     logits = np.random.default_rng([seed, int(image[1:])]).normal(0, 2, (len(CLASSES), 32, 64))
     p = np.exp((logits - logits.max(0)) / temperature)
-    return np.floor(100 * p / p.sum(0)).astype(np.uint8)
+    return np.asarray(np.floor(100 * p / p.sum(0)), np.uint8)
 
 
 def label_of(image: str, seed: int = 0) -> UInt8:
     logits = np.random.default_rng([seed, int(image[1:])]).normal(0, 2, (len(CLASSES), 32, 64))
-    return logits.argmax(0).astype(np.uint8)
+    return np.asarray(logits.argmax(0), np.uint8)
 
 
 class Said:
