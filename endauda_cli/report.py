@@ -102,8 +102,8 @@ def write_report(path: Path, report: Report, images: Container[str] = ()) -> Non
     Args:
         path: ``report.html``.
         report: the page. Each gallery becomes ``report/gallery[-n].png``, each figure ``report/<name>.png``.
-        images: ids of images with a PNG of their own beside the page; other pictures there that earlier versions
-            called ``report.png`` and ``report-<name>.png`` are removed.
+        images: ids of images with a PNG of their own beside the page, which is left alone; other pictures there that
+            earlier versions called ``report.png`` and ``report-<name>.png`` are removed.
     """
     environment = Environment(loader=PackageLoader("endauda_cli"), autoescape=True, trim_blocks=True)
     galleries = [section for section in report.sections if isinstance(section, Gallery)]
@@ -130,7 +130,8 @@ def write_report(path: Path, report: Report, images: Container[str] = ()) -> Non
             pictures[figure.name] = figure.picture
             earlier.append(f"{path.stem}-{figure.name}")
     for name, picture in pictures.items():
-        write_png(folder / f"{name}.png", picture)
+        if f"{folder.name}/{name}" not in images:
+            write_png(folder / f"{name}.png", picture)
     for name in earlier:
         if name not in images:
             with suppress(OSError):

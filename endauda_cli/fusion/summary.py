@@ -123,6 +123,14 @@ def _margin(policy: Policy | None, c: int) -> float | None:
 
 def warn_of_what_is_lost(result: FusionResult, lines: Sequence[Line], report: Reporter) -> None:
     """A student cannot learn a class whose labels the threshold took away. What hardly occurs is nobody's loss."""
+    if result.scores and all(score.miou is None for score in result.scores):
+        report(
+            Note(
+                "the labels of these images hold none of the classes, every pixel is one that is ignored: nothing is "
+                "scored",
+                "warning",
+            )
+        )
     if not result.threshold:
         return
     given, pixels = (np.sum([line[key] for line in lines], axis=0) for key in ("given", "pixels"))
