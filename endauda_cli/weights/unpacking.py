@@ -29,7 +29,10 @@ MAX_RATIO = 200
 """Times its own size that an archive may unpack to; checkpoints and PNGs hardly shrink, zeros shrink by 1000."""
 SMALL = 64 << 20
 """Bytes that any archive may unpack to, whatever its own size."""
-MAX_MEMBERS = 100_000
+MAX_MEMBERS = 20_000
+"""Files and folders in an archive; of checkpoints, or of folders that they lie in, there are a few dozen."""
+MAX_DEPTH = 32
+"""Folders inside each other: each member's are looked at."""
 MAX_HEADER = 1 << 18
 """Bytes of one extended tar header, which is read into memory whole, as are hundreds in a row."""
 MAX_NAME = 255
@@ -45,11 +48,14 @@ _ERRORS = (
     struct.error,
     EOFError,
     MemoryError,
-    NotImplementedError,
-    OverflowError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     RuntimeError,
+    TypeError,
     ValueError,
 )
+"""What the standard library raises on damage, the last ones where it trusts a header."""
 
 
 class BadArchiveError(DownloadError):
@@ -118,9 +124,14 @@ def _inspect(archive: Path, limit: int, shown: str) -> None:
     total = 0
     files: set[PurePosixPath] = set()
     folders = {PurePosixPath()}
+    many = BadArchiveError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
+    if zipfile.is_zipfile(archive):  # which says how many it holds, unlike a tar
+        with zipfile.ZipFile(archive) as listed:
+            if len(listed.infolist()) > MAX_MEMBERS:
+                raise many
     for number, member in enumerate(_members(archive), 1):
         if number > MAX_MEMBERS:
-            raise BadArchiveError(f"{shown}: holds more than {MAX_MEMBERS:,} files; not unpacked")
+            raise many
         trouble = member.trouble or _trouble_of_name(member.name)
         # some systems take A and a for the same name
         path = PurePosixPath(member.name.casefold())
@@ -179,6 +190,8 @@ def _trouble_of_name(name: str) -> str | None:
         return "leads out of the folder"
     if len(name.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in pure.parts):
         return "is too long a name"
+    if len(pure.parts) > MAX_DEPTH:
+        return "lies too deep"
     return None
 
 

@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args()
     if arguments.one:
-        _fuzz(arguments.one, rest)
+        _fuzz(arguments.one, arguments.corpus, rest)
         return 0
     from tests.fuzz.targets import all_targets
 
@@ -49,7 +49,7 @@ def _run(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, int
         folder.mkdir(parents=True, exist_ok=True)
     before = set(findings.iterdir())
     command = [
-        *(sys.executable, "-m", "tests.fuzz", "--one", name, str(corpus)),
+        *(sys.executable, "-m", "tests.fuzz", "--one", name, "--corpus", str(corpus)),
         *(f"-runs={arguments.runs}", f"-max_total_time={int(arguments.minutes * 60)}", "-timeout=2"),
         *(f"-artifact_prefix={findings}/", "-rss_limit_mb=0", "-print_final_stats=1", "-max_len=65536"),
     ]
@@ -60,7 +60,8 @@ def _run(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, int
         r"(?m)^#(\d+)", done.stderr
     )
     memory = re.findall(r"(?:rss: (\d+)Mb|peak_rss_mb:\s*(\d+))", done.stderr)
-    found = sorted(path.name for path in set(findings.iterdir()) - before)
+    found = sorted(path.name[:20] for path in set(findings.iterdir()) - before)
+    found += re.findall(r"=== Uncaught Python exception: ===\n(.*)", done.stdout + done.stderr)
     ended = "" if done.returncode == 0 or found else f"exit {done.returncode}, see {corpus.parent}/{name}.log"
     if not any(findings.iterdir()):
         findings.rmdir()
@@ -72,7 +73,7 @@ def _run(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, int
     )
 
 
-def _fuzz(name: str, words: list[str]) -> None:
+def _fuzz(name: str, corpus: Path, words: list[str]) -> None:
     import atheris  # type: ignore[import-untyped]
 
     with atheris.instrument_imports(include=["endauda_cli", "json", "tomllib"]):
@@ -93,12 +94,11 @@ def _fuzz(name: str, words: list[str]) -> None:
             if any(folder.iterdir()):
                 shutil.rmtree(folder)
 
-    corpus = Path(words[0])
     for number, data in enumerate(target.inputs()):
         (corpus / f"seed-{number}").write_bytes(data)
     once(target.inputs()[0])  # what is imported and compiled at first use does not count as a hang
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    atheris.Setup([sys.argv[0], *words], once)
+    atheris.Setup([sys.argv[0], str(corpus), *words], once)
     atheris.Fuzz()
 
 

@@ -97,6 +97,7 @@ def refuse(archive: Path) -> str:
         ("a\u202egnp.pth", "is no plain name"),
         ("\u5b57" * 86, "is too long a name"),
         ("d/" * 600, "is too long a name"),
+        ("d/" * 40, "lies too deep"),
         ("readme.txt/b", "is both a file and a folder"),
         ("models/a.bin/", "is both a file and a folder"),
         ("MODELS", "is both a file and a folder"),
