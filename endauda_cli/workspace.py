@@ -100,7 +100,8 @@ class Workspace:
     def path(self, given: Path) -> Path:
         """A path as typed, else relative to the workspace."""
         inside = self.root / given
-        return inside if not given.exists() and inside.exists() else given
+        # os.path, for pathlib raises for what is too long to be a path.
+        return inside if not os.path.exists(given) and os.path.exists(inside) else given
 
     def newest_labels(self, target: Domain, source: str) -> Path:
         """The label set of train images that was fused last.

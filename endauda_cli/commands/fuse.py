@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def _rule_for(policy: str) -> FusionRule:
     """``consensus``, unless the policy is of owners, which that rule does not have."""
     if policy in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):
         return FusionRule.CONSENSUS
-    fitted = policy not in tuple(PolicyKind) and (Path(policy).parent / CONSENSUS_FILE).exists()
+    fitted = policy not in tuple(PolicyKind) and os.path.exists(Path(policy).parent / CONSENSUS_FILE)
     return FusionRule.CONSENSUS if fitted else FusionRule.PLF
 
 
