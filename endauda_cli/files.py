@@ -377,7 +377,7 @@ _HELPS = {
     errno.EMFILE: "close other programs, or raise the limit with 'ulimit -n 4096', and run again",
     errno.ENFILE: "close other programs and run again",
     errno.EIO: "the disk reports a fault; look at it, or work on another one",
-    errno.EFBIG: "the file is larger than this disk or a limit (ulimit -f) allows; work on another one",
+    errno.EFBIG: "free disk space, or raise the limit on the size of files (ulimit -f), and run again",
 }
 
 

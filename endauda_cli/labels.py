@@ -241,7 +241,6 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     """Put what ``save`` writes under ``path``, whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # an image's id may have folders: ulm/0003
         with replacing(path) as temporary, temporary.open("wb") as file:
             save(file)
     except OSError as error:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from endauda_cli import __version__
 from endauda_cli.labels import write_png
-from endauda_cli.workspace import write_text
+from endauda_cli.workspace import make_folder, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -129,6 +129,8 @@ def write_report(path: Path, report: Report, images: Container[str] = ()) -> Non
         if isinstance(figure, Figure):
             pictures[figure.name] = figure.picture
             earlier.append(f"{path.stem}-{figure.name}")
+    if pictures:
+        make_folder(folder)
     for name, picture in pictures.items():
         if f"{folder.name}/{name}" not in images:
             write_png(folder / f"{name}.png", picture)

@@ -11,6 +11,7 @@ from endauda_cli.fusion.image import planes_of, run_rule
 from endauda_cli.fusion.rules import RULES, Fused
 from endauda_cli.fusion.rules.measures import agreement, overlaps, tally
 from endauda_cli.labels import label_files, read_truth, write_label_and_colour
+from endauda_cli.workspace import make_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,8 @@ def fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
     planes = planes_of(fusion, image, fusion.config.rule)
     fused = run_rule(fusion, fusion.config.rule, labels, planes)
     path, colours = label_files(out, image)
+    if "/" in image:  # ulm/0003
+        make_folder(path.parent)
     write_label_and_colour(path, colours, fused.label, fusion.task.target.palette)
     line = _counts(fused, labels, fusion.recipe.num_classes) | {"bytes": path.stat().st_size}
     if image in fusion.truths:

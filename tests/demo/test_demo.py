@@ -89,7 +89,7 @@ def test_report_needs_no_other_file(shown: tuple[Path, Any]) -> None:
         assert score["name"] in page and f"{score['miou']:.2f}" in page
     # At least image, teachers, rules, student and truth of each scene.
     assert page.count("data:image/") >= 2 * (1 + 3 + 3 + 1 + 1)
-    assert list(out.glob("report*.png"))
+    assert list(out.glob("report/*.png"))
 
 
 def test_plain_commands_go_on_from_there(
