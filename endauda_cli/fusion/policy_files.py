@@ -40,7 +40,11 @@ def read_policy(path: Path, classes: Sequence[str], teachers: Sequence[str]) -> 
     except FileNotFoundError as error:
         kinds = ", ".join(PolicyKind)
         raise PolicyError(f"--policy {path!s:.200}: neither one of {kinds} nor a file that exists") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise PolicyError(
+            f"{path}: cannot be read: {error.strerror or error}; name a policy file with --policy"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path}: neither JSON nor a NumPy file ({error!s:.120})") from error
     if isinstance(pairs, dict):  # as written beside fused labels
         pairs = pairs.get("pairs")
