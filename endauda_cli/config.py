@@ -334,9 +334,9 @@ def launched() -> int:
         ConfigError: if the environment does not say it as a number.
     """
     text = os.environ.get("WORLD_SIZE") or "1"
-    if not (text.isascii() and text.isdecimal() and int(text)):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
         raise ConfigError(
-            f"environment: WORLD_SIZE is {text!r}; torchrun sets it to a number: unset it, or use torchrun"
+            f"environment: WORLD_SIZE is {text!r:.80}; torchrun sets it to a number: unset it, or use torchrun"
         )
     return int(text)
 

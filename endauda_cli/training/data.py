@@ -15,7 +15,7 @@ from endauda_cli.errors import DataError
 from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
-from endauda_cli.training.cache import cached_rows
+from endauda_cli.training.cache import RowFile, cached_rows
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ class Stream:
 
 
 class Rows(NamedTuple):
-    """A stream, decoded and resized, memory mapped."""
+    """A stream, decoded and resized, memory mapped where the disk can."""
 
-    images: UInt8
+    images: UInt8 | RowFile
     """(N, h, w, 3) uint8 RGB."""
-    labels: UInt8
+    labels: UInt8 | RowFile
     """(N, h, w) uint8 train ids, 255 = none."""
 
 
@@ -146,7 +146,7 @@ def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def tell_histogram(labels: UInt8, domain: Domain, report: Reporter) -> None:
+def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:
     """Say what the labels hold, before hours are spent on them: of a sample, if it shows all classes, else of all.
 
     Raises:
@@ -174,7 +174,7 @@ def tell_histogram(labels: UInt8, domain: Domain, report: Reporter) -> None:
         report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))
 
 
-def _count(labels: UInt8, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count(labels: UInt8 | RowFile, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many pixels of the chosen images have each value."""
     counts = np.zeros(256, np.int64)
     for i in chosen:
