@@ -89,7 +89,8 @@ def _check_meeting() -> None:
         text = os.environ[name]
         if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
             raise ConfigError(
-                f"environment: {name} is {text!r:.80}, not a number from 0 to {most}; start with torchrun, which sets it"
+                f"environment: {name} is {text!r:.80}, not a number from 0 to {most}; start with torchrun, which "
+                "sets it"
             )
 
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import math
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def cached_rows(
     path = folder / f"{key.hexdigest()[:24]}.bin"
     if _size(path) != math.prod((len(files), *shape)):
         # Somebody made room by deleting the large file, or it was copied in part.
-        path.with_suffix(".filled").unlink(missing_ok=True)
+        with suppress(OSError):
+            path.with_suffix(".filled").unlink(missing_ok=True)
     rows = _open(path, (len(files), *shape))
     filled = _open(path.with_suffix(".filled"), (len(files),))
     todo = [int(i) for i in np.flatnonzero(np.asarray(filled) == 0)]
@@ -96,7 +98,8 @@ class RowFile:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._bytes = int(np.prod(shape[1:]))
-        self._file = path.open("rb+", buffering=0)
+        self._descriptor = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -105,13 +108,13 @@ class RowFile:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> UInt8:
-        content = os.pread(self._file.fileno(), self._bytes, int(i) * self._bytes)
+        content = os.pread(self._descriptor, self._bytes, int(i) * self._bytes)
         return np.frombuffer(content, np.uint8).reshape(self.shape[1:])
 
     def __setitem__(self, i: int, row: UInt8 | int) -> None:
         content = np.asarray(row, np.uint8).tobytes()
-        if os.pwrite(self._file.fileno(), content, int(i) * self._bytes) < len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        if os.pwrite(self._descriptor, content, int(i) * self._bytes) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.stack(list(self))
