@@ -44,6 +44,7 @@ def run(program: Callable[[], object], words: Sequence[str]) -> int:
         try:
             code, failure = _outcome(program, answer)
             if failure is not None:
+                failure = Failure(failure.kind, shortened(failure.message))
                 _say(failure.message)
             if answer.as_json and answer.speaks and (answer.result is not None or failure is not None):
                 sys.stdout.write(answer.document(failure))
@@ -98,6 +99,14 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
         if os.environ.get(crash.DEBUG_VARIABLE, "0") not in ("", "0"):
             return 1, Failure(BUG, crash.whole(error).rstrip())
         return 1, Failure(BUG, crash.tell(error, answer.words))
+
+
+def shortened(message: str) -> str:
+    """The message without the middle of words that are longer than any path: what was typed may be a whole file."""
+    return _ENDLESS.sub(lambda word: f"{word[0][:200]}…{word[0][-20:]}", message)
+
+
+_ENDLESS = re.compile(r"\S{5000,}")
 
 
 def _usage(error: typer.TyperException, answer: Answer) -> str:
@@ -243,9 +252,7 @@ def _surroundings(error: Exception, first: str) -> str | None:
     if variables and any(
         frame.filename.endswith(_NUMBA) for frame in traceback.extract_tb(error.__traceback__)
     ):
-        return (
-            f"environment: numba cannot be loaded with {' '.join(variables)} ({first:.200}); unset what is wrong there"
-        )
+        return f"environment: numba cannot be loaded with {' '.join(variables)} ({first:.200}); unset what is wrong there"
     return None
 
 

@@ -97,7 +97,7 @@ class RowFile:
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self._bytes = int(np.prod(shape[1:]))
+        self._bytes = math.prod(shape[1:])
         self._descriptor = os.open(path, os.O_RDWR)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -121,7 +121,7 @@ class RowFile:
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> UInt8 | RowFile:
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:

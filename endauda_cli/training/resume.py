@@ -197,8 +197,9 @@ def check_meta(last: Path, meta: Any) -> dict[str, Any]:
             value = found.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool) or key not in found:
                 raise _unfit(last, key, value)
-    if not 0 <= whole["step"] <= _MOST_STEPS:
-        raise _unfit(last, "step", whole["step"])
+    for key in ("step", "miou", "best_miou", "best_step"):
+        if not 0 <= (whole[key] or 0) <= _MOST_STEPS:  # NaN is not, either
+            raise _unfit(last, key, whole[key])
     return whole
 
 

@@ -74,7 +74,9 @@ def test_labels_corrected_at_equal_size_are_another_run(tiny_set: TinySet, tmp_p
     run(tiny_set, out, **SHORT)
     assert run(tiny_set, out, **SHORT).resumed_from == 2, "nothing has changed"
     swapped_label(label)
-    with pytest.raises(ConfigError, match=r"on other images or labels .*files or their class table have changed"):
+    with pytest.raises(
+        ConfigError, match=r"on other images or labels .*files or their class table have changed"
+    ):
         run(tiny_set, out, **SHORT)
 
 
@@ -293,7 +295,9 @@ def test_a_pipe_in_place_of_a_record_is_not_waited_for(tiny_set: TinySet, tmp_pa
         run(tiny_set, out, **SHORT)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"order": 1e999}', "[]", '{"order": "' + "x" * 10_000 + '"}'])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"order": 1e999}', "[]", '{"order": "' + "x" * 10_000 + '"}']
+)
 def test_a_config_of_another_form_ends_nothing(tiny_set: TinySet, tmp_path: Path, content: str) -> None:
     out = tmp_path / "run"
     out.mkdir()
@@ -324,12 +328,16 @@ def test_a_disk_without_fallocate_and_maps(
     assert run(tiny_set, tmp_path / "two" / "again", **SHORT).last_loss == expected.last_loss
 
 
-def test_why_a_cache_cannot_be_written(tiny_set: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_a_cache_cannot_be_written(
+    tiny_set: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read_only(descriptor: int, offset: int, size: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "posix_fallocate", read_only)
-    with pytest.raises(DataError, match="can only be read; work on another one, or name another folder with --cache"):
+    with pytest.raises(
+        DataError, match="can only be read; work on another one, or name another folder with --cache"
+    ):
         run(tiny_set, tmp_path / "run", **SHORT)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"a file stands where a folder is needed"):
