@@ -172,6 +172,7 @@ class InferenceConfig(Amp, Workers):
 
     def __post_init__(self) -> None:
         _at_least(self.batch_size, 1, "--batch-size")
+        _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
         if self.tile is not None and min(self.tile) < 32:
             raise ConfigError(f"--tile {self.tile[1]}x{self.tile[0]}: at least 32x32, better half the image")
         _at_least(self.workers, 1, "--workers")
@@ -300,6 +301,7 @@ class TrainConfig(StudentOptions, Amp, Workers):
         _at_least(self.steps, 1, "--steps")
         # The image-pooling branch normalises 1x1 maps over the batch, which one image cannot do.
         _at_least(self.batch_size, 2, "--batch-size")
+        _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
         _at_least(self.save_every, 1, "--save-every")
         _at_least(self.validate_every, 0, "--validate-every")
         _at_least(self.warm_up, 0, "--warm-up")
@@ -350,3 +352,12 @@ def check_seed(seed: int) -> None:
 def _at_least(value: int, least: int, option: str) -> None:
     if value < least:
         raise ConfigError(f"{option} {value}: must be at least {least}")
+
+
+MOST_IMAGES = 1 << 16
+"""In a batch: more than any memory holds."""
+
+
+def _at_most(value: int, most: int, option: str) -> None:
+    if value > most:
+        raise ConfigError(f"{option} {value}: must be at most {most:,}")

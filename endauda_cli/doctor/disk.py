@@ -68,7 +68,9 @@ def _cannot_be_written(folder: Path) -> tuple[str, str | None]:
     """Why, and the line that helps if this user can help it."""
     with suppress(OSError, AttributeError):  # Windows has neither
         if os.statvfs(folder).f_flag & os.ST_RDONLY:
-            why = "lies on a disk that is mounted for reading only; copy it to another disk, or have it mounted for writing"
+            why = (
+                "lies on a disk that can only be read; copy it to another one, or have it mounted for writing"
+            )
             return why, None
         if os.geteuid() not in (0, folder.stat().st_uid):
             return "cannot be written to by this user; ask its owner, or work in a folder of your own", None

@@ -252,7 +252,8 @@ def _surroundings(error: Exception, first: str) -> str | None:
     if variables and any(
         frame.filename.endswith(_NUMBA) for frame in traceback.extract_tb(error.__traceback__)
     ):
-        return f"environment: numba cannot be loaded with {' '.join(variables)} ({first:.200}); unset what is wrong there"
+        told = " ".join(variables)
+        return f"environment: numba cannot be loaded with {told} ({first:.200}); unset what is wrong there"
     return None
 
 
