@@ -138,16 +138,17 @@ def _watch(ear: socket.socket, state: _State) -> None:
             number = heard[0]
         if signal.getsignal(number) is not _receive:
             return
-        for wait_s, is_handled in ((GRACE_S, lambda: state.first is not None), (CLOSING_S, lambda: False)):
+        for wait_s in (GRACE_S, CLOSING_S):
             ear.settimeout(wait_s)
             until = time.monotonic() + wait_s
-            while not is_handled() and time.monotonic() < until:
+            while time.monotonic() < until:
                 try:
                     if not ear.recv(1):
                         return  # all is closed
                 except TimeoutError:
                     break
-            if not is_handled() and state.leave is not None:
+            handled_by_python = state.first is not None and wait_s == GRACE_S
+            if not handled_by_python and state.leave is not None:
                 state.leave(Stopped(number))
 
 

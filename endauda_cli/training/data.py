@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from endauda_cli.config import TrainConfig
-    from endauda_cli.training.contents import Contents
 
     UInt8 = NDArray[np.uint8]
 
@@ -71,8 +70,12 @@ class Rows(NamedTuple):
     """(N, h, w) uint8 train ids, 255 = none."""
 
 
-def load_rows(config: TrainConfig, stream: Stream, contents: Contents, cache: Path, report: Reporter) -> Rows:
+def load_rows(
+    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
+
+    ``contents`` are digests of the image files and of the label files; others make another cache.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -92,12 +95,12 @@ def load_rows(config: TrainConfig, stream: Stream, contents: Contents, cache: Pa
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
-        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents.images}",
+        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
         (height, width, 3), image, config.workers, report,
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
-        f"{DECODING} {config.size} {config.method} {contents.labels}", (height, width), label, config.workers,
+        f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
         report,
     )  # fmt: skip
     if rank() == 0:

@@ -47,7 +47,8 @@ def meta_seeds() -> Sequence[bytes]:
         "config": {"steps": 12}, "classes": ["road"], "target": "t", "data": {"labels": "x", "digest": "y"},
         "step": 3, "miou": None, "best_miou": 3.5, "best_step": 2, "initialised_from": None,
     }  # fmt: skip
-    others = [meta | {key: other} for key in meta for other in (None, [], -1, 1e300, 10**400, {"a": 1}, True)]
+    values: tuple[object, ...] = (None, [], -1, 1e300, 10**400, {"a": 1}, True)
+    others = [meta | {key: other} for key in meta for other in values]
     return [json.dumps(one).encode() for one in (meta, *others)]
 
 
