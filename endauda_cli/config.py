@@ -178,6 +178,7 @@ class InferenceConfig(Amp, Workers):
 
     def __post_init__(self) -> None:
         _at_least(self.batch_size, 1, "--batch-size")
+        _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
         if self.tile is not None and min(self.tile) < 32:
             raise ConfigError(f"--tile {self.tile[1]}x{self.tile[0]}: at least 32x32, better half the image")
         _at_least(self.workers, 1, "--workers")
@@ -306,6 +307,7 @@ class TrainConfig(StudentOptions, Amp, Workers):
         _at_least(self.steps, 1, "--steps")
         # The image-pooling branch normalises 1x1 maps over the batch, which one image cannot do.
         _at_least(self.batch_size, 2, "--batch-size")
+        _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
         _at_least(self.save_every, 1, "--save-every")
         _at_least(self.validate_every, 0, "--validate-every")
         _at_least(self.warm_up, 0, "--warm-up")
@@ -340,9 +342,9 @@ def launched() -> int:
         ConfigError: if the environment does not say it as a number.
     """
     text = os.environ.get("WORLD_SIZE") or "1"
-    if not (text.isascii() and text.isdecimal() and int(text)):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
         raise ConfigError(
-            f"environment: WORLD_SIZE is {text!r}; torchrun sets it to a number: unset it, or use torchrun"
+            f"environment: WORLD_SIZE is {text!r:.80}; torchrun sets it to a number: unset it, or use torchrun"
         )
     return int(text)
 
@@ -356,3 +358,12 @@ def check_seed(seed: int) -> None:
 def _at_least(value: int, least: int, option: str) -> None:
     if value < least:
         raise ConfigError(f"{option} {value}: must be at least {least}")
+
+
+MOST_IMAGES = 1 << 16
+"""In a batch: more than any memory holds."""
+
+
+def _at_most(value: int, most: int, option: str) -> None:
+    if value > most:
+        raise ConfigError(f"{option} {value}: must be at most {most:,}")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from endauda_cli import signals
 from endauda_cli.config import launched
+from endauda_cli.errors import ConfigError, EndaudaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,18 +37,77 @@ def world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the other ranks if ``torchrun`` started several; yields this rank's device."""
+    """Join the other ranks if ``torchrun`` started several; yields this rank's device.
+
+    Raises:
+        ConfigError: if the environment does not say where they meet, or they cannot.
+        EndaudaError: if another one ends before its time.
+    """
     if launched() == 1:
         yield device
         return
+    _check_meeting()
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or "0"))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    with signals.watched():
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(_not_met(error)) from error
+        try:
+            yield device
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+                raise
+            raise EndaudaError(
+                "another process of this job ended or does not answer; its own message says why"
+            ) from error
+        finally:
+            dist.destroy_process_group()
+
+
+_LOST = re.compile(
+    r"(?i)connection (closed|reset) by peer|gloo.*(timed? ?out|connect|broken pipe|socket|peer)|socketTimeout"
+)
+"""What gloo says when another process is gone."""
+
+
+def _check_meeting() -> None:
+    """Refuse an environment that torchrun has not made, before torch waits or asks for one variable after another."""
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if absent:
+        raise ConfigError(
+            f"environment: WORLD_SIZE is {launched()}, but {' and '.join(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} not set; start with torchrun, which sets them all, or unset "
+            "WORLD_SIZE"
+        )
+    bounds = {"RANK": launched() - 1, "MASTER_PORT": 65535}
+    if os.environ.get("LOCAL_RANK"):
+        bounds["LOCAL_RANK"] = max(torch.cuda.device_count(), launched()) - 1
+    for name, most in bounds.items():
+        text = os.environ[name]
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
+            raise ConfigError(
+                f"environment: {name} is {text!r:.80}, not a number from 0 to {most}; start with torchrun, which "
+                "sets it"
+            )
+
+
+def _not_met(error: Exception) -> str:
+    """Why the processes of a job did not find each other, and what helps."""
+    where = f"{os.environ['MASTER_ADDR']:.80}:{os.environ['MASTER_PORT']}"
+    text = str(error)
+    if "EADDRINUSE" in text or "in use" in text.lower():
+        return (
+            f"environment: MASTER_PORT {os.environ['MASTER_PORT']} is in use by another program; name another with "
+            "torchrun --master-port"
+        )
+    reason = shorten(re.split(r"[.;!](?:\s|$)|\n", text)[0], 160, placeholder=" ...")
+    return (
+        f"environment: the {launched()} processes of this job do not meet at {where} ({reason}); see that all were "
+        "started, and that MASTER_ADDR and MASTER_PORT name the machine of the first"
+    )
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -85,8 +146,6 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: if there is no such device.
     """
-    from endauda_cli.errors import ConfigError
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -113,13 +113,18 @@ def chosen(kind: type[T], options: Any, **other: Any) -> T:
 # ---------------------------------------------------------------------------- typed values
 
 
+MAX_SIDE = 65_535
+
+
 def parse_size(flag: str) -> Callable[[str], tuple[int, int]]:
     """For an option: ``"1024x512"`` as (1024, 512), width and height."""
 
     def parse(text: str) -> tuple[int, int]:
         parts = text.lower().split("x")
         if len(parts) != 2 or not all(_is_whole(part) and int(part) > 0 for part in parts):
-            raise ConfigError(f"{flag} {text}: expected WIDTHxHEIGHT, such as 1024x512")
+            raise ConfigError(f"{flag} {text:.80}: expected WIDTHxHEIGHT, such as 1024x512")
+        if max(map(int, parts)) > MAX_SIDE:
+            raise ConfigError(f"{flag} {text}: a side is above {MAX_SIDE:,}, more than any image has")
         return int(parts[0]), int(parts[1])
 
     return parse
@@ -182,9 +187,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     number, slash, of = text.partition("/")
     if not (slash and _is_whole(number) and _is_whole(of)):
-        raise ConfigError(f"--shard {text}: expected NUMBER/OF, such as 2/8")
+        raise ConfigError(f"--shard {text:.80}: expected NUMBER/OF, such as 2/8")
     return int(number), int(of)
 
 
 def _is_whole(text: str) -> bool:
-    return text.isascii() and text.isdecimal()  # isdigit() takes "²", which int() does not
+    return text.isascii() and text.isdecimal() and len(text) < 19  # isdigit() takes "²", which int() does not

@@ -8,6 +8,7 @@ second signal comes, nothing is worth a wait: the process ends at once. All stor
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ECHO_S = 0.5
 """Whoever started this process (torchrun, make, srun) passes the terminal's Ctrl-C on: that is no second one."""
+
+
+GRACE_S = 1.0
+CLOSING_S = 20.0
+"""Less than the 30 s after which torchrun kills; see ``watched``."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -101,6 +107,49 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _state.deferring -= 1
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """While open, a signal ends the process also where the main thread waits in a library's call, for other processes
+    say, and Python cannot handle it: after ``GRACE_S``; and after ``CLOSING_S`` if what closes then waits likewise."""
+    if threading.current_thread() is not threading.main_thread() or _state.leave is None:
+        yield
+        return
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ear, _state), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()  # ends the thread
+
+
+def _watch(ear: socket.socket, state: _State) -> None:
+    """The thread of ``watched``: hears of signals as they come."""
+    with ear:
+        number = 0
+        while number not in SIGNALS:
+            heard = ear.recv(1)
+            if not heard:
+                return
+            number = heard[0]
+        if signal.getsignal(number) is not _receive:
+            return
+        for wait_s in (GRACE_S, CLOSING_S):
+            ear.settimeout(wait_s)
+            until = time.monotonic() + wait_s
+            while time.monotonic() < until:
+                try:
+                    if not ear.recv(1):
+                        return  # all is closed
+                except TimeoutError:
+                    break
+            handled_by_python = state.first is not None and wait_s == GRACE_S
+            if not handled_by_python and state.leave is not None:
+                state.leave(Stopped(number))
 
 
 def asked() -> Stopped | None:

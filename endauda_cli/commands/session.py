@@ -130,7 +130,9 @@ def open_session(command: str, options: Located, device: str = "cpu") -> Session
         EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
     """
     from endauda_cli.datasets import load_task
+    from endauda_cli.threads import check_space
 
+    check_space()
     found = find_workspace(options.workspace)
     task = load_task(options.source, options.target, found.root)
     source_data, target_data = (getattr(options, name, None) for name in ("source_data", "target_data"))

@@ -92,30 +92,41 @@ def run(options: Train) -> None:
     with process_group(session.device()) as where, session.terminal as terminal:
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
-        run = Run(
-            task, streams, out, cache, where, init, options.resume, _validation(session, options, out, where)
-        )
+        validate, truth = _validation(session, options, out, where)
+        run = Run(task, streams, out, cache, where, init, options.resume, validate, truth)
         terminal.show(train(config, run, terminal.report))
 
 
 def _validation(
     session: Session, options: Train, out: Path, device: torch.device
-) -> Callable[[nn.Module], EvalResult] | None:
-    """Scores a network on labelled images of the target, if that is wanted."""
+) -> tuple[Callable[[nn.Module], EvalResult] | None, str]:
+    """Scores a network on labelled images of the target, if that is wanted; and a digest of what it scores by."""
     from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
+    from endauda_cli.progress import Note
     from endauda_cli.segmenter import Segmenter
+    from endauda_cli.training.contents import digest_of_truth, shows_classes
     from endauda_cli.transforms import Preprocessing
 
     if not options.validate_every:
-        return None
-    samples, scoring = session.target_samples("val", need_labels=True), Scoring(session.task.target, str(out))
-    inference, report = InferenceConfig(amp=options.amp, workers=options.workers), session.terminal.report
+        return None, ""
+    target, report = session.task.target, session.terminal.report
+    samples, scoring = session.target_samples("val", need_labels=True), Scoring(target, str(out))
+    inference = InferenceConfig(amp=options.amp, workers=options.workers)
+    files = [sample.label for sample in samples if sample.label is not None]
+    if not shows_classes(target, files):
+        report(
+            Note(
+                f"--validate-every {options.validate_every}: the labels of all {len(files)} val images show no class "
+                f"of {target.name}, only what is ignored, so nothing can be scored and no best.pt is kept",
+                "warning",
+            )
+        )
 
     def validate(model: nn.Module) -> EvalResult:
         segmenter = Segmenter(model, Preprocessing(size=options.size), PROCEDURE)
         return evaluate(segmenter, samples, scoring, inference, device, report)
 
-    return validate
+    return validate, digest_of_truth(target, files)
 
 
 command = make_command(Train, run)

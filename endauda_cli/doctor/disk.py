@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,22 @@ def _space(folder: Path, kind: str | None) -> Finding:
         text = "its disk does not say how large it is"
     text += "" if kind is None else f" ({kind})"
     if not os.access(folder, os.W_OK | os.X_OK):
-        text = f"{folder} cannot be written to by this user; {text}"
-        return Finding("space", "broken", text, f"chmod u+rwx {shlex.quote(str(folder))}", facts)
+        why, mend = _cannot_be_written(folder)
+        return Finding("space", "broken", f"{folder} {why}; {text}", mend, facts)
     return Finding("space", "ok", f"writable, {text}", facts=facts)
+
+
+def _cannot_be_written(folder: Path) -> tuple[str, str | None]:
+    """Why, and the line that helps if this user can help it."""
+    with suppress(OSError, AttributeError):  # Windows has neither
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            why = (
+                "lies on a disk that can only be read; copy it to another one, or have it mounted for writing"
+            )
+            return why, None
+        if os.geteuid() not in (0, folder.stat().st_uid):
+            return "cannot be written to by this user; ask its owner, or work in a folder of your own", None
+    return "cannot be written to by this user", f"chmod u+rwx {shlex.quote(str(folder))}"
 
 
 def _room(folder: Path, work: Workload, smaller: float, archives: int) -> Finding:

@@ -314,14 +314,17 @@ class _Look:
 
     def _run(self, name: str, read_meta: Callable[[Path], dict[str, Any]]) -> Finding:
         folder = self.workspace.run(self.source, name)
-        last = folder / LAST_FILE
-        path = last if last.exists() else folder / BEST_FILE
+        last, best = folder / LAST_FILE, folder / BEST_FILE
+        path = last if last.exists() else best
         try:
             meta = read_meta(path)
             step, steps = int(meta["step"]), int(meta["config"]["steps"])
+            if best.exists():  # it is what 'endauda test' takes
+                read_meta(best)
         except EndaudaError as error:
-            return Finding("run", "note", failure(error), facts={"name": name})
-        except (KeyError, TypeError, ValueError):
+            text = f"{failure(error)}; copy it again from where it was made, or delete it and train again"
+            return Finding("run", "missing", text, facts={"name": name})
+        except (KeyError, TypeError, ValueError, OverflowError):
             text = f"{name}/{path.name} does not say how far it is; is it another program's?"
             return Finding("run", "note", text, facts={"name": name})
         facts = {"name": name, "step": step, "steps": steps}

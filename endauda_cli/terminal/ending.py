@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from endauda_cli.errors import EndaudaError, did_you_mean
 from endauda_cli.masking import printable
 from endauda_cli.signals import Stopped
 from endauda_cli.terminal.answer import Answer, Failure, answering
+from endauda_cli.threads import address_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +44,7 @@ def run(program: Callable[[], object], words: Sequence[str]) -> int:
         try:
             code, failure = _outcome(program, answer)
             if failure is not None:
+                failure = Failure(failure.kind, shortened(failure.message))
                 _say(failure.message)
             if answer.as_json and answer.speaks and (answer.result is not None or failure is not None):
                 sys.stdout.write(answer.document(failure))
@@ -95,6 +99,14 @@ def _outcome(program: Callable[[], object], answer: Answer) -> tuple[int, Failur
         if os.environ.get(crash.DEBUG_VARIABLE, "0") not in ("", "0"):
             return 1, Failure(BUG, crash.whole(error).rstrip())
         return 1, Failure(BUG, crash.tell(error, answer.words))
+
+
+def shortened(message: str) -> str:
+    """The message without the middle of words that are longer than any path: what was typed may be a whole file."""
+    return _ENDLESS.sub(lambda word: f"{word[0][:200]}…{word[0][-20:]}", message)
+
+
+_ENDLESS = re.compile(r"\S{5000,}")
 
 
 def _usage(error: typer.TyperException, answer: Answer) -> str:
@@ -198,19 +210,22 @@ DISK = {
 
 
 def mending(error: Exception, answer: Answer) -> str | None:
-    """What a user can do about an error that is none of ours to catch: memory, disk, device; ``None`` for a bug."""
+    """What a user can do about an error that is none of ours to catch: memory, disk, device, a limit or a variable of
+    the environment; ``None`` for a bug."""
+    first = str(error).strip().partition("\n")[0].rstrip(".")
+    if (sentence := _surroundings(error, first)) is not None:
+        return sentence
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno in DISK:
             return f"{error.filename}: {DISK[error.errno]}" if error.filename else DISK[error.errno]
         if error.filename is not None:
             return f"{error.filename}: {error.strerror}; choose another path, or mend it"
         return None
-    first = str(error).strip().partition("\n")[0].rstrip(".")
     less = LESS_MEMORY.get(answer.command or "", "smaller inputs")
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return f"the memory of the graphics card ran out; use {less}, --amp, or --device cpu"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in first:
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in first or first == "std::bad_alloc":
         return f"memory ran out; use {less}, or close other programs"
     if isinstance(error, RuntimeError) and first.startswith(
         ("CUDA error", "CUDA driver", "cuDNN error", "CUBLAS")
@@ -219,3 +234,29 @@ def mending(error: Exception, answer: Answer) -> str | None:
     if isinstance(error, RuntimeError) and first == "can't start new thread":
         return "no more threads may be started; allow more (ulimit -u), or use fewer --workers"
     return None
+
+
+def _surroundings(error: Exception, first: str) -> str | None:
+    """Of a limit on memory, or a variable that a library cannot read."""
+    limit = address_space()
+    if limit is not None and (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator" in first
+        or (isinstance(error, ImportError | OSError) and _NOT_LOADED.search(first))
+    ):
+        return (
+            f"memory ran out: the address space of this process is limited to {limit / 1e9:.1f} GB; allow more "
+            "(ulimit -v unlimited)"
+        )
+    variables = [f"{name}={value!r:.80}" for name, value in os.environ.items() if name.startswith("NUMBA_")]
+    if variables and any(
+        frame.filename.endswith(_NUMBA) for frame in traceback.extract_tb(error.__traceback__)
+    ):
+        told = " ".join(variables)
+        return f"environment: numba cannot be loaded with {told} ({first:.200}); unset what is wrong there"
+    return None
+
+
+_NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|Could not find/load shared object")
+_NUMBA = os.path.join(os.sep, "numba", "__init__.py")
+"""Runs while it is imported, and not after."""

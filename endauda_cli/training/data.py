@@ -15,7 +15,7 @@ from endauda_cli.errors import DataError
 from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
-from endauda_cli.training.cache import cached_rows
+from endauda_cli.training.cache import RowFile, cached_rows
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 HISTOGRAM_IMAGES = 200
+"""More than twice as many are not all counted, unless the sample lacks a class."""
+DECODING = "2"
+"""Version of how files become rows; what an earlier one put into the cache is not used."""
 
 
 class Example(NamedTuple):
@@ -49,24 +52,30 @@ class Stream:
         examples: images and label files.
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
+        label_ids: whether the files hold the table's label ids; fused ones hold train ids.
     """
 
     examples: Sequence[Example]
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
+    label_ids: bool = True
 
 
 class Rows(NamedTuple):
-    """A stream, decoded and resized, memory mapped."""
+    """A stream, decoded and resized, memory mapped where the disk can."""
 
-    images: UInt8
+    images: UInt8 | RowFile
     """(N, h, w, 3) uint8 RGB."""
-    labels: UInt8
+    labels: UInt8 | RowFile
     """(N, h, w) uint8 train ids, 255 = none."""
 
 
-def load_rows(config: TrainConfig, stream: Stream, cache: Path, report: Reporter) -> Rows:
+def load_rows(
+    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
+
+    ``contents`` are digests of the image files and of the label files; others make another cache.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -86,22 +95,17 @@ def load_rows(config: TrainConfig, stream: Stream, cache: Path, report: Reporter
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
-        cache, "caching images", [e.image for e in examples], f"{config.size}", (height, width, 3), image,
-        config.workers, report,
+        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
+        (height, width, 3), image, config.workers, report,
     )  # fmt: skip
     labels = cached_rows(
-        cache, "caching labels", [e.label or e.image for e in examples], _label_recipe(config, stream.domain),
-        (height, width), label, config.workers, report,
+        cache, "caching labels", [e.label or e.image for e in examples],
+        f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
+        report,
     )  # fmt: skip
     if rank() == 0:
         barrier()
     return Rows(images, labels)
-
-
-def _label_recipe(config: TrainConfig, domain: Domain) -> str:
-    """What a cached label depends on beside its file. A user may correct the table of a TOML file."""
-    train_ids = [(i, domain.train_id(i)) for i in sorted(domain.label_ids)]
-    return f"{config.size} {config.method} {domain.classes} {train_ids} {domain.others_ignored}"
 
 
 def batches(
@@ -145,21 +149,37 @@ def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def tell_histogram(labels: UInt8, domain: Domain, report: Reporter) -> None:
-    """Say what the labels hold, before hours are spent on them.
+def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:
+    """Say what the labels hold, before hours are spent on them: of a sample, if it shows all classes, else of all.
 
     Raises:
         DataError: if they hold nothing.
     """
-    step = max(1, len(labels) // HISTOGRAM_IMAGES)
-    counts = np.bincount(labels[::step].ravel(), minlength=256)
-    classes = counts[: len(domain.classes)]
+    every = len(labels)
+    # Drawn, for what is taken at equal distances may all be of one camera.
+    some = np.sort(np.random.default_rng(0).choice(every, min(every, HISTOGRAM_IMAGES), replace=False))
+    chosen = some if every > 2 * HISTOGRAM_IMAGES else np.arange(every)
+    counts = _count(labels, chosen)
+    num_classes = len(domain.classes)
+    if not counts[:num_classes].all() and len(chosen) < every:
+        chosen, counts = np.arange(every), counts + _count(labels, np.setdiff1d(np.arange(every), chosen))
+    classes = counts[:num_classes]
     if not classes.any():
         raise DataError("the labels hold no class at all, only 255; lower --threshold when fusing")
     shares = ", ".join(
         f"{name} {100 * n / counts.sum():.1f}" for name, n in zip(domain.classes, classes, strict=True)
     )
-    report(Note(f"labels in percent of pixels: {shares}, none {100 * counts[IGNORE] / counts.sum():.1f}"))
+    sample = f" ({len(chosen)} of {every} images)" if len(chosen) < every else ""
+    none = f"none {100 * counts[IGNORE] / counts.sum():.1f}"
+    report(Note(f"labels in percent of pixels{sample}: {shares}, {none}"))
     absent = [name for name, n in zip(domain.classes, classes, strict=True) if n == 0]
     if absent:
         report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))
+
+
+def _count(labels: UInt8 | RowFile, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many pixels of the chosen images have each value."""
+    counts = np.zeros(256, np.int64)
+    for i in chosen:
+        counts += np.bincount(labels[i].ravel(), minlength=256)
+    return counts

@@ -23,6 +23,7 @@ from endauda_cli.inference import autocast
 from endauda_cli.progress import Reporter, Tick, phase
 from endauda_cli.results import TrainResult
 from endauda_cli.training import data, resume
+from endauda_cli.training.contents import survey
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.records import Metrics, refuse_divergence, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
@@ -52,12 +53,21 @@ def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     Raises:
         EndaudaError: if files are absent or wrong, the folder holds another run, or the loss diverges.
     """
+    resume.check(config, run)
+    with resume.only_writer(run.out):
+        return _train(config, run, report)
+
+
+def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     # build or resume
-    resume.check(config, run.streams)
-    record = resume.data_record(run.streams)
+    contents = {name: survey(stream, config.workers, report) for name, stream in run.streams.items()}
+    record = resume.data_record(run, contents)
     with phase(report, "building the network"):
         state = resume.start(config, run, record, report)
-    rows = {name: data.load_rows(config, stream, run.cache, report) for name, stream in run.streams.items()}
+    rows = {
+        name: data.load_rows(config, stream, contents[name], run.cache, report)
+        for name, stream in run.streams.items()
+    }
     data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
     with phase(report, "opening the run's records"):
         metrics = Metrics(run.out, state.step)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli import checkpoint
 from endauda_cli.distributed import rank
 from endauda_cli.domains import IGNORE
-from endauda_cli.errors import EndaudaError
+from endauda_cli.errors import EndaudaError, WorkspaceError
+from endauda_cli.files import RECORD_BYTES, read_bytes
 from endauda_cli.workspace import METRICS_FILE, write_text
 
 if TYPE_CHECKING:
@@ -34,14 +35,7 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         path = out / METRICS_FILE
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] < first:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # half a line, left by a kill
-                continue
-        write_text(path, "".join(kept))
+        write_text(path, "".join(f"{line}\n" for line in lines_before(path, first)))
         self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
 
@@ -60,6 +54,34 @@ class Metrics:
         if self.writes:
             self.file.close()
             self.board.close()
+
+
+def lines_before(path: Path, first: int) -> list[str]:
+    """The lines of ``metrics.jsonl`` on steps before ``first``. What is no such line, as a kill or a full disk leaves
+    them, is dropped.
+
+    Raises:
+        WorkspaceError: if the file cannot be read.
+    """
+    try:
+        text = read_bytes(path, RECORD_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise WorkspaceError(
+            f"{path}: cannot be read ({error.strerror or error}); move it away and run again"
+        ) from error
+    return [line for line in text.splitlines() if _step_of(line) < first]
+
+
+def _step_of(line: str) -> float:
+    """The step that a line is on; infinite if it is no line of ours."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return math.inf
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if type(step) is int and step >= 0 else math.inf
 
 
 def scalars(state: TrainState, loss: float, rate: float, labels: Tensor, speed: float) -> dict[str, float]:

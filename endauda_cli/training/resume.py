@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from endauda_cli import __version__, checkpoint
-from endauda_cli.distributed import world_size
-from endauda_cli.errors import CheckpointError, ConfigError, DataError
+from endauda_cli.distributed import rank, world_size
+from endauda_cli.errors import CheckpointError, ConfigError, DataError, WorkspaceError
+from endauda_cli.files import WriterLock, cannot_write
 from endauda_cli.models import build_student, load_checkpoint, read_state_dict
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.run import make_state
-from endauda_cli.workspace import LAST_FILE, RUN_FILE, write_text
+from endauda_cli.workspace import LAST_FILE, ORDER, RUN_FILE, next_order, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from endauda_cli.config import TrainConfig
     from endauda_cli.models import Student
-    from endauda_cli.training.data import Stream
+    from endauda_cli.training.contents import Contents
     from endauda_cli.training.run import Run, TrainState
 
 VOLATILE = ("save_every", "validate_every", "workers")
@@ -33,12 +35,15 @@ FLAGS = {"learning_rate": "lr"}
 """Options whose flag is not called as the field of ``TrainConfig``."""
 
 
-def check(config: TrainConfig, streams: Mapping[str, Stream]) -> None:
-    """Refuse what cannot be trained on.
+def check(config: TrainConfig, run: Run) -> None:
+    """Refuse what cannot be trained on, before anything is read or written.
 
     Raises:
-        DataError, ConfigError: say what is missing or does not divide.
+        EndaudaError: says what is missing or does not divide.
     """
+    last, streams = run.out / LAST_FILE, run.streams
+    if run.resume and not last.exists():
+        raise CheckpointError(f"{last}: no such checkpoint to resume; run without --resume to start")
     if not streams[MAIN].examples:
         raise DataError("there is no image to train on")
     if config.batch_size % world_size():
@@ -58,17 +63,47 @@ def check(config: TrainConfig, streams: Mapping[str, Stream]) -> None:
             )
 
 
-def data_record(streams: Mapping[str, Stream]) -> dict[str, str]:
-    """What a run learns from. The digest takes names and sizes: a changed label PNG nearly always has another
-    size, and reading all of them at each start would take minutes on a network share."""
-    digest = hashlib.sha256()
-    for stream in streams.values():
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """While open, no other process writes this run; the first rank holds it for all.
+
+    Raises:
+        WorkspaceError: if another process does, and says which.
+    """
+    if rank() > 0:
+        yield
+        return
+    lock = WriterLock(out.with_name(f".{out.name}.lock"))
+    try:
+        held = lock.acquire()
+    except OSError as error:
+        raise WorkspaceError(f"{out}: {cannot_write(error)}") from error
+    if not held:
+        raise WorkspaceError(
+            f"{out}: {lock.holder} is training this run now; wait for it, or name another with --name"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def data_record(run: Run, contents: Mapping[str, Contents]) -> dict[str, str]:
+    """What a run learns from. ``digest`` is that of earlier versions: names and sizes."""
+    digest, whole = hashlib.sha256(), hashlib.sha256()
+    for name, stream in run.streams.items():
         digest.update(stream.domain.name.encode())
         for example in stream.examples:
             sizes = example.image.stat().st_size, (example.label or example.image).stat().st_size
             digest.update(f"{example.id}\0{sizes}\n".encode())
-    first = streams[MAIN].examples[0]
-    return {"labels": str((first.label or first.image).parent), "digest": digest.hexdigest()[:32]}
+        whole.update(f"{name} {contents[name].images} {contents[name].labels}\n".encode())
+    first = run.streams[MAIN].examples[0]
+    return {
+        "labels": str((first.label or first.image).parent),
+        "digest": digest.hexdigest()[:32],
+        "content": whole.hexdigest()[:32],
+        "truth": run.truth,
+    }
 
 
 def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter) -> TrainState:
@@ -83,8 +118,6 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
     last = run.out / LAST_FILE
     content = checkpoint.load(last) if last.exists() else None
     if content is None:
-        if run.resume:
-            raise CheckpointError(f"{last}: no such checkpoint to resume; run without --resume to start")
         if run.init is not None:
             initialise(student, run.init)
             data |= {"init": str(run.init), "init_sha256": checkpoint.sha256(run.init)}
@@ -92,23 +125,96 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
             report(
                 Note("no --init: the network starts from random weights, not from a source model", "warning")
             )
-        told = json.dumps(describe(config, run, data, None), indent=1, default=str)
-        write_text(run.out / RUN_FILE, told + "\n")
     else:
-        _refuse_other_run(config, run, data, content["meta"])
-        data |= content["meta"]["data"]
+        meta = check_meta(last, content["meta"])
+        _refuse_other_run(config, run, data, meta)
+        data |= meta["data"] | {key: data[key] for key in ("content", "truth")}
         load_checkpoint(student, last)
     state = make_state(student, config, num_classes, run.device)
     state.initialised_from = str(run.init) if run.init is not None else None
     if content is not None:
-        meta = content["meta"]
+        _take_up(state, last, content)
+        report(Note(f"{run.out} goes on at step {state.step} of {config.steps}"))
+        if (
+            state.best_miou is not None
+            and run.truth
+            and meta["data"].get("truth") not in (None, "", run.truth)
+        ):
+            state.best_miou = state.best_step = state.last_miou = None
+            report(Note(_other_truth(state.step, config), "warning"))
+    if state.step < config.steps and rank() == 0:
+        told = {ORDER: next_order(run.out, RUN_FILE), **describe(config, run, data, None)}
+        write_text(run.out / RUN_FILE, json.dumps(told, indent=1, default=str) + "\n")
+    return state
+
+
+def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
+    """The state as the checkpoint has it."""
+    meta = content["meta"]
+    try:
         state.optimizer.load_state_dict(content["optimizer"])
         state.loss.load_state_dict(content["loss"])
         state.method.load_state_dict(content.get("method", {}))
-        state.step, state.best_miou, state.best_step = meta["step"], meta["best_miou"], meta["best_step"]
-        state.last_miou, state.initialised_from = meta["miou"], meta["initialised_from"]
-        report(Note(f"{run.out} goes on at step {state.step} of {config.steps}"))
-    return state
+    except Exception as error:  # torch raises whatever it meets in states of another form
+        raise _unfit(last, "optimizer or loss", type(error).__name__) from error
+    state.step, state.best_miou, state.best_step = meta["step"], meta["best_miou"], meta["best_step"]
+    state.last_miou, state.initialised_from = meta["miou"], meta["initialised_from"]
+
+
+def _other_truth(step: int, config: TrainConfig) -> str:
+    scored = "the labels or the class table that this run is validated by were changed since its last step"
+    if step < config.steps:
+        return f"{scored}: best.pt is chosen anew from here on"
+    return f"{scored}: best.pt was chosen by the former ones; score both checkpoints with 'endauda test'"
+
+
+_OPTIONAL = (type(None),)
+_META: dict[str, tuple[type, ...]] = {
+    "config": (dict,),
+    "classes": (list,),
+    "target": (str,),
+    "data": (dict,),
+    "step": (int,),
+    "miou": (int, float, *_OPTIONAL),
+    "best_miou": (int, float, *_OPTIONAL),
+    "best_step": (int, *_OPTIONAL),
+    "initialised_from": (str, *_OPTIONAL),
+}
+_DATA: dict[str, tuple[type, ...]] = {"labels": (str,), "digest": (str,)}
+_MOST_STEPS = 1 << 62
+
+
+def check_meta(last: Path, meta: Any) -> dict[str, Any]:
+    """What a checkpoint says of its run, if it says all that is needed to go on.
+
+    Raises:
+        CheckpointError: names what is missing or of another kind.
+    """
+    whole = meta if isinstance(meta, dict) else {}
+    data = whole.get("data")
+    for fields, found in ((_META, whole), (_DATA, data if isinstance(data, dict) else {})):
+        for key, kinds in fields.items():
+            value = found.get(key)
+            if not isinstance(value, kinds) or isinstance(value, bool) or key not in found:
+                raise _unfit(last, key, value)
+    for key in ("step", "miou", "best_miou", "best_step"):
+        if not 0 <= (whole[key] or 0) <= _MOST_STEPS:  # NaN is not, either
+            raise _unfit(last, key, whole[key])
+    return whole
+
+
+def _unfit(last: Path, key: str, value: object) -> CheckpointError:
+    kind = (
+        "absent"
+        if value is None
+        else type(value).__name__
+        if isinstance(value, (dict, list))
+        else repr(value)
+    )
+    return CheckpointError(
+        f"{last}: its {key} is {kind:.80}, so the run cannot go on from it; copy the file again from where it was "
+        "made, or name another run with --name"
+    )
 
 
 def initialise(student: Student, path: Path) -> None:
@@ -129,14 +235,20 @@ def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta:
     for key in now:
         if key not in VOLATILE and before.get(key) != now[key]:
             flag = FLAGS.get(key, key.replace("_", "-"))
-            raise ConfigError(f"{holds} with --{flag} {before.get(key)}, not {now[key]}{other}")
+            found = f"{holds} with --{flag} {before.get(key)!s:.80}, not {now[key]}"
+            if key == "steps":  # the learning rate falls to 0 at its last step, so it cannot be made longer
+                other += (
+                    f"; to train on from its weights as a new run, add --init {run.out / LAST_FILE} to that"
+                )
+            raise ConfigError(f"{found}{other}")
     for key, value in (("classes", list(run.task.classes)), ("target", run.task.target.name)):
         if meta[key] != value:
-            raise ConfigError(f"{holds} with {key} {meta[key]}, not {value}{other}")
-    if meta["data"]["digest"] != data["digest"]:
+            raise ConfigError(f"{holds} with {key} {meta[key]!s:.500}, not {value}{other}")
+    known = "content" if isinstance(meta["data"].get("content"), str) else "digest"  # not in earlier versions
+    if meta["data"][known] != data[known]:
         raise ConfigError(
             f"{holds} on other images or labels ({meta['data']['labels']}, now {data['labels']}, or its "
-            f"files have changed){other}"
+            f"files or their class table have changed){other}"
         )
     if run.init is not None and checkpoint.sha256(run.init) != meta["data"].get("init_sha256"):
         raise ConfigError(f"{holds} from {meta['data'].get('init', 'random weights')}, not {run.init}{other}")

@@ -38,6 +38,7 @@ class Run:
         init: weights to start from; ``None`` is random.
         resume: insist on going on; without it, an unfinished run with the same options goes on too.
         validate: scores the network on labelled target images; ``None`` without them.
+        truth: digest of what ``validate`` scores by; empty where nobody knows.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Run:
     init: Path | None = None
     resume: bool = False
     validate: Callable[[nn.Module], EvalResult] | None = None
+    truth: str = ""
 
 
 @dataclass

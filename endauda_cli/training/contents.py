@@ -1,0 +1,98 @@
+"""What the files of a run hold, as check sums: by these a run and its cache know what they were made from.
+
+Names, sizes and times do not tell: labels are corrected at equal size, and a workspace that was copied has other times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from endauda_cli.domains import IGNORE
+from endauda_cli.errors import DataError
+from endauda_cli.files import IMAGE_BYTES, open_regular
+from endauda_cli.labels import read_truth
+from endauda_cli.progress import Reporter, Tick
+from endauda_cli.threads import ordered_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from endauda_cli.domains import Domain
+    from endauda_cli.training.data import Example, Stream
+
+TAIL_BYTES = 4096
+
+
+class Contents(NamedTuple):
+    """Digests over all examples of a stream, in their order."""
+
+    images: str
+    labels: str
+    """With the class table, if the files hold its label ids."""
+
+
+def survey(stream: Stream, workers: int, report: Reporter) -> Contents:
+    """Reads all labels, which are small, and of every image its size and end: there a PNG has the check sum of all
+    its pixels, and a JPEG what follows from those before.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    images, labels = hashlib.sha256(), hashlib.sha256(_table(stream.domain, stream.label_ids).encode())
+    examples = stream.examples
+
+    def look(example: Example) -> tuple[str, str]:
+        image = _checksum(example.image, TAIL_BYTES)
+        return image, "" if example.label is None else _checksum(example.label)
+
+    with ThreadPoolExecutor(workers) as pool:
+        report(Tick("looking at labels", 0, len(examples)))
+        found = ordered_map(pool, look, examples, 16 * workers)
+        for done, (example, (image, label)) in enumerate(zip(examples, found, strict=True), 1):
+            images.update(f"{example.id}\0{image}\n".encode())
+            labels.update(f"{example.id}\0{label}\n".encode())
+            report(Tick("looking at labels", done, len(examples)))
+    return Contents(images.hexdigest()[:32], labels.hexdigest()[:32])
+
+
+def digest_of_truth(domain: Domain, files: Sequence[Path]) -> str:
+    """Of the table and labels that a score was taken by.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    digest = hashlib.sha256(_table(domain, True).encode())
+    for file in files:
+        digest.update(f"{file.name}\0{_checksum(file)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def shows_classes(domain: Domain, files: Iterable[Path]) -> bool:
+    """Whether any of the label files shows a class; looks no further than the first that does.
+
+    Raises:
+        DataError: if a file before that cannot be read.
+    """
+    return any(bool((read_truth(file, domain) != IGNORE).any()) for file in files)
+
+
+def _table(domain: Domain, label_ids: bool) -> str:
+    """What labels depend on beside their files. A user may correct the table of a TOML file."""
+    train_ids = [(i, domain.train_id(i)) for i in sorted(domain.label_ids)] if label_ids else []
+    return f"{domain.classes} {train_ids} {domain.others_ignored} {domain.labels_in_first_channel}\n"
+
+
+def _checksum(path: Path, tail: int | None = None) -> str:
+    try:
+        with open_regular(path, IMAGE_BYTES) as file:
+            size = os.fstat(file.fileno()).st_size
+            if tail is not None:
+                file.seek(max(0, size - tail))
+            return f"{size} {zlib.crc32(file.read())}"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
