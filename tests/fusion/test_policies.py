@@ -198,7 +198,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_absent_policy_file_is_answered_with_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="neither one of auto, few-shot, val, certainty, paper nor a file"):
         read_policy(tmp_path / "auot", CLASSES, TEACHERS)
-    with pytest.raises(PolicyError, match="neither JSON nor a NumPy file"):
+    with pytest.raises(PolicyError, match="a folder, where a regular file is expected"):
         read_policy(tmp_path, CLASSES, TEACHERS)
 
 
