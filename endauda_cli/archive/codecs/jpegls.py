@@ -31,6 +31,10 @@ def _decode(data: bytes | memoryview, out: Bytes) -> None:
     head = _head(*out.shape)
     if data[: len(head)] != head:
         raise ValueError("the header of a plane is damaged")  # it may ask the decoder for gigabytes
+    height, width = out.shape
+    # A bit stands for a run of 2^15 pixels of one row at most: a few bytes are not worth seconds.
+    if 8 * len(data) < height * -(-width // (1 << 15)):
+        raise ValueError("a plane is cut short")
     imagecodecs.jpegls_decode(data, out=out)
 
 
