@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from endauda_cli.results import ClassFacts, InspectResult, WrittenBack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
