@@ -77,7 +77,7 @@ def main(archive: str, seed: str, count: str, fits: str) -> None:
 def test_two_thousand_changed_bytes(tmp_path: Path, manifest: str) -> None:
     """In processes of their own, so that a crash or a hang fails the test instead of ending it."""
     path = write(tmp_path / "a", samples(4))
-    command = [sys.executable, "-m", "tests.archive.test_strangers", path, "1", "2000", manifest]
+    command = [sys.executable, "-m", "tests.archive.test_strangers", str(path), "1", "2000", manifest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     found = json.loads(done.stdout)
     assert sum(found["told"].values()) == 2000 and found["slowest"] < 2, found
