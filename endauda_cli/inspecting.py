@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +14,14 @@ from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.files import free_bytes, size_text
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import colourise, write_certainty, write_label, write_png
+from endauda_cli.names import checked_id
 from endauda_cli.progress import Reporter, Tick, phase
 from endauda_cli.report import Gallery, PictureRow, contact_sheet
 from endauda_cli.results import ClassFacts, InspectResult, WrittenBack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -193,14 +194,9 @@ def _file(reader: CertaintyReader, folder: Path, image: str, ending: str) -> Pat
     """The file of an image below the folder: a slash in its id is a folder of its own.
 
     Raises:
-        ArchiveError: for an id that leads elsewhere, as only an archive of unknown origin may hold.
+        ArchiveError: for an id that leads elsewhere, which the reader lets nobody see.
     """
-    path = Path(image)
-    if path.anchor or ".." in path.parts or path.as_posix() != image:
-        raise ArchiveError(
-            f"{reader.path}: image {image!r} names no file below {folder}; nothing was written"
-        )
-    return folder / f"{image}{ending}"
+    return folder / f"{checked_id(image, reader.path, ArchiveError)}{ending}"
 
 
 def _make_folder(folder: Path) -> None:

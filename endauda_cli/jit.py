@@ -8,7 +8,14 @@ waits for the compiler. Compiled functions leave Python's lock.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Settings for other programs: numba does not even load with no threads at all, and loops over pixels that are not
+# compiled take hours, or read memory as only machine code can. Whoever imports numba imports this module first.
+if not os.environ.get("NUMBA_NUM_THREADS", "1").strip().lstrip("+0").isdecimal():
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+os.environ.pop("NUMBA_DISABLE_JIT", None)
 
 import numba
 from numba.core import event

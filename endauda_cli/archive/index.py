@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from endauda_cli.archive import layout, shard
-from endauda_cli.archive.manifest import ImageEntry, ShardManifest, read_manifest
+from endauda_cli.archive.manifest import ForeignIdError, ImageEntry, ShardManifest, read_manifest
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -63,11 +63,18 @@ def scan_shards(archive: Path) -> tuple[dict[str, Location], dict[str, Location]
 
 
 def read_manifests(archive: Path) -> list[ShardManifest]:
-    """The manifests of all finished shards, by name; without damaged ones."""
+    """The manifests of all finished shards, by name; without damaged ones.
+
+    Raises ForeignIdError if one holds an image id that leads elsewhere.
+    """
     manifests = []
     for path in layout.manifests(archive):
-        with contextlib.suppress(ArchiveError, FileNotFoundError):
+        try:
             manifests.append(read_manifest(path))
+        except ForeignIdError:
+            raise
+        except (ArchiveError, FileNotFoundError):
+            continue
     return manifests
 
 
@@ -82,6 +89,8 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
             files[path] = shard.entries(open_part_file(path, classes).images)
         except FileNotFoundError:
             continue  # its writer moved it into a shard right now
+        except ForeignIdError:
+            raise
         except Exception as exc:
             if not shard.is_damage(exc):
                 raise shard.unreadable(path, exc) from exc
@@ -119,6 +128,6 @@ def stored_bytes(archive: Path) -> int:
 
 
 def manifest_of(path: Path, classes: Sequence[str]) -> ShardManifest:
-    """Makes the manifest that a finished shard file should have. Raises OSError if it is no HDF5 file."""
+    """Makes the manifest that a finished shard file should have. Raises ArchiveError if it is none."""
     images = shard.entries(shard.ImageFile(path, classes).images)
     return ShardManifest(path.name, path.stat().st_size, shard.file_sha256(path), images)

@@ -10,6 +10,9 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.files import RECORD_BYTES, open_regular
+from endauda_cli.names import id_fault
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -90,20 +93,20 @@ def has_images(archive: Path) -> bool:
 
 def image_ids(archive: Path) -> set[str]:
     """Ids of the finished images, as manifests and waiting files say of themselves; what is damaged says nothing."""
-    ids: set[str] = set()
+    ids: set[object] = set()
     for path in manifests(archive):
         images = _object(path, None).get("images")
         ids.update(images if isinstance(images, dict) else ())
     waiting = (path for part in parts(archive) for path in waiting_images(part))
-    named = (_object(path, MAX_HEADER).get("id") for path in waiting)
-    return ids | {id for id in named if isinstance(id, str)}
+    ids.update(id for path in waiting if isinstance(id := _object(path, MAX_HEADER).get("id"), str))
+    return {id for id in ids if isinstance(id, str) and id_fault(id) is None}
 
 
 def _object(path: Path, first_line: int | None) -> dict[str, Any]:
     """The JSON object in a file, or in its first line of so many bytes at most."""
     try:
-        with path.open("rb") as file:
-            value = json.loads(file.read() if first_line is None else file.readline(first_line))
+        with open_regular(path, RECORD_BYTES) as file:
+            value = json.loads(file.readline(first_line) if first_line else file.read(RECORD_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -13,16 +13,25 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive.layout import ARCHIVE_FILE, TEMPORARY_SUFFIX
+from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
-from endauda_cli.files import replacing, sync, sync_folder
+from endauda_cli.files import RECORD_BYTES, read_bytes, replacing, sync, sync_folder
+from endauda_cli.names import checked_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = "endauda-certainty"
 FORMAT_VERSION = 2
+MAX_PIXELS = 178_956_970
+"""Of an image: what Pillow takes. A flat one has hardly any bytes, so its size cannot be told from those."""
+MAX_CLASS_NAME = 256
 
 Attribute = str | int | float | bool | None | Sequence["Attribute"] | Mapping[str, "Attribute"]
+
+
+class ForeignIdError(ArchiveError):
+    """An image id that leads elsewhere: no damage, for the checksum fits, but a stranger's work."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,14 @@ class ImageEntry:
     digest: str
 
     def __post_init__(self) -> None:
-        if not all(isinstance(side, int) and side > 0 for side in (self.height, self.width)):
-            raise ValueError(f"an image of {self.width!r}x{self.height!r} pixels")
+        sides = (self.height, self.width)
+        if not all(type(side) is int and 0 < side <= MAX_PIXELS for side in sides) or (
+            self.height * self.width > MAX_PIXELS
+        ):
+            size = f"{self.width!r:.20}x{self.height!r:.20}"
+            raise ValueError(f"an image of {size} pixels, where archives hold up to {MAX_PIXELS:,}")
+        if not isinstance(self.digest, str) or len(self.digest) > 64:
+            raise ValueError("a digest that is none")
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,24 @@ def read_info(archive: Path) -> ArchiveInfo:
     classes, attributes = content.get("classes"), content.get("attributes")
     if not isinstance(classes, list) or not classes or not isinstance(attributes, dict):
         raise ArchiveError(f"{path}: classes or attributes are missing; export this teacher again")
-    return ArchiveInfo(tuple(map(str, classes)), attributes)
+    check_classes(path, classes)
+    return ArchiveInfo(tuple(classes), attributes)
+
+
+def check_classes(path: Path, classes: Sequence[object]) -> None:
+    """Raises ArchiveError if these cannot be the classes of an archive."""
+    if len(classes) > IGNORE:
+        raise ArchiveError(f"{path}: {len(classes):,} classes, but an archive holds at most {IGNORE}")
+    for number, name in enumerate(classes):
+        if not isinstance(name, str) or len(name) > MAX_CLASS_NAME or not _plain(name):
+            raise ArchiveError(
+                f"{path}: the name of class {number}, {name!r:.80}, is none: a text of at most {MAX_CLASS_NAME} "
+                "letters is expected, without zeros and halves of letters; export this teacher again"
+            )
+
+
+def _plain(text: str) -> bool:
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def create_info(archive: Path, info: ArchiveInfo) -> None:
@@ -100,13 +132,19 @@ def read_manifest(path: Path) -> ShardManifest:
     content = _read_json(path)
     if content.get("file") != path.with_suffix(".h5").name:
         raise ArchiveError(
-            f"{path}: the manifest of {content.get('file')}, so it was renamed; name it as it was"
+            f"{path}: the manifest of {content.get('file')!r:.80}, so it was renamed; name it as it was"
         )
     try:
-        images = {id: ImageEntry(*entry) for id, entry in content["images"].items()}
-        return ShardManifest(content["file"], content["bytes"], content["sha256"], images)
+        images = {
+            checked_id(id, path, ForeignIdError): ImageEntry(*entry)
+            for id, entry in content["images"].items()
+        }
+        size, digest = content["bytes"], content["sha256"]
+        if type(size) is not int or not isinstance(digest, str):
+            raise TypeError("its size or SHA-256 is none")
+        return ShardManifest(content["file"], size, digest, images)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ArchiveError(f"{path}: not a shard's manifest ({exc!r}); export its images again") from exc
+        raise ArchiveError(f"{path}: not a shard's manifest ({exc!r:.200}); export its images again") from exc
 
 
 def write_manifest(path: Path, manifest: ShardManifest) -> None:
@@ -141,21 +179,25 @@ def _to_json(content: Mapping[str, object], indent: int | None = None) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path, RECORD_BYTES))
     except FileNotFoundError:
         raise
     except OSError as exc:
         raise ArchiveError(f"{path}: cannot be read ({exc.strerror})") from exc
     except (ValueError, RecursionError) as exc:
-        raise ArchiveError(f"{path}: cannot be read as JSON ({exc}); the file is damaged") from exc
+        raise ArchiveError(f"{path}: cannot be read as JSON ({exc!s:.200}); the file is damaged") from exc
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArchiveError(f"{path}: not a file of a certainty archive (no format {FORMAT!r} in it)")
     if content.get("version") != FORMAT_VERSION:
         raise ArchiveError(
-            f"{path}: archive format version {content.get('version')}, but this endauda reads version "
+            f"{path}: archive format version {content.get('version')!r:.80}, but this endauda reads version "
             f"{FORMAT_VERSION}; update endauda or export this teacher again"
         )
-    if content.pop("checksum", None) != _checksum(content):
+    try:
+        matches = content.pop("checksum", None) == _checksum(content)
+    except (ValueError, RecursionError) as exc:  # lone surrogates, nested deeper than can be written
+        raise ArchiveError(f"{path}: cannot be read ({exc!s:.200}); the file is damaged") from exc
+    if not matches:
         raise ArchiveError(
             f"{path}: the content does not match its checksum; the file is damaged or was edited"
         )

@@ -155,7 +155,7 @@ class CertaintyReader:
             if now.stored.get(id, location) != location:
                 return self._read(id, action)
             raise self._unreadable(id, location, exc) from exc
-        except Exception as exc:  # on damage h5py raises OSError, KeyError, RuntimeError and others
+        except Exception as exc:  # decoders raise many things on damage
             raise self._unreadable(id, location, exc) from exc
 
     def _unreadable(self, id: str, location: index.Location, error: Exception) -> ArchiveError:

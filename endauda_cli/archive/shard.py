@@ -1,7 +1,7 @@
 """Files of images: shards, which are HDF5, and single images that wait for one.
 
-HDF5 says where in a shard each chunk lies; from then on chunks are read with plain system calls, by any number
-of threads. C classes, H rows, W columns of one image, N images of one size and codec in a shard.
+HDF5 writes shards; ``hdf5`` says where in one each chunk lies, and chunks are read with plain system calls, by
+any number of threads. C classes, H rows, W columns of one image, N images of one size and codec in a shard.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 
+from endauda_cli.archive import hdf5
 from endauda_cli.archive.codecs import (
     CODECS,
+    DECODER_ERRORS,
     MODEL_CODEC,
     Bytes,
     Chunk,
@@ -29,12 +31,15 @@ from endauda_cli.archive.codecs import (
     label_codec_for,
 )
 from endauda_cli.archive.layout import MAX_HEADER
-from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ImageEntry
+from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ForeignIdError, ImageEntry
 from endauda_cli.errors import ArchiveError
+from endauda_cli.files import open_regular
+from endauda_cli.names import checked_id
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from io import BufferedReader
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -97,20 +102,20 @@ def image_file(image: CodedImage) -> bytes:
 
 def read_image_file(path: Path) -> CodedImage:
     """Raises FileNotFoundError if it is gone, ArchiveError if it is not what ``image_file`` made."""
-    with path.open("rb") as file:
+    with open_regular(path, None) as file:
         try:
             header = json.loads(file.readline(MAX_HEADER))
             _expect((header["format"], header["version"]) == (FORMAT, FORMAT_VERSION), "of another format")
+            entry, codec = ImageEntry(*header["image"]), Codec(header["codec"])
             sizes = [size for size, _, _ in header["chunks"]]
             rest = os.fstat(file.fileno()).st_size - file.tell()
-            _expect(min(sizes) >= 0 and sum(sizes) == rest, "of another length than its header says")
+            _expect(all(type(size) is int and size >= 0 for size in sizes), "of chunks that have no size")
+            _expect(sum(sizes) == rest, "of another length than its header says")
             chunks = [Chunk(file.read(size), bool(raw), crc) for size, raw, crc in header["chunks"]]
             _expect(all(crc32(chunk.data) == chunk.crc for chunk in chunks), "a checksum does not match")
-            return CodedImage(
-                str(header["id"]), ImageEntry(*header["image"]), Codec(header["codec"]), tuple(chunks)
-            )
+            return CodedImage(checked_id(header["id"], path, ForeignIdError), entry, codec, tuple(chunks))
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
-            raise ArchiveError(f"not the file of an image ({exc!r})") from exc
+            raise ArchiveError(f"not the file of an image ({exc!r:.80})") from exc
 
 
 # Shards
@@ -193,20 +198,22 @@ class ImageFile:
 
     classes: those of its archive; a file of others, copied from elsewhere, is refused.
 
-    Raises FileNotFoundError if it is gone; on damage h5py raises many things.
+    Raises FileNotFoundError if it is gone, ArchiveError and ValueError on damage.
     """
 
     def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._file = open_regular(path, None)
+        self._descriptor = self._file.fileno()
         self._lock = threading.Lock()
-        self.images = _shard_images(path, classes) if path.suffix == ".h5" else _single_image(path)
+        shard = path.suffix == ".h5"
+        self.images = _shard_images(path, self._file, classes) if shard else _single_image(path)
         for image in self.images.values():
             _expect(len(image.sizes) == len(classes) + 2, "it is of other classes than its archive")
 
+    # The file is closed when the last reader has gone, also if another one has put it aside meanwhile: no sooner.
     def __del__(self) -> None:
-        # Not before the last reader has gone, also if another one has put this file aside meanwhile.
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def find(self, id: str, entry: ImageEntry) -> StoredImage:
         """The image, which the manifest says is ``entry``. Raises ArchiveError if it is another, or not there."""
@@ -270,31 +277,50 @@ def _single_image(path: Path) -> dict[str, StoredImage]:
     }
 
 
-def _shard_images(path: Path, classes: Sequence[str]) -> dict[str, StoredImage]:
+def _shard_images(path: Path, file: BufferedReader, classes: Sequence[str]) -> dict[str, StoredImage]:
     images: dict[str, StoredImage] = {}
-    # Without the lock that some network shares refuse: named files never change.
-    with h5py.File(path, "r", locking=False) as file:
-        _expect(list(file.attrs["classes"]) == list(classes), "it is of other classes than its archive")
-        for group in file.values():
-            for id, image in _group_images(group):
-                _expect(id not in images, f"image {id!r} is there twice")
-                images[id] = image
+    shard = hdf5.File(file)
+    root = shard.group(shard.root)
+    _expect(root.attributes.get("classes") == list(classes), "it is of other classes than its archive")
+    for address in root.members.values():
+        for id, image in _group_images(path, shard, shard.group(address), len(classes)):
+            _expect(id not in images, f"image {id!r} is there twice")
+            images[id] = image
     return images
 
 
-def _group_images(group: h5py.Group) -> Iterable[tuple[str, StoredImage]]:
-    codec = Codec(group.attrs["codec"])
-    count, height, width = group["label"].shape
-    classes = group["certainty"].shape[0] // max(count, 1)
-    label, certainty = (_located(group[name].id, count) for name in ("label", "certainty"))
-    model = _located(group["model"].id, count) if "model" in group else np.zeros((count, 1, 3), np.int64)
-    where = np.concatenate([model, label, certainty], axis=1)
-    shapes = [group[name].shape for name in ("crc32", "id", "digest")]  # before they are read
+def _group_images(
+    path: Path, shard: hdf5.File, group: hdf5.Group, classes: int
+) -> Iterable[tuple[str, StoredImage]]:
+    names = group.attributes.get("codec", [])
+    _expect(len(names) == 1 and names[0] in list(Codec), f"it has planes of the unknown codec {names!r:.40}")
+    codec = Codec(names[0])
+    wanted = {"label", "certainty", "id", "digest", "crc32"} | (
+        {"model"} if codec == Codec.SOFTMAX else set()
+    )
+    _expect(group.members.keys() >= wanted, "a group lacks a data set")
+    members = {key: shard.dataset(group.members[key]) for key in wanted}
+    label = members["label"]
+    _expect(len(label.shape) == 3 and label.shape[0] > 0, "label maps are of another shape")
+    count, height, width = label.shape
+    model = np.zeros((count, 1, 3), np.int64)
+    if "model" in members:
+        size = members["model"].shape[-1:]  # decoding says whether it is right
+        model = _located(members["model"], (count, 1, *size), MODEL_CODEC, count)
+    labels = _located(label, (count, height, width), label_codec_for(codec), count)
+    planes = _located(members["certainty"], (count * classes, height, width), CODECS[codec], count)
+    where = np.concatenate([model, labels, planes], axis=1)
+    shapes = [members[key].shape for key in ("crc32", "id", "digest")]
     _expect(shapes == [(count, classes + 2), (count,), (count,)], "checksums or names are of other images")
-    crcs = group["crc32"][:]
-    for i, (id, digest) in enumerate(zip(group["id"][:], group["digest"][:], strict=True)):
+    _expect(members["crc32"].type.size == 4, "checksums are of another type")
+    crcs = np.frombuffer(shard.whole(members["crc32"], hdf5.INTEGER), "<u4").reshape(count, classes + 2)
+    ids, digests = (
+        np.frombuffer(shard.whole(members[key], hdf5.TEXT), f"S{members[key].type.size}")
+        for key in ("id", "digest")
+    )
+    for i, (id, digest) in enumerate(zip(ids.tolist(), digests.tolist(), strict=True)):
         yield (
-            id.decode(),
+            checked_id(id.decode(), path, ForeignIdError),
             StoredImage(
                 ImageEntry(height, width, digest.decode()),
                 codec,
@@ -306,23 +332,25 @@ def _group_images(group: h5py.Group) -> Iterable[tuple[str, StoredImage]]:
         )
 
 
-def _located(dataset: Any, count: int) -> NDArray[np.int64]:
-    """(N, planes, 3): offset, size and filter mask of each chunk. Raises ArchiveError if one was never written."""
-    # HDF5 reads a chunk that was never written as zeros.
-    _expect(dataset.get_num_chunks() == dataset.shape[0], "a plane was never written")
-    where = np.full((dataset.shape[0], 3), -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        where[chunk.chunk_offset[0]] = chunk.byte_offset, chunk.size, chunk.filter_mask
-
-    dataset.chunk_iter(note)
-    _expect(bool((where >= 0).all()), "a chunk is not a plane")
-    return where.reshape(count, -1, 3)
+def _located(data: hdf5.Dataset, shape: tuple[int, ...], codec: PlaneCodec, count: int) -> NDArray[np.int64]:
+    """(N, planes, 3): offset, size and filter mask of each chunk. Raises ArchiveError if it is not as expected."""
+    _expect(
+        data.shape == shape and data.type.kind == hdf5.INTEGER and data.type.size == 1,
+        "planes of another shape",
+    )
+    _expect(data.chunk == (1, *shape[1:]), "a chunk is not a plane")
+    _expect(data.filter == codec.filter[0], "planes are coded otherwise than their group says")
+    _expect(("delta" in data.attributes) == codec.delta, "planes are coded otherwise than their group says")
+    plane = shape[1] * shape[2]
+    _expect(bool((data.where[:, 1] <= plane).all()), "a chunk is larger than its plane")
+    return data.where.reshape(count, -1, 3)
 
 
 def decode_planes(file: ImageFile, image: StoredImage, classes: Sequence[int]) -> tuple[list[Chunk], Any]:
     """The chunks of these classes, and the function that decodes them into (H, W) arrays."""
-    codec = CODECS[image.codec]
+    codec, entry = CODECS[image.codec], image.entry
+    fits = codec.fits(entry.height, entry.width)
+    _expect(fits, f"planes of {entry.width}x{entry.height} pixels, which {image.codec} has none of")
     rows = [2 + int(c) for c in classes]
     if not codec.model_bytes:
         return file.chunks(image, rows), codec.unpacker(np.empty(0, np.uint8))
@@ -357,7 +385,7 @@ def sha256(data: bytes) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, None) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -368,18 +396,18 @@ def entries(images: Mapping[str, StoredImage]) -> dict[str, ImageEntry]:
 def reason(error: Exception) -> str:
     """In a few words, what keeps a file from being read."""
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
+        return error.strerror or os.strerror(error.errno)
     return str(error) or type(error).__name__
 
 
 def is_damage(error: Exception) -> bool:
     """Whether it lies in the file's bytes. If not, the file may be whole, and nobody should delete it.
 
-    h5py's errors of damage have no number; those of rights, of too many open files and the like do.
+    A compiler or a library that fails says nothing of the file.
     """
     if isinstance(error, OSError):
-        return error.errno in (None, errno.EIO)
-    return not isinstance(error, MemoryError | ImportError)
+        return error.errno == errno.EIO
+    return isinstance(error, (ArchiveError, ValueError, *DECODER_ERRORS))
 
 
 def unreadable(path: Path, error: Exception) -> ArchiveError:

@@ -64,7 +64,7 @@ def verify(path: str | os.PathLike[str], report: Reporter = silent) -> VerifyRes
             ok.update(manifest.images)
         except FileNotFoundError:
             continue  # removed on purpose, perhaps: what counts is whether its images are elsewhere
-        except Exception as exc:  # h5py raises many things on damage
+        except Exception as exc:  # decoders raise many things on damage
             if not shard.is_damage(exc):
                 raise shard.unreadable(archive / manifest.file, exc) from exc
             damaged.append(DamagedShard(manifest.file, tuple(sorted(manifest.images)), shard.reason(exc)))

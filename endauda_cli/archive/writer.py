@@ -15,10 +15,12 @@ import numpy as np
 from endauda_cli import __version__
 from endauda_cli.archive import index, layout, shard
 from endauda_cli.archive.manifest import (
+    MAX_PIXELS,
     ArchiveInfo,
     Attribute,
     ImageEntry,
     ShardManifest,
+    check_classes,
     create_info,
     read_info,
     replace_file,
@@ -162,6 +164,7 @@ class CertaintyWriter:
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            check_classes(self.path, classes)
             if not (self.path / layout.ARCHIVE_FILE).exists():
                 create_info(self.path, ArchiveInfo(classes, given))
         except OSError as exc:
@@ -222,6 +225,10 @@ class CertaintyWriter:
                 raise ArchiveError(f"{where}: the {name} is {array.dtype}; expected uint8")
         if label.ndim != 2 or label.size == 0:
             raise ArchiveError(f"{where}: the label map has shape {label.shape}; expected (H, W)")
+        if label.size > MAX_PIXELS:
+            raise ArchiveError(
+                f"{where}: {label.size:,} pixels, but archives hold images of up to {MAX_PIXELS:,}; cut it into tiles"
+            )
         expected = (count, *label.shape)
         if certainty.shape != expected:
             raise ArchiveError(
@@ -375,7 +382,7 @@ def _complete_orphan(path: Path, classes: Sequence[str]) -> None:
         file = shard.ImageFile(path, classes)
         for id, entry in manifest.images.items():
             shard.check_image(file, id, entry)
-    except Exception as exc:  # h5py raises many things on damage
+    except Exception as exc:  # decoders raise many things on damage
         if not shard.is_damage(exc) and not isinstance(exc, FileNotFoundError):
             raise shard.unreadable(path, exc) from exc
         for file_path in (path, layout.manifest_path(path)):

@@ -417,7 +417,7 @@ with h5py.File({str(path)!r}) as file:
         """HDF5 would read it as zeros."""
         path = write(tmp_path / "a", samples(2), codec=Codec.GZIP)
         file_path, json_path = path / "shard-0-of-1-00000.h5", path / "shard-0-of-1-00000.json"
-        with h5py.File(file_path, "r+") as file:
+        with h5py.File(file_path, "r+", libver=("v110", "v110")) as file:
             for group in file.values():
                 shape, chunks = group["certainty"].shape, group["certainty"].chunks
                 del group["certainty"]

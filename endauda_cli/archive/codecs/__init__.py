@@ -7,7 +7,16 @@ for ``softmax``, which is ours.
 
 from __future__ import annotations
 
-from endauda_cli.archive.codecs.base import Bytes, Chunk, FilterCodec, Packed, PlaneCodec, Unpack, crc32
+from endauda_cli.archive.codecs.base import (
+    DECODER_ERRORS,
+    Bytes,
+    Chunk,
+    FilterCodec,
+    Packed,
+    PlaneCodec,
+    Unpack,
+    crc32,
+)
 from endauda_cli.archive.codecs.gzip import DENSE_GZIP, GZIP
 from endauda_cli.archive.codecs.jpegls import JPEGLS
 from endauda_cli.archive.codecs.softmax import SOFTMAX
@@ -15,8 +24,8 @@ from endauda_cli.archive.codecs.zstd import DELTA_ZSTD, DENSE_ZSTD, ZSTD
 from endauda_cli.types import Codec
 
 __all__ = [
-    "CODECS", "MODEL_CODEC", "Bytes", "Chunk", "FilterCodec", "Packed", "PlaneCodec", "Unpack", "codec_for", "crc32",
-    "label_codec_for",
+    "CODECS", "DECODER_ERRORS", "MODEL_CODEC", "Bytes", "Chunk", "FilterCodec", "Packed", "PlaneCodec", "Unpack",
+    "codec_for", "crc32", "label_codec_for",
 ]  # fmt: skip
 
 CODECS: dict[Codec, PlaneCodec] = {

@@ -17,6 +17,15 @@ Unpack = Callable[["Chunk", Bytes], None]
 """Fills an (H, W) array with a chunk's plane. On damaged bytes it raises one of many things, or fills in others."""
 
 
+DECODER_ERRORS = (
+    imagecodecs.ZlibError,
+    imagecodecs.DeflateError,
+    imagecodecs.ZstdError,
+    imagecodecs.JpeglsError,
+)
+"""What decoders raise on damaged bytes besides ``ValueError``."""
+
+
 class Chunk(NamedTuple):
     """A coded plane as it is stored, or the model of an image's planes."""
 

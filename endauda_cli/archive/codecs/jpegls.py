@@ -8,6 +8,7 @@ import imagecodecs
 from endauda_cli.archive.codecs.base import Bytes, Filter, FilterCodec
 
 _SPIFF = b"\xff\xe8"
+_END = b"\xff\xd9"
 
 
 def _encode(plane: Bytes, level: int) -> bytes:
@@ -31,6 +32,13 @@ def _decode(data: bytes | memoryview, out: Bytes) -> None:
     head = _head(*out.shape)
     if data[: len(head)] != head:
         raise ValueError("the header of a plane is damaged")  # it may ask the decoder for gigabytes
+    height, width = out.shape
+    # Behind the last byte CharLS reads on in zeros, two billion of them, where no marker stops it.
+    if data[-2:] != _END:
+        raise ValueError("a plane is cut short")
+    # A bit stands for a run of 2^15 pixels of one row at most: a few bytes are not worth seconds.
+    if 8 * len(data) < height * -(-width // (1 << 15)):
+        raise ValueError("a plane is cut short")
     imagecodecs.jpegls_decode(data, out=out)
 
 

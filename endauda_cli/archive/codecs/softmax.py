@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @cache
 def _planes() -> ModuleType:
     """Only imported by those who use it: numba takes its time."""
+    import endauda_cli.jit  # noqa: F401  before numba, whose settings it mends
     from endauda_cli.archive.codecs import softmax_planes
 
     return softmax_planes

@@ -91,6 +91,8 @@ def read_model(data: bytes | Bytes) -> Model:
 
 def decode(stream: bytes | memoryview, model: Model, out: Bytes) -> None:
     """Fills ``out``, (H, W) uint8, contiguous. Raises ValueError if the stream does not end as it should."""
+    if not 0 < out.shape[1] <= MAX_WIDTH:  # a table of the loops has an entry for each length
+        raise ValueError(f"rows of {out.shape[1]:,} pixels, more than {MAX_WIDTH:,}")
     # A pixel takes four words at most, so that a damaged stream is found at the end of a row, still inside.
     words = np.zeros(len(stream) // 2 + 4 * out.shape[1] + 64, np.uint16)
     count = len(stream) // 2
