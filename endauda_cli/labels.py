@@ -15,9 +15,11 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
+from endauda_cli import rasters
 from endauda_cli.domains import IGNORE, Colour, Domain
 from endauda_cli.errors import DataError
 from endauda_cli.files import replacing
+from endauda_cli.rasters import Raster, open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +31,9 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 IMAGE_MODES = ("RGB",)
-LABEL_MODES = ("L", "P", "I;16", "I")
-OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-"""Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises for files that are absent, damaged or no images."""
+LABEL_MODES = ("L", "P", "I;16", "I;16B", "I")
+DARKEST = 64
+"""Of 16-bit colour: an image whose brightest value is below it, of 255, has fewer bits than its file says."""
 _BAND = 16
 _GREY, _INDEXED, _UP = 0, 3, 2
 """Numbers of the PNG format: colour types, and the filter that subtracts the row above."""
@@ -41,16 +41,24 @@ _LEVEL = 3
 
 
 def read_image(path: Path) -> UInt8:
-    """An image as (H, W, 3) uint8 RGB.
+    """An image as (H, W, 3) uint8 RGB, upright.
 
     Raises:
-        DataError: if the file is absent, truncated, no image, or not 8-bit RGB.
+        DataError: if the file is absent, truncated, no image, or not RGB; or if its 16 bits per channel hold fewer.
     """
-    return _read(path, IMAGE_MODES, "8-bit RGB").astype(np.uint8, copy=False)
+    with open_raster(path) as raster:
+        _refuse_mode(raster, IMAGE_MODES, "8-bit RGB")
+        pixels = raster.pixels().astype(np.uint8, copy=False)
+        if raster.deep() and pixels.max() < DARKEST:
+            raise DataError(
+                f"{path}: 16 bits per channel, but no value above {256 * int(pixels.max()) + 255} of 65535, as if it held "
+                "values of 12 bits or so; read as it is it would be all but black; scale it to 8 bits per channel"
+            )
+        return pixels
 
 
 def read_label_ids(path: Path, first_channel: bool = False) -> NDArray[np.int32]:
-    """The pixel values of a label PNG as (H, W) int32; of a palette PNG the indices.
+    """The pixel values of a label file as (H, W) int32, upright; of a palette file the indices.
 
     Args:
         path: the file.
@@ -59,9 +67,10 @@ def read_label_ids(path: Path, first_channel: bool = False) -> NDArray[np.int32]
     Raises:
         DataError: if the file is absent, truncated, no image, or of a mode that holds no ids.
     """
-    if first_channel and (deep := _first_channel(path)) is not None:
+    if first_channel and (deep := rasters.first_channel(path)) is not None:
         return deep
-    return _read(path, LABEL_MODES, "one channel of label ids (mode L, P or I;16)").astype(np.int32)
+    with open_raster(path) as raster:
+        return _ids(raster)
 
 
 def read_truth(path: Path, domain: Domain) -> UInt8:
@@ -143,52 +152,27 @@ def colourise(label: UInt8, palette: Sequence[Colour]) -> UInt8:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file from its header.
+    """(H, W) of an image file from its header, upright.
 
     Raises:
         DataError: if the file is absent or no image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+    with open_raster(path) as raster:
+        return raster.size
 
 
-def _read(path: Path, modes: tuple[str, ...], expected: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in modes:
-                raise DataError(
-                    f"{path}: an image of mode {image.mode}, but {expected} is expected; convert the file"
-                )
-            return np.asarray(image)
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+def _ids(raster: Raster) -> NDArray[np.int32]:
+    one_bit = raster.mode == "1" and raster.image.format == "PNG"
+    if not one_bit:
+        _refuse_mode(raster, LABEL_MODES, "one channel of label ids (mode L, P or I;16)")
+    return raster.ids().astype(np.int32)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return f"{path}: no such file"
-    return f"{path}: truncated or not an image ({error}); fetch or write the file again"
-
-
-def _first_channel(path: Path) -> NDArray[np.int32] | None:
-    """The first channel of a 16-bit RGB PNG, or ``None`` for any other file.
-
-    Pillow keeps the upper byte of such a value, which turns every id into 0. Told that the bytes stand in
-    the other order, it keeps the lower one. (torchvision reads 16 bits, but its decoders are deprecated.)
-    """
-    try:
-        with Image.open(path) as upper, Image.open(path) as lower:
-            if upper.format != "PNG" or upper.tile[0][3] not in OTHER_BYTE:
-                return None
-            codec, box, offset, stored = upper.tile[0]
-            lower.tile = [(codec, box, offset, OTHER_BYTE[stored])]  # type: ignore[list-item, index]
-            high, low = (np.asarray(image)[..., 0].astype(np.int32) for image in (upper, lower))
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
-    return 256 * high + low
+def _refuse_mode(raster: Raster, modes: tuple[str, ...], expected: str) -> None:
+    if raster.mode not in modes:
+        raise DataError(
+            f"{raster.path}: an image of mode {raster.mode}, but {expected} is expected; convert the file"
+        )
 
 
 def _write_png(path: Path, image: Image.Image) -> None:
