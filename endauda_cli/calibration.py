@@ -82,7 +82,9 @@ def fit_temperature(
         DataError: if no drawn pixel has a class, or a file cannot be read.
     """
     step = max(1, -(-len(samples) // MOST_IMAGES))
-    chosen = samples[::step]
+    # What repeats, such as two cameras of which one is labelled, may leave every n-th image without a class.
+    spread = (samples[first::step] for first in range(step))
+    chosen = next((some for some in spread if any(_has_class(s, domain) for s in some)), samples[::step])
     segmenter = replace(teacher.segmenter, temperature=1.0)
     drawn = run_network(segmenter, [s.image for s in chosen], _draw, config, device, report)
     logs, labels = [], []
@@ -99,7 +101,8 @@ def fit_temperature(
     loss = partial(_loss, segmenter, log, label)
     if not label.numel() or math.isnan(loss(1.0)):
         raise DataError(
-            f"{domain.name} {split}: no labelled pixel of a class that the teacher knows, so no temperature"
+            f"{domain.name} {split}: no labelled pixel of a class that the teacher knows in the {len(chosen)} of "
+            f"{len(samples)} images that were looked at, so no temperature; give a number, or other labelled images"
         )
     temperature = _rounded(_least(loss))
     return Fit(
@@ -118,6 +121,10 @@ def _draw(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -> tuple[T
         here = places[(places >= first) & (places < last)] - first
         drawn.append(log_probabilities(segmenter, band.values.flatten(1)[:, here.to(band.values.device)]))
     return torch.cat(drawn, 1), torch.cat([places, torch.tensor([count])])
+
+
+def _has_class(sample: Sample, domain: Domain) -> bool:
+    return sample.label is not None and bool((read_truth(sample.label, domain) != IGNORE).any())
 
 
 def _truth(sample: Sample, domain: Domain, pixels: int) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS, IGNORED, Domain, Layout, Task, make_task, palette_of
-from endauda_cli.errors import ConfigError, DataError, NoImagesError, did_you_mean, known_are
+from endauda_cli.errors import ConfigError, DataError, NoImagesError, NoLabelsError, did_you_mean, known_are
 from endauda_cli.files import read_text
 from endauda_cli.masking import printable
 from endauda_cli.names import id_fault, name_fault
@@ -158,7 +158,10 @@ def _domain_from_toml(path: Path) -> Domain:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); name a .toml file") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError; a number of 4301 digits; a thousand brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError; a number of 4301 digits; a thousand brackets
         raise DataError(f"{path}: not valid TOML ({_cut(str(error))}); mend that line") from error
     _refuse_unknown(path, table, TOML_KEYS, "")
     classes = tuple(_class_name(path, name) for name in _strings(path, table.get("classes"), "classes"))
@@ -238,10 +241,10 @@ def _suffix(path: Path, split: str, table: dict[str, Any], key: str) -> str:
 
 
 def _class_name(path: Path, name: str) -> str:
-    if len(name) > LONGEST_CLASS or not name.strip() or name != printable(name):
+    if len(name) > LONGEST_CLASS or not name.strip() or re.search(r"[\n\t]", name) or name != printable(name):
         raise DataError(
-            f"{path}: class name {_shown(name)} is empty, longer than {LONGEST_CLASS} letters, or holds characters that "
-            "cannot be shown; give it a name"
+            f"{path}: class name {_shown(name)} is empty, longer than {LONGEST_CLASS} letters, or holds characters "
+            "that cannot be shown; give it a name"
         )
     return name
 
@@ -284,7 +287,9 @@ def _colour(path: Path, value: Any) -> tuple[int, int, int]:
         and len(value) == 3
         and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value)
     ):
-        raise DataError(f"{path}: palette holds {_shown(value)}, but a colour is three whole numbers from 0 to 255")
+        raise DataError(
+            f"{path}: palette holds {_shown(value)}, but a colour is three whole numbers from 0 to 255"
+        )
     return value[0], value[1], value[2]
 
 
@@ -308,8 +313,9 @@ def _tell_left_out(
     if others:
         report(
             Note(
-                f"{domain.name} {split}: {len(others)} files beside the {len(images)} images are left out, because their "
-                f"names end in another way than the pattern: {_shown(str(others[0]))}; rename them, or add a pattern",
+                f"{domain.name} {split}: {len(others)} files beside the {len(images)} images are left out, because "
+                f"their names end in another way than the pattern: {_shown(str(others[0]))}; rename them, or add a "
+                "pattern",
                 "warning",
             )
         )
@@ -336,7 +342,7 @@ def _match(
                 if expected
                 else "this data set has no labels for this split"
             )
-            raise DataError(f"{image}: no label file belongs to it; {where}")
+            raise NoLabelsError(f"{image}: no label file belongs to it; {where}")
         samples.append(Sample(image.stem, image, label))
     return samples
 
@@ -360,15 +366,14 @@ class _Labels:
             DataError: if there are two that differ.
         """
         stem = image.stem.removesuffix(self._suffix)
-        first, *others = self._exact.get(stem) or self._composed.get(plain_name(stem)) or [None]
-        for other in others:
-            assert first is not None and other is not None
-            if not _same_content(first, other):
+        found = self._exact.get(stem) or self._composed.get(plain_name(stem)) or []
+        for other in found[1:]:
+            if not _same_content(found[0], other):
                 raise DataError(
-                    f"{image}: two label files belong to it, {first} and {other}; remove one, or write the pattern of "
-                    "labels so that it finds one"
+                    f"{image}: two label files belong to it, {found[0]} and {other}; remove one, or write the pattern "
+                    "of labels so that it finds one"
                 )
-        return first
+        return found[0] if found else None
 
 
 def _same_content(one: Path, other: Path) -> bool:

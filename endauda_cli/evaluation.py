@@ -227,7 +227,9 @@ class _Reading:
             )
         if self._ids == PredictionIds.LABEL:
             return self._label
-        right = self._named and self._differ and _accuracy(self._label) >= max(0.3, 2 * _accuracy(self._train))
+        right = (
+            self._named and self._differ and _accuracy(self._label) >= max(0.3, 2 * _accuracy(self._train))
+        )
         if right and self._fault is not None:
             report(
                 Note(
@@ -242,8 +244,8 @@ class _Reading:
         if right:
             raise DataError(
                 f"{self._folder}: read as train ids the predictions are right on {100 * _accuracy(self._train):.1f} % "
-                f"of the pixels, as label ids of {self._domain.name} on {100 * _accuracy(self._label):.1f} %; say which "
-                f"they are: --prediction-ids {PredictionIds.TRAIN} or --prediction-ids {PredictionIds.LABEL}"
+                f"of the pixels, as label ids of {self._domain.name} on {100 * _accuracy(self._label):.1f} %; say "
+                f"which they are: --prediction-ids {PredictionIds.TRAIN} or --prediction-ids {PredictionIds.LABEL}"
             )
         return self._train
 
@@ -254,7 +256,8 @@ def _accuracy(confusion: ConfusionMatrix) -> float:
 
 
 def _unnamed(values: NDArray[np.int32], domain: Domain) -> int:
-    return next(v for v in np.unique(values).tolist() if v not in domain.label_ids and v != IGNORE)
+    values_there: list[int] = np.unique(values).tolist()
+    return next(v for v in values_there if v not in domain.label_ids and v != IGNORE)
 
 
 def write_evaluation(out: Path, result: EvalResult, samples: Sequence[Sample], domain: Domain) -> None:

@@ -85,7 +85,9 @@ def _by_palette(used: list[int], palette: list[Colour], domain: Domain) -> dict[
     found = {value: c for value in used if (c := colours.get(palette[value])) is not None}
     permuted = sorted(palette[:classes]) == sorted(domain.palette)
     if not permuted:
-        meant = {v: c for v, c in found.items() if not made_up_colour(domain.classes[c], c, domain.palette[c])}
+        meant = {
+            v: c for v, c in found.items() if not made_up_colour(domain.classes[c], c, domain.palette[c])
+        }
         moved = sum(value != c for value, c in meant.items())
         if 2 * moved <= len([value for value in used if value != IGNORE and palette[value] != BLACK]):
             return None

@@ -105,8 +105,8 @@ class Strays:
         shares = ", ".join(f"{value} ({100 * self._of[value] / self._pixels:.2g} %)" for value in shown[:8])
         return (
             f"{self._domain.name}: {100 * self._of.total() / self._pixels:.3g} % of the labels' pixels have values "
-            f"without a name in label_ids and count as no class: {shares}{', ...' if len(shown) > 8 else ''}; name those that "
-            "mean a class, and list the others in ignore_ids"
+            f"without a name in label_ids and count as no class: {shares}{', ...' if len(shown) > 8 else ''}; name "
+            "those that mean a class, and list the others in ignore_ids"
         )
 
 

@@ -103,7 +103,8 @@ def _matcher(part: str) -> Callable[[str], object]:
 
 def _tree(top: Path) -> Iterator[Path]:
     """A folder and all folders in it, each once: linked ones last, and none that leads back up."""
-    folders, links, seen = [(top, os.path.realpath(top))], [], set()
+    folders, seen = [(top, os.path.realpath(top))], set()
+    links: list[tuple[Path, str]] = []
     while folders or links:
         folder, real = (folders or links).pop()
         if real in seen:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from endauda_cli.errors import DataError
 from endauda_cli.files import IMAGE_BYTES, open_regular
@@ -70,11 +71,15 @@ class Raster:
         path: the file.
         image: Pillow's view of it.
         orientation: by EXIF, 1 to 8; 1 is upright.
+        stored: how a value stands in the file, as Pillow calls it (``L;4``, ``RGB;16B``).
+        maximum: what a PPM or PGM file calls its brightest value, where Pillow stretches it.
     """
 
     path: Path
     image: Image.Image
     orientation: int
+    stored: str
+    maximum: int | None
 
     @property
     def mode(self) -> str:
@@ -97,7 +102,7 @@ class Raster:
         Raises:
             DataError: if they cannot be had exactly.
         """
-        stored, kind = _stored(self.image), self.image.format
+        kind = self.image.format
         if kind in ("JPEG", "MPO"):
             raise DataError(
                 f"{self.path}: a JPEG, which blurs label ids at every edge; write the labels anew as PNG"
@@ -109,18 +114,21 @@ class Raster:
         values = self.pixels()
         if values.dtype == bool:
             return values.astype(np.uint8)
-        if kind == "PPM" and (most := _ppm_maximum(self.image)) is not None:
+        if kind == "PPM" and (most := self.maximum) is not None:
             full = 255 if self.mode == "L" else 65535
-            return values if most == full else np.rint(values.astype(np.float64) * (most / full)).astype(np.int32)
-        factor = next((f for raw, f in _STRETCHED.items() if stored.startswith(raw)), 1)
+            return (
+                values
+                if most == full
+                else np.rint(values.astype(np.float64) * (most / full)).astype(np.int32)
+            )
+        factor = next((f for raw, f in _STRETCHED.items() if self.stored.startswith(raw)), 1)
         return values // factor if factor > 1 else values
 
     def deep(self) -> bool:
         """Whether the file has more than 8 bits per channel of colour, of which Pillow keeps the upper eight."""
         if self.image.format == "TIFF":
-            bits = self.image.tag_v2.get(_BITS, (8,))  # type: ignore[attr-defined]
-            return max(bits) > 8
-        return ";16" in _stored(self.image) or (_ppm_maximum(self.image) or 0) > 255
+            return bool(max(self.image.tag_v2.get(_BITS, (8,))) > 8)  # type: ignore[attr-defined]
+        return ";16" in self.stored or (self.maximum or 0) > 255
 
     def palette(self) -> list[tuple[int, int, int]]:
         """The colours of a palette file, by index."""
@@ -143,7 +151,7 @@ def open_raster(path: Path) -> Iterator[Raster]:
     try:
         with open_regular(path, IMAGE_BYTES) as file, Image.open(file, formats=_formats()) as image:
             _refuse_claims(path, image, file)
-            yield Raster(path, image, _orientation(image, file))
+            yield Raster(path, image, _orientation(image, file), *_stored(image))
     except DataError:
         raise
     except Exception as error:  # a decoder of strangers' bytes; it has raised nearly every kind by now
@@ -160,11 +168,10 @@ def first_channel(path: Path) -> Array | None:
         DataError: as :func:`open_raster`.
     """
     with open_raster(path) as upper, open_raster(path) as lower:
-        stored = _stored(upper.image)
-        if upper.image.format != "PNG" or stored not in _OTHER_BYTE:
+        if upper.image.format != "PNG" or upper.stored not in _OTHER_BYTE:
             return None
-        codec, box, offset, _ = upper.image.tile[0]
-        lower.image.tile = [(codec, box, offset, _OTHER_BYTE[stored])]  # type: ignore[list-item, index]
+        assert isinstance(upper.image, ImageFile) and isinstance(lower.image, ImageFile)
+        lower.image.tile = [upper.image.tile[0]._replace(args=_OTHER_BYTE[upper.stored])]
         high, low = (raster.pixels()[..., 0].astype(np.int32) for raster in (upper, lower))
     return 256 * high + low
 
@@ -176,19 +183,13 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _stored(image: Image.Image) -> str:
-    """How a value stands in the file, as Pillow calls it (``L;4``, ``RGB;16B``)."""
-    tile = getattr(image, "tile", None)
-    arguments = tile[0][3] if tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-
-
-def _ppm_maximum(image: Image.Image) -> int | None:
-    """What a PPM or PGM file calls its brightest value, where Pillow stretches it."""
-    if image.format != "PPM" or not image.tile:
-        return None
-    arguments = image.tile[0][3]
-    return arguments[1] if isinstance(arguments, tuple) and isinstance(arguments[1], int) and arguments[1] else None
+def _stored(image: Image.Image) -> tuple[str, int | None]:
+    """The last two fields of a ``Raster``; Pillow forgets them when it decodes."""
+    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
+    if not isinstance(arguments, tuple) or not arguments:
+        return str(arguments), None
+    most = arguments[1] if image.format == "PPM" else None
+    return str(arguments[0]), most if isinstance(most, int) and most else None
 
 
 def _refuse_claims(path: Path, image: Image.Image, file: BufferedReader) -> None:
@@ -249,5 +250,9 @@ def _unreadable(path: Path, error: Exception) -> str:
         return f"{path}: no memory for its pixels; free some, or cut the image into tiles"
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return f"{path}: cannot be read ({error.strerror}); put an image there"
-    why = "of no known kind" if isinstance(error, UnidentifiedImageError) else f"{error}"[:200] or type(error).__name__
+    why = (
+        "of no known kind"
+        if isinstance(error, UnidentifiedImageError)
+        else f"{error}"[:200] or type(error).__name__
+    )
     return f"{path}: truncated or not an image ({why}); fetch or write the file again"

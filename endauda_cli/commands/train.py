@@ -50,6 +50,10 @@ class _Run(StudentOptions):
 class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
     """Options of ``train``."""
 
+    drop_mismatched: bool = option(
+        False, "--drop-mismatched", panel=_IMAGES,
+        help="Leave out images whose labels have another size, and count them: GTA5 has a few. [default: refuse]",
+    )  # fmt: skip
     cache: Path | None = option(
         None, "--cache", panel=_IMAGES, help="Folder for decoded images. [default: WORKSPACE/cache]"
     )
@@ -74,6 +78,7 @@ def run(options: Train) -> None:
         from endauda_cli.distributed import process_group
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
+        from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
         from endauda_cli.transforms import AUGMENTATIONS
 
@@ -91,6 +96,7 @@ def run(options: Train) -> None:
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
         init = session.weights(options.init) if options.init is not None else None
+        streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
         cache = options.cache or workspace.root / "cache"
         run = Run(
             task, streams, out, cache, where, init, options.resume, _validation(session, options, out, where)
@@ -102,13 +108,14 @@ def _validation(
     session: Session, options: Train, out: Path, device: torch.device
 ) -> Callable[[nn.Module], EvalResult] | None:
     """Scores a network on labelled images of the target, if that is wanted."""
-    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
+    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, refuse_unlabelled
     from endauda_cli.segmenter import Segmenter
     from endauda_cli.transforms import Preprocessing
 
     if not options.validate_every:
         return None
     samples, scoring = session.target_samples("val", need_labels=True), Scoring(session.task.target, str(out))
+    refuse_unlabelled(samples, session.task.target, "val")
     inference, report = InferenceConfig(amp=options.amp, workers=options.workers), session.terminal.report
 
     def validate(model: nn.Module) -> EvalResult:
