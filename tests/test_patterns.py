@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from endauda_cli.patterns import filled, files_below, matching, pattern_fault
+from endauda_cli.patterns import files_below, filled, matching, pattern_fault
 
 
 def touch(root: Path, *names: str) -> None:
