@@ -16,7 +16,7 @@ import torch
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
-from endauda_cli.labels import read_truth
+from endauda_cli.labels import image_size, read_truth
 from endauda_cli.progress import Tick
 from endauda_cli.segmenter import bands, log_probabilities
 
@@ -133,6 +133,11 @@ def _truth(sample: Sample, domain: Domain, pixels: int) -> Any:
     if truth.size != pixels:
         raise DataError(
             f"{sample.label}: {truth.shape[1]}x{truth.shape[0]} pixels, but {sample.image} has {pixels:,} in all; "
+            "truth and image must have one size"
+        )
+    if truth.shape != (size := image_size(sample.image)):
+        raise DataError(
+            f"{sample.label}: {truth.shape[1]}x{truth.shape[0]} pixels, but {sample.image} has {size[1]}x{size[0]}; "
             "truth and image must have one size"
         )
     return truth

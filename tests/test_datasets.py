@@ -256,8 +256,11 @@ CLASSES = 'classes = ["road", "tram"]\n'
         (r'classes = ["road", "\u001b[2J"]', "class name .* characters that cannot be shown"),
         (CLASSES + '[val]\nimages = "{split.foo}/*.png"', r"only \{split\} may stand in braces"),
         (CLASSES + '[val]\nimages = "{split:1500000000}"', r"only \{split\} may stand in braces"),
-        (CLASSES + r'[val]' + '\n' + r'images = "a\u0000b"', "it holds a NUL"),
-        (CLASSES + '[val]\nimages = "*.png"\nimage_suffix = 3', r"\[val\] image_suffix must be a string, but is 3"),
+        (CLASSES + r"[val]" + "\n" + r'images = "a\u0000b"', "it holds a NUL"),
+        (
+            CLASSES + '[val]\nimages = "*.png"\nimage_suffix = 3',
+            r"\[val\] image_suffix must be a string, but is 3",
+        ),
         (CLASSES + r'name = "a\u0000b"', "name must be a word that can name a folder"),
         (CLASSES + f'name = "{"x" * 300}"', "which is longer than 230 bytes"),
         (CLASSES + 'name = "a/b"', "name must be a word that can name a folder, found 'a/b'"),
@@ -310,7 +313,9 @@ def described(folder: Path, images: str = "images/*.png", labels: str = "labels/
 
 def test_two_labels_of_one_image(tmp_path: Path) -> None:
     domain = described(tmp_path, labels="*/labels/*.png")
-    touch(tmp_path, "images/a.png", "v1/labels/a.png", "v2/labels/a.png", "v1/labels/b.png", "v2/labels/b.png")
+    touch(
+        tmp_path, "images/a.png", "v1/labels/a.png", "v2/labels/a.png", "v1/labels/b.png", "v2/labels/b.png"
+    )
     for version in (1, 2):  # b is no image: what it has does not matter
         (tmp_path / f"v{version}/labels/b.png").write_text(str(version))
     (sample,) = find_samples(domain, [tmp_path], "val")
@@ -350,7 +355,9 @@ def test_other_endings_are_told(tmp_path: Path) -> None:
 
 def test_no_split_at_all(tmp_path: Path) -> None:
     domain = load_domain(str(write(tmp_path, CLASSES)))
-    with pytest.raises(DataError, match=r"mine has no split 'train', nor any other; add it .* \[train\] with images"):
+    with pytest.raises(
+        DataError, match=r"mine has no split 'train', nor any other; add it .* \[train\] with images"
+    ):
         find_samples(domain, [tmp_path], "train")
 
 

@@ -88,7 +88,9 @@ def test_colours_that_contradict_are_refused(tmp_path: Path) -> None:
         read_foreign(path, CITYSCAPES)
 
 
-@pytest.mark.parametrize("colours", ["its own", "grey", "of VOC", "of VOC with a domain without colours", "random"])
+@pytest.mark.parametrize(
+    "colours", ["its own", "grey", "of VOC", "of VOC with a domain without colours", "random"]
+)
 def test_other_palettes_are_pictures_and_the_indices_count(tmp_path: Path, colours: str) -> None:
     voc = [(0, 0, 0), *palette_of(tuple("abcdefghijklmnopqrstuvwxyz"))]
     palette = {
@@ -97,7 +99,9 @@ def test_other_palettes_are_pictures_and_the_indices_count(tmp_path: Path, colou
     }.get(colours, voc)  # fmt: skip
     domain = CITYSCAPES
     if "without" in colours:
-        (tmp_path / "mine.toml").write_text(f'classes = {list("abcdefghijklmnopqrs")}\n[val]\nimages = "*.png"\n')
+        (tmp_path / "mine.toml").write_text(
+            f'classes = {list("abcdefghijklmnopqrs")}\n[val]\nimages = "*.png"\n'
+        )
         domain = load_domain(str(tmp_path / "mine.toml"))
     path = palette_png(tmp_path / "a.png", TRAIN, palette)
     assert np.array_equal(read_foreign(path, domain), TRAIN)

@@ -73,7 +73,10 @@ PARTS = st.sampled_from(["*", "**", "a", "b", "a*", "*.png", "?", "[ab]", "[!a]*
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(files=st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=8), parts=st.lists(PARTS, min_size=1, max_size=4))
+@given(
+    files=st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=8),
+    parts=st.lists(PARTS, min_size=1, max_size=4),
+)
 def test_without_links_it_is_glob(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[str]], parts: list[str]
 ) -> None:
