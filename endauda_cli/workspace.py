@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive.layout import has_images
 from endauda_cli.errors import ConfigError, WorkspaceError
-from endauda_cli.files import read_text, replacing
+from endauda_cli.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,14 +167,12 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     import tomllib  # few workspaces have the file, and every TAB asks
 
     try:
-        return tomllib.loads(read_text(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); mend or remove it") from error
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a BOM
     except (
         ValueError,
         RecursionError,
     ) as error:  # TOMLDecodeError, UnicodeDecodeError, an int of 4301 digits
-        raise ConfigError(f"{path}: not valid TOML ({str(error)[:200]}); mend that line") from error
+        raise ConfigError(f"{path}: not valid TOML ({error}); mend that line") from error
 
 
 def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:

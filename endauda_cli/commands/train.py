@@ -95,8 +95,8 @@ def run(options: Train) -> None:
         check_name(options.name, "--name")
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
-        init = session.weights(options.init) if options.init is not None else None
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
+        init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
         run = Run(
             task, streams, out, cache, where, init, options.resume, _validation(session, options, out, where)
@@ -108,14 +108,13 @@ def _validation(
     session: Session, options: Train, out: Path, device: torch.device
 ) -> Callable[[nn.Module], EvalResult] | None:
     """Scores a network on labelled images of the target, if that is wanted."""
-    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, refuse_unlabelled
+    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
     from endauda_cli.segmenter import Segmenter
     from endauda_cli.transforms import Preprocessing
 
     if not options.validate_every:
         return None
     samples, scoring = session.target_samples("val", need_labels=True), Scoring(session.task.target, str(out))
-    refuse_unlabelled(samples, session.task.target, "val")
     inference, report = InferenceConfig(amp=options.amp, workers=options.workers), session.terminal.report
 
     def validate(model: nn.Module) -> EvalResult:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
 from endauda_cli.labels import read_truth
 from endauda_cli.progress import Note, Tick, silent
-from endauda_cli.training.data import HISTOGRAM_IMAGES, Stream, tell_histogram
+from endauda_cli.training.data import Stream
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.pairs import matched
 from tests.support.command_lines import CITIES, SIZE_FLAGS, endauda, make_workspace, refused, succeed
@@ -20,8 +19,6 @@ from tests.support.training_runs import make_set
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 
 def cut(path: Path, width: int, height: int) -> None:
@@ -79,38 +76,12 @@ def test_values_without_a_name_are_told(tmp_path: Path) -> None:
     assert "(seen in 4 of 4 label files)" in notes[0]
 
 
-@pytest.mark.parametrize("period", [2, 3])
-def test_labels_that_repeat_are_not_taken_for_all(tmp_path: Path, period: int) -> None:
-    """Only every second image is labelled, and a class is in one image alone."""
-    domain, count = make_set(tmp_path).domain, 2 * HISTOGRAM_IMAGES + 2
-    labels: NDArray[np.uint8] = np.full((count, 2, 2), IGNORE, np.uint8)
-    labels[1::period] = 0
-    labels[-1, 0, 0] = 2
-    labels[3, 1, 1] = 1
-    notes = Notes()
-    tell_histogram(labels, domain, notes)
-    assert len(notes) == 1 and "sky 0." in notes[0] and "car 0." in notes[0]
-    labels[labels == 2] = IGNORE
-    tell_histogram(labels, domain, notes := Notes())
-    assert "never show sky" in notes[1] and "images" not in notes[0]
-    labels[:] = IGNORE
-    with pytest.raises(DataError, match="no class at all"):
-        tell_histogram(labels, domain, silent)
-
-
-def test_a_sample_is_called_one(tmp_path: Path) -> None:
-    labels = np.tile(np.arange(3, dtype=np.uint8), (HISTOGRAM_IMAGES + 5, 1))
-    tell_histogram(labels, make_set(tmp_path).domain, notes := Notes())
-    assert f"labels in percent of pixels of {HISTOGRAM_IMAGES} of {HISTOGRAM_IMAGES + 5} images" in notes[0]
-
-
 def test_truth_without_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_workspace(tmp_path))
     succeed("fuse", "--rule", "majority")
     for path in (tmp_path / CITIES / "gtFine/val").rglob("*labelIds.png"):
         Image.fromarray(np.zeros((32, 64), np.uint8)).save(path)
     sentence = "the truth of all 2 images holds no class at all"
-    assert sentence in refused("train", *SIZE_FLAGS, "--steps", "1", "--validate-every", "1")
     assert sentence in refused("fuse", "--policy", "val", "--name", "other")
     assert sentence in refused("test", "--predictions", ".")
     found = refused("fuse", "--policy", "few-shot", "--few-shot", "1", "--name", "other")
