@@ -16,7 +16,7 @@ import torch
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
-from endauda_cli.labels import read_truth
+from endauda_cli.labels import image_size, read_truth
 from endauda_cli.progress import Tick
 from endauda_cli.segmenter import bands, log_probabilities
 
@@ -82,7 +82,9 @@ def fit_temperature(
         DataError: if no drawn pixel has a class, or a file cannot be read.
     """
     step = max(1, -(-len(samples) // MOST_IMAGES))
-    chosen = samples[::step]
+    # What repeats, such as two cameras of which one is labelled, may leave every n-th image without a class.
+    spread = (samples[first::step] for first in range(step))
+    chosen = next((some for some in spread if any(_has_class(s, domain) for s in some)), samples[::step])
     segmenter = replace(teacher.segmenter, temperature=1.0)
     drawn = run_network(segmenter, [s.image for s in chosen], _draw, config, device, report)
     logs, labels = [], []
@@ -99,7 +101,8 @@ def fit_temperature(
     loss = partial(_loss, segmenter, log, label)
     if not label.numel() or math.isnan(loss(1.0)):
         raise DataError(
-            f"{domain.name} {split}: no labelled pixel of a class that the teacher knows, so no temperature"
+            f"{domain.name} {split}: no labelled pixel of a class that the teacher knows in the {len(chosen)} of "
+            f"{len(samples)} images that were looked at, so no temperature; give a number, or other labelled images"
         )
     temperature = _rounded(_least(loss))
     return Fit(
@@ -120,12 +123,21 @@ def _draw(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -> tuple[T
     return torch.cat(drawn, 1), torch.cat([places, torch.tensor([count])])
 
 
+def _has_class(sample: Sample, domain: Domain) -> bool:
+    return sample.label is not None and bool((read_truth(sample.label, domain) != IGNORE).any())
+
+
 def _truth(sample: Sample, domain: Domain, pixels: int) -> Any:
     assert sample.label is not None
     truth = read_truth(sample.label, domain)
     if truth.size != pixels:
         raise DataError(
             f"{sample.label}: {truth.shape[1]}x{truth.shape[0]} pixels, but {sample.image} has {pixels:,} in all; "
+            "truth and image must have one size"
+        )
+    if truth.shape != (size := image_size(sample.image)):
+        raise DataError(
+            f"{sample.label}: {truth.shape[1]}x{truth.shape[0]} pixels, but {sample.image} has {size[1]}x{size[0]}; "
             "truth and image must have one size"
         )
     return truth

@@ -144,6 +144,11 @@ def palette_of(names: tuple[str, ...]) -> tuple[Colour, ...]:
     return tuple(known.get(name, _distinct_colour(i)) for i, name in enumerate(names))
 
 
+def made_up_colour(name: str, position: int, colour: Colour) -> bool:
+    """Whether a class has the colour that :func:`palette_of` gave it for want of one that people know."""
+    return name not in CITYSCAPES_CLASSES and colour == _distinct_colour(position)
+
+
 def _distinct_colour(index: int) -> Colour:
     """The bits of the index spread over the channels, high bits first, as the VOC palette does."""
     channels = [0, 0, 0]

@@ -41,6 +41,10 @@ class NoImagesError(DataError):
     """A split has no images, or the data set no such split."""
 
 
+class NoLabelsError(DataError):
+    """An image has no ground truth, where one is needed."""
+
+
 class ArchiveError(EndaudaError):
     """A certainty archive cannot be read, or does not fit."""
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import Counter
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import imagecodecs
 import numpy as np
 from PIL import Image
 
+from endauda_cli import rasters
 from endauda_cli.domains import IGNORE, Colour, Domain
 from endauda_cli.errors import DataError
 from endauda_cli.files import cannot_write, replacing
+from endauda_cli.rasters import Raster, open_raster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -29,11 +33,11 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 IMAGE_MODES = ("RGB",)
-LABEL_MODES = ("L", "P", "I;16", "I")
-OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-"""Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises for files that are absent, damaged or no images."""
+LABEL_MODES = ("L", "P", "I;16", "I;16B", "I")
+MOST_STRAYS = 0.01
+"""Share of pixels whose values have no name, above which it is told."""
+DARKEST = 64
+"""Of 16-bit colour: an image whose brightest value is below it, of 255, has fewer bits than its file says."""
 _BAND = 16
 _GREY, _INDEXED, _UP = 0, 3, 2
 """Numbers of the PNG format: colour types, and the filter that subtracts the row above."""
@@ -41,16 +45,24 @@ _LEVEL = 3
 
 
 def read_image(path: Path) -> UInt8:
-    """An image as (H, W, 3) uint8 RGB.
+    """An image as (H, W, 3) uint8 RGB, upright.
 
     Raises:
-        DataError: if the file is absent, truncated, no image, or not 8-bit RGB.
+        DataError: if the file is absent, truncated, no image, or not RGB; or if its 16 bits per channel hold fewer.
     """
-    return _read(path, IMAGE_MODES, "8-bit RGB").astype(np.uint8, copy=False)
+    with open_raster(path) as raster:
+        _refuse_mode(raster, IMAGE_MODES, "8-bit RGB")
+        pixels = raster.pixels().astype(np.uint8, copy=False)
+        if raster.deep() and pixels.max() < DARKEST:
+            raise DataError(
+                f"{path}: 16 bits per channel, but no value above {256 * int(pixels.max()) + 255} of 65535, as if it "
+                "held values of 12 bits or so; read as it is it would be all but black; scale it to 8 bits per channel"
+            )
+        return pixels
 
 
 def read_label_ids(path: Path, first_channel: bool = False) -> NDArray[np.int32]:
-    """The pixel values of a label PNG as (H, W) int32; of a palette PNG the indices.
+    """The pixel values of a label file as (H, W) int32, upright; of a palette file the indices.
 
     Args:
         path: the file.
@@ -59,31 +71,93 @@ def read_label_ids(path: Path, first_channel: bool = False) -> NDArray[np.int32]
     Raises:
         DataError: if the file is absent, truncated, no image, or of a mode that holds no ids.
     """
-    if first_channel and (deep := _first_channel(path)) is not None:
+    if first_channel and (deep := rasters.first_channel(path)) is not None:
         return deep
-    return _read(path, LABEL_MODES, "one channel of label ids (mode L, P or I;16)").astype(np.int32)
+    with open_raster(path) as raster:
+        return label_ids_of(raster)
 
 
-def read_truth(path: Path, domain: Domain) -> UInt8:
+class Strays:
+    """Values of label files without a name in the data set's table, and how many pixels have them.
+
+    Such a table may name some ids alone; but a mask that was stretched to 0, 85, 170, 255 looks the same.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._pixels = 0
+        self._of: Counter[int] = Counter()
+        self._lock = Lock()
+
+    def count(self, ids: NDArray[np.int32], values: NDArray[np.int32]) -> None:
+        """One file's pixels, and those of them that have no name."""
+        found, counts = np.unique(values, return_counts=True)
+        with self._lock:
+            self._pixels += ids.size
+            self._of.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    def warning(self) -> str | None:
+        """What to tell, if they are more than a few."""
+        named = {value: count for value, count in self._of.items() if value != IGNORE}
+        if sum(named.values()) <= MOST_STRAYS * self._pixels:
+            return None
+        shown = sorted(self._of, key=lambda value: -self._of[value])
+        shares = ", ".join(f"{value} ({100 * self._of[value] / self._pixels:.2g} %)" for value in shown[:8])
+        return (
+            f"{self._domain.name}: {100 * self._of.total() / self._pixels:.3g} % of the labels' pixels have values "
+            f"without a name in label_ids and count as no class: {shares}{', ...' if len(shown) > 8 else ''}; name "
+            "those that mean a class, and list the others in ignore_ids"
+        )
+
+
+def read_truth(path: Path, domain: Domain, strays: Strays | None = None) -> UInt8:
     """A ground truth file as (H, W) uint8 train ids of the domain.
+
+    Args:
+        path: the file.
+        domain: whose table says what its ids mean.
+        strays: told of those that have no name there.
 
     Raises:
         DataError: as :func:`read_label_ids`, or if an id is not in the domain's table.
     """
     ids = read_label_ids(path, domain.labels_in_first_channel)
-    highest = int(ids.max(initial=0))
-    if highest > 0xFFFF or ids.min(initial=0) < 0:
-        raise DataError(f"{path}: label id {highest} is not in the table of {domain.name}")
+    lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
+    if highest > 0xFFFF or lowest < 0:
+        raise DataError(_unknown_id(path, lowest if lowest < 0 else highest, domain))
     table = np.array(
         [IGNORE if (t := domain.train_id(i)) is None else t for i in range(highest + 1)], np.uint8
     )
     unknown = np.array([domain.train_id(i) is None for i in range(highest + 1)])
-    if unknown.any() and (strays := np.unique(ids[unknown[ids]])).size:
-        raise DataError(
-            f"{path}: label id {strays[0]} is not in the table of {domain.name} "
-            f"(known: {_ranges(sorted(domain.label_ids))}); is this the right data set and label format?"
-        )
+    if unknown.any() and (found := np.unique(ids[unknown[ids]])).size:
+        raise DataError(_unknown_id(path, int(found[0]), domain))
+    if strays is not None:
+        unnamed = np.array([i not in domain.label_ids for i in range(highest + 1)])
+        strays.count(ids, ids[unnamed[ids]])
     return table[ids]
+
+
+def refuse_empty_truth(files: Iterable[Path], domain: Domain, what: str) -> None:
+    """Refuse labelled images of which not one pixel has a class; looks at no more files than it needs.
+
+    Args:
+        files: ground truth.
+        domain: its class table.
+        what: the images, as the sentence begins.
+
+    Raises:
+        DataError: if there is no class in any, or one cannot be read.
+    """
+    count = 0
+    for file in files:
+        if (read_truth(file, domain) != IGNORE).any():
+            return
+        count += 1
+    if count:
+        raise DataError(
+            f"{what}: the truth of all {count} images holds no class at all, every pixel of it is ignored (as in "
+            "Cityscapes' own test labels), so nothing can be learnt from it or scored on it; use labelled images"
+        )
 
 
 def read_train_ids(path: Path, num_classes: int) -> UInt8:
@@ -92,8 +166,16 @@ def read_train_ids(path: Path, num_classes: int) -> UInt8:
     Raises:
         DataError: as :func:`read_label_ids`, or if a value is neither below ``num_classes`` nor 255.
     """
-    ids = read_label_ids(path)
-    stray = (ids >= num_classes) & (ids != IGNORE)
+    return train_ids_of(path, read_label_ids(path), num_classes)
+
+
+def train_ids_of(path: Path, ids: NDArray[np.int32], num_classes: int) -> UInt8:
+    """Values of a label map, if they are train ids, as uint8.
+
+    Raises:
+        DataError: if a value is neither below ``num_classes`` nor 255.
+    """
+    stray = ((ids >= num_classes) & (ids != IGNORE)) | (ids < 0)
     if stray.any():
         raise DataError(
             f"{path}: value {int(ids[stray].min())}, but train ids are 0 to {num_classes - 1}, and {IGNORE} "
@@ -143,52 +225,35 @@ def colourise(label: UInt8, palette: Sequence[Colour]) -> UInt8:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image file from its header.
+    """(H, W) of an image file from its header, upright.
 
     Raises:
         DataError: if the file is absent or no image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+    with open_raster(path) as raster:
+        return raster.size
 
 
-def _read(path: Path, modes: tuple[str, ...], expected: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in modes:
-                raise DataError(
-                    f"{path}: an image of mode {image.mode}, but {expected} is expected; convert the file"
-                )
-            return np.asarray(image)
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
+def label_ids_of(raster: Raster) -> NDArray[np.int32]:
+    """As :func:`read_label_ids`, of a file that is open."""
+    one_bit = raster.mode == "1" and raster.image.format == "PNG"
+    if not one_bit:
+        _refuse_mode(raster, LABEL_MODES, "one channel of label ids (mode L, P or I;16)")
+    return raster.ids().astype(np.int32)
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return f"{path}: no such file"
-    return f"{path}: truncated or not an image ({error}); fetch or write the file again"
+def _unknown_id(path: Path, value: int, domain: Domain) -> str:
+    return (
+        f"{path}: label id {value} is not in the table of {domain.name} "
+        f"(known: {_ranges(sorted(domain.label_ids))}); is this the right data set and label format?"
+    )
 
 
-def _first_channel(path: Path) -> NDArray[np.int32] | None:
-    """The first channel of a 16-bit RGB PNG, or ``None`` for any other file.
-
-    Pillow keeps the upper byte of such a value, which turns every id into 0. Told that the bytes stand in
-    the other order, it keeps the lower one. (torchvision reads 16 bits, but its decoders are deprecated.)
-    """
-    try:
-        with Image.open(path) as upper, Image.open(path) as lower:
-            if upper.format != "PNG" or upper.tile[0][3] not in OTHER_BYTE:
-                return None
-            codec, box, offset, stored = upper.tile[0]
-            lower.tile = [(codec, box, offset, OTHER_BYTE[stored])]  # type: ignore[list-item, index]
-            high, low = (np.asarray(image)[..., 0].astype(np.int32) for image in (upper, lower))
-    except UNREADABLE as error:
-        raise DataError(_unreadable(path, error)) from error
-    return 256 * high + low
+def _refuse_mode(raster: Raster, modes: tuple[str, ...], expected: str) -> None:
+    if raster.mode not in modes:
+        raise DataError(
+            f"{raster.path}: an image of mode {raster.mode}, but {expected} is expected; convert the file"
+        )
 
 
 def _write_png(path: Path, image: Image.Image) -> None:

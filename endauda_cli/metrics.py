@@ -24,6 +24,7 @@ class ConfusionMatrix:
 
     Attributes:
         matrix: (C, C) int64.
+        missed: (C,) int64, pixels of a class whose prediction is 255.
         pixels: all pixels seen.
         labelled: pixels seen whose prediction is not 255.
     """
@@ -31,6 +32,7 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.matrix: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self.missed: NDArray[np.int64] = np.zeros(num_classes, np.int64)
         self.pixels = 0
         self.labelled = 0
 
@@ -51,9 +53,11 @@ class ConfusionMatrix:
         covered = prediction != IGNORE
         if prediction[covered].max(initial=0) >= n:
             raise ValueError(f"prediction {prediction[covered].max()}, but there are {n} classes")
-        counted = covered & (truth < n)
+        known = truth < n
+        counted = covered & known
         cells = n * truth[counted].astype(np.int64) + prediction[counted]
         self.matrix += np.bincount(cells, minlength=n * n).reshape(n, n)
+        self.missed += np.bincount(truth[known & ~covered], minlength=n)
         self.pixels += prediction.size
         self.labelled += int(covered.sum())
 
@@ -62,15 +66,23 @@ class ConfusionMatrix:
         """Share of all pixels that have a prediction, 0..1; NaN before the first image."""
         return self.labelled / self.pixels if self.pixels else math.nan
 
-    def iou(self) -> NDArray[np.float64]:
-        """(C,) IoU per class, 0..1: tp / (tp + fp + fn); NaN for a class that occurs in neither."""
+    @property
+    def known(self) -> float:
+        """Share of all pixels whose truth is a class, 0..1; NaN before the first image."""
+        return float(self.matrix.sum() + self.missed.sum()) / self.pixels if self.pixels else math.nan
+
+    def iou(self, strict: bool = False) -> NDArray[np.float64]:
+        """(C,) IoU per class, 0..1: tp / (tp + fp + fn); NaN for a class that occurs in neither.
+
+        ``strict`` counts a prediction of 255 as wrong (fn), as cityscapesScripts does; else it is left out.
+        """
         tp = np.diag(self.matrix)
-        union = self.matrix.sum(0) + self.matrix.sum(1) - tp
+        union = self.matrix.sum(0) + self.matrix.sum(1) - tp + (self.missed if strict else 0)
         with np.errstate(invalid="ignore"):
             return np.asarray(tp / union, np.float64)
 
-    def mean_iou(self, classes: Sequence[int] | None = None) -> float:
+    def mean_iou(self, classes: Sequence[int] | None = None, strict: bool = False) -> float:
         """Mean of the IoUs of ``classes`` (all, if not given) that are not NaN, 0..1; NaN if none is."""
-        iou = self.iou() if classes is None else self.iou()[list(classes)]
+        iou = self.iou(strict) if classes is None else self.iou(strict)[list(classes)]
         known = iou[~np.isnan(iou)]
         return float(known.mean()) if known.size else math.nan

@@ -123,6 +123,14 @@ class Augmentation(StrEnum):
     TEXTURE = "texture"
 
 
+class PredictionIds(Described):
+    """What the values of predictions mean that other programs wrote."""
+
+    AUTO = "auto", "train ids, or what palette or values say without doubt"
+    TRAIN = "train", "positions in the list of classes"
+    LABEL = "label", "label ids of the data set's own files"
+
+
 class Split(StrEnum):
     """Parts of a data set."""
 

@@ -101,6 +101,28 @@ def test_images_without_a_known_class_are_no_ground(tmp_path: Path) -> None:
         fit(Teacher(Segmenter(Red(1.0), OWN)), samples)
 
 
+def test_every_second_image_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images that are drawn are all unlabelled; the others are looked at then."""
+    monkeypatch.setattr(calibration, "MOST_IMAGES", 3)
+    samples = street(tmp_path)
+    for sample in samples[::2]:
+        assert sample.label is not None
+        Image.fromarray(np.full((64, 64), 77, np.uint8)).save(sample.label)
+    assert fit(Teacher(Segmenter(Red(1.0), OWN)), samples).images == 3
+    assert fit(Teacher(Segmenter(Red(1.0), OWN)), samples[1::2]).images == 3
+    for sample in samples:
+        Image.fromarray(np.full((64, 64), 77, np.uint8)).save(sample.label or Path())
+    with pytest.raises(DataError, match="in the 3 of 6 images that were looked at"):
+        fit(Teacher(Segmenter(Red(1.0), OWN)), samples)
+
+
+def test_truth_that_lies_on_its_side(tmp_path: Path) -> None:
+    (sample,) = street(tmp_path, 1)
+    Image.fromarray(np.zeros((32, 128), np.uint8)).save(sample.label or Path())
+    with pytest.raises(DataError, match=r"0_label\.png: 128x32 pixels, but .*0\.png has 64x64"):
+        fit(Teacher(Segmenter(Red(1.0), OWN)), [sample])
+
+
 def test_no_more_images_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MOST_IMAGES", 3)
     assert fit(Teacher(Segmenter(Red(1.0), OWN)), street(tmp_path, 7)).images == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 from endauda_cli.datasets import Sample, find_samples, load_domain
 from endauda_cli.domains import CITYSCAPES, DOMAINS, GTA5, IGNORE
 from endauda_cli.errors import ConfigError, DataError
+from endauda_cli.progress import Note
 from endauda_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -244,6 +246,23 @@ CLASSES = 'classes = ["road", "tram"]\n'
         (CLASSES + 'ignore_ids = ["11"]', "ignore_ids holds '11', which is no id or names a class"),
         (CLASSES + "ignore_ids = [1]", "ignore_ids holds 1, which is no id or names a class"),
         (CLASSES + "ignore_ids = 11", "ignore_ids must be a list, but is 11"),
+        (CLASSES + "label_ids = { " + "9" * 5000 + ' = "road" }', "label id '9999"),
+        (CLASSES + "ignore_ids = [true]", "ignore_ids holds True, which is no id"),
+        (CLASSES + "ignore_ids = [70000]", "ignore_ids holds 70000, which is no id"),
+        (CLASSES + "ignore_ids = [" + "9" * 5000 + "]", "not valid TOML"),
+        (CLASSES + "x = " + "[" * 20000, "not valid TOML"),
+        (f'classes = ["road", "{"x" * 20000}"]', "class name 'xxx.*… is empty, longer than 200 letters"),
+        ('classes = ["road", " "]', "class name ' ' is empty"),
+        (r'classes = ["road", "\u001b[2J"]', "class name .* characters that cannot be shown"),
+        (CLASSES + '[val]\nimages = "{split.foo}/*.png"', r"only \{split\} may stand in braces"),
+        (CLASSES + '[val]\nimages = "{split:1500000000}"', r"only \{split\} may stand in braces"),
+        (CLASSES + r"[val]" + "\n" + r'images = "a\u0000b"', "it holds a NUL"),
+        (
+            CLASSES + '[val]\nimages = "*.png"\nimage_suffix = 3',
+            r"\[val\] image_suffix must be a string, but is 3",
+        ),
+        (CLASSES + r'name = "a\u0000b"', "name must be a word that can name a folder"),
+        (CLASSES + f'name = "{"x" * 300}"', "which is longer than 230 bytes"),
         (CLASSES + 'name = "a/b"', "name must be a word that can name a folder, found 'a/b'"),
         (CLASSES + 'name = ".."', "name must be a word that can name a folder, found '..'"),
         (CLASSES + "name = 3", "name must be a word that can name a folder, found 3"),
@@ -269,3 +288,82 @@ def test_binary_file_is_no_description(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"odd\.toml: not valid TOML"):
         load_domain(str(path))
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + README.encode())
+    assert load_domain(str(path)).name == "camvid"
+
+
+def test_description_that_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"odd\.toml: cannot be read \(a named pipe"):
+        load_domain(str(path))
+
+
+# ---------------------------------------------------------------------------- several, and left out
+
+
+def described(folder: Path, images: str = "images/*.png", labels: str = "labels/*.png") -> Domain:
+    text = f"{CLASSES}[val]\nimages = '{images}'\nlabels = '{labels}'\n"
+    return load_domain(str(write(folder, text)))
+
+
+def test_two_labels_of_one_image(tmp_path: Path) -> None:
+    domain = described(tmp_path, labels="*/labels/*.png")
+    touch(
+        tmp_path, "images/a.png", "v1/labels/a.png", "v2/labels/a.png", "v1/labels/b.png", "v2/labels/b.png"
+    )
+    for version in (1, 2):  # b is no image: what it has does not matter
+        (tmp_path / f"v{version}/labels/b.png").write_text(str(version))
+    (sample,) = find_samples(domain, [tmp_path], "val")
+    assert sample.label == tmp_path / "v1/labels/a.png"  # equal in content
+    (tmp_path / "v2/labels/a.png").write_text("another")
+    with pytest.raises(DataError, match=r"images/a\.png: two label files belong to it, .*v1.* and .*v2"):
+        find_samples(domain, [tmp_path], "val")
+
+
+def test_label_in_another_unicode_form(tmp_path: Path) -> None:
+    domain = described(tmp_path)
+    touch(tmp_path, "images/Z\u00fcrich.png", "labels/Zu\u0308rich.png")
+    (sample,) = find_samples(domain, [tmp_path], "val", need_labels=True)
+    assert sample == Sample(
+        "Z\u00fcrich", tmp_path / "images/Z\u00fcrich.png", tmp_path / "labels/Zu\u0308rich.png"
+    )
+
+
+def test_file_names_that_cannot_be_ids(tmp_path: Path) -> None:
+    domain = described(tmp_path)
+    (tmp_path / "images").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/images/Z\xfcrich.png")).touch()
+    with pytest.raises(DataError, match=r"images/Z.udcfcrich\.png: the name of the file .*; rename it"):
+        find_samples(domain, [tmp_path], "val")
+
+
+def test_other_endings_are_told(tmp_path: Path) -> None:
+    domain = described(tmp_path, images="images/*.jpg")
+    touch(tmp_path, "images/a.jpg", "images/b.JPG", "images/c.jpeg", "images/d.png", "images/a.JPG")
+    told: list[str] = []
+    samples = find_samples(
+        domain, [tmp_path], "val", report=lambda e: told.append(e.text) if isinstance(e, Note) else None
+    )
+    assert [sample.id for sample in samples] == ["a"]
+    assert len(told) == 1 and "mine val: 2 files beside the 1 images are left out" in told[0]
+
+
+def test_no_split_at_all(tmp_path: Path) -> None:
+    domain = load_domain(str(write(tmp_path, CLASSES)))
+    with pytest.raises(
+        DataError, match=r"mine has no split 'train', nor any other; add it .* \[train\] with images"
+    ):
+        find_samples(domain, [tmp_path], "train")
+
+
+def test_linked_folders(tmp_path: Path) -> None:
+    domain = described(tmp_path, images="images/**/*.png")
+    touch(tmp_path, "images/a/1.png", "elsewhere/2.png", "elsewhere/3.png")
+    (tmp_path / "images/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "images")
+    assert [sample.id for sample in find_samples(domain, [tmp_path], "val")] == ["1", "2", "3"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from endauda_cli.config import launched
-from endauda_cli.errors import ConfigError, NoImagesError, WorkspaceError, did_you_mean
+from endauda_cli.errors import ConfigError, NoImagesError, NoLabelsError, WorkspaceError, did_you_mean
 from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, find_workspace
 
@@ -44,7 +44,7 @@ class Session:
         """Images of the target's split."""
         from endauda_cli.datasets import find_samples
 
-        return find_samples(self.task.target, self.target_roots, split, need_labels)
+        return find_samples(self.task.target, self.target_roots, split, need_labels, self.terminal.report)
 
     def target_samples_if_any(self, split: str, otherwise: str) -> list[Sample] | None:
         """Images of the target's split; without any image of the target at all, ``None`` and a warning that
@@ -64,12 +64,17 @@ class Session:
             return None
 
     def labelled_if_any(self, split: str) -> list[Sample]:
-        """Images of the target's split with their ground truth; none if there are none."""
+        """Images of the target's split with their ground truth; none if there are none, or, with a warning, if
+        it is not clear which."""
         from endauda_cli.errors import DataError
+        from endauda_cli.progress import Note
 
         try:
             return self.target_samples(split, need_labels=True)
-        except DataError:
+        except (NoImagesError, NoLabelsError):
+            return []
+        except DataError as error:
+            self.terminal.report(Note(f"{error}; nothing is scored on {split}", "warning"))
             return []
 
     def labelled_samples(self, where: str) -> tuple[list[Sample], Domain, str]:

@@ -10,7 +10,7 @@ from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
-from endauda_cli.types import Arch, Backbone, Split
+from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 from endauda_cli.workspace import check_label_set
 
 _SCORED = "What is scored"
@@ -33,6 +33,10 @@ class Test(Passes, TargetData, OnDevice, Located):
         panel=_SCORED,
         help="Score label PNGs that exist instead: IMAGE.png, 255 = none.",
     )
+    prediction_ids: PredictionIds = option(
+        PredictionIds.AUTO, "--prediction-ids", panel=_SCORED,
+        help="What their values are: train ids, or label ids of the target; auto refuses what could be both.",
+    )  # fmt: skip
     split: Split = option(Split.VAL, "--split", help="Labelled images of the target.", panel=_SCORED)
     save_images: bool = option(
         True, "--save-images/--no-save-images", panel=_SCORED, help="Write predictions and colour pictures."
@@ -59,16 +63,28 @@ def run(options: Test) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.checkpoint import load_student
         from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions, write_evaluation
+        from endauda_cli.evaluation import (
+            PROCEDURE,
+            Scoring,
+            evaluate,
+            refuse_unlabelled,
+            score_predictions,
+            write_evaluation,
+        )
         from endauda_cli.segmenter import Segmenter
 
     split, domain = options.split, session.task.target
     samples = session.target_samples(split, need_labels=True)
     with process_group(session.device()) as where, session.terminal as terminal:
+        refuse_unlabelled(samples, domain, split)
         if options.predictions is not None:
             folder = session.path(options.predictions)
             check_label_set(folder, session.task.source.name, session.task.classes)
-            terminal.show(score_predictions(folder, samples, domain, terminal.report, split, options.workers))
+            terminal.show(
+                score_predictions(
+                    folder, samples, domain, terminal.report, split, options.workers, options.prediction_ids
+                )
+            )
             return
         path = (
             session.weights(options.weights)

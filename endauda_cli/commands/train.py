@@ -50,6 +50,10 @@ class _Run(StudentOptions):
 class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
     """Options of ``train``."""
 
+    drop_mismatched: bool = option(
+        False, "--drop-mismatched", panel=_IMAGES,
+        help="Leave out images whose labels have another size, and count them: GTA5 has a few. [default: refuse]",
+    )  # fmt: skip
     cache: Path | None = option(
         None, "--cache", panel=_IMAGES, help="Folder for decoded images. [default: WORKSPACE/cache]"
     )
@@ -74,6 +78,7 @@ def run(options: Train) -> None:
         from endauda_cli.distributed import process_group
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
+        from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
         from endauda_cli.transforms import AUGMENTATIONS
 
@@ -90,6 +95,7 @@ def run(options: Train) -> None:
         check_name(options.name, "--name")
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
+        streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
         validate, truth = _validation(session, options, out, where)

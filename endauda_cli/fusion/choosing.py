@@ -23,7 +23,7 @@ from endauda_cli.fusion.policy_files import (
 )
 from endauda_cli.fusion.rules import consensus, policies
 from endauda_cli.fusion.rules.policies import Overlaps, Policy
-from endauda_cli.labels import read_truth
+from endauda_cli.labels import read_truth, refuse_empty_truth
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import Reporter, Tick, phase
 from endauda_cli.types import PolicyKind
@@ -204,7 +204,13 @@ def _true_overlaps(
 
 
 def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
-    """The labelled target images that a policy looks at."""
+    """The labelled target images that a policy looks at; refused if their labels hold no class."""
+    samples, target = _asked_for(spec, evidence), evidence.task.target
+    refuse_empty_truth((_label_file(sample) for sample in samples), target, f"--policy {spec}: {target.name}")
+    return samples
+
+
+def _asked_for(spec: str, evidence: Evidence) -> list[Sample]:
     found = evidence.labelled()
     if spec == PolicyKind.VAL:
         return found

@@ -8,6 +8,7 @@ has the option, so only options that mean the same everywhere can be given there
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, did_you_mean, known_are
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
     from endauda_cli.workspace import Workspace
 
+PATHS = (
+    "source-data", "target-data", "cache", "out", "export", "predictions", "program", "description", "import", "delta",
+    "from-file", "manifest",
+)  # fmt: skip
+"""Options that take a path; from the file it is one in the workspace."""
+NAMES_TOO = ("weights", "init", "labels", "policy", "teachers", "source", "target")
+"""Options that take a name or a path."""
 COMMON = (
     "source", "target", "source-data", "target-data", "device", "workers", "amp", "json", "quiet", "verbose",
 )  # fmt: skip
@@ -93,6 +101,13 @@ def _from_file(
     path = workspace.root / CONFIG_FILE
     config = read_config(workspace)
     found = {}
+
+    def in_workspace(option: Option, value: Any, where: str) -> Any:
+        typed = _of_toml(option, value, where)
+        if isinstance(typed, list):
+            return [_in_workspace(option, text, workspace.root) for text in typed]
+        return _in_workspace(option, typed, workspace.root) if isinstance(typed, str) else typed
+
     for key, value in config.items():
         if isinstance(value, dict):
             if key not in commands:
@@ -101,7 +116,7 @@ def _from_file(
             wrong = "stands outside a table, as only options of all commands do"
             raise ConfigError(f"{path}: {key} {wrong}{known_are(key, COMMON)}")
         elif key in known:
-            found[key] = Setting(_of_toml(known[key], value, f"{path}: {key}"), str(path))
+            found[key] = Setting(in_workspace(known[key], value, f"{path}: {key}"), str(path))
     name, _, sub = command.partition(" ")
     own = config.get(name, {})
     if sub:  # [config.show]
@@ -113,7 +128,7 @@ def _from_file(
         where = f"{path}: [{table}]"
         if key not in known:
             raise ConfigError(f"{where} has no option {key!r}{known_are(key, sorted(known))}")
-        found[key] = Setting(_of_toml(known[key], value, f"{where} {key}"), f"{path} [{table}]")
+        found[key] = Setting(in_workspace(known[key], value, f"{where} {key}"), f"{path} [{table}]")
     return found
 
 
@@ -133,6 +148,23 @@ def _from_environment(
             key = names[name]
             found[key] = Setting(_of_text(known[key], environment[name]), name)
     return found
+
+
+def _in_workspace(option: Option, text: str, root: Path) -> str:
+    """A path in the file is relative to the workspace, wherever the command is run; a name stays what it is."""
+    named = option.key in NAMES_TOO
+    if (not named and option.key not in PATHS) or Path.cwd() == root:
+        return text
+    name, equals, path = text.rpartition("=")  # a teacher's NAME=PATH
+    inside = root / path
+    try:
+        if not path or (named and not ("/" in path or "." in path)):
+            return text
+        if not inside.exists() and (named or Path(path).exists()):
+            return text
+    except (OSError, ValueError):  # too long, or with a NUL: the command says so
+        return text
+    return f"{name}{equals}{inside}"
 
 
 def _of_text(option: Option, text: str) -> str | list[str]:

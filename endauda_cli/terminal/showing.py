@@ -112,9 +112,17 @@ class Page:
         table.add_row(f"mIoU over {known} of {len(r.iou)} classes", _figure(r.miou), style="bold")
         for title, value in r.subset_miou.items():
             table.add_row(title, _figure(value), style="bold")
+        if r.coverage < 100:
+            table.add_row("mIoU, 255 counted as wrong", _figure(r.strict_miou), style="bold")
         self._print(table)
         self._line(f"{_relative(Path(r.scored))} on {r.images} images of {r.target} {r.split}")
         self._line(f"coverage {r.coverage:.2f} %")
+        if r.coverage < 100:
+            self._line(
+                "mIoU is over the pixels that have a prediction; cityscapesScripts counts the others (255) as wrong: "
+                f"{_figure(r.strict_miou)}"
+            )
+        self._line(f"truth {r.truth:.2f} % (of all pixels; the others have no class and are not scored)")
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from endauda_cli.cli import COMMANDS, app
 from endauda_cli.terminal.parsing import Command, Group
-from endauda_cli.terminal.settings import COMMON, variable
+from endauda_cli.terminal.settings import COMMON, NAMES_TOO, PATHS, variable
 from endauda_cli.types import FusionRule
 from tests.support.command_lines import CITIES, endauda, make_workspace, refused, result_of, succeed
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FUSED = CITIES / "gtFine"
 
@@ -320,3 +318,52 @@ def test_world_size_of_another_launcher(
         assert succeed("fuse", "--rule", "majority")
     else:
         assert "WORLD_SIZE is " in refused("fuse", "--rule", "majority")
+
+
+# ---------------------------------------------------------------------------- paths in the file
+
+
+def test_paths_in_the_file_mean_the_workspace(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the command is run, and whether they are there yet or not; names stay names."""
+    (city / "street.toml").write_text("classes = ['road', 'sky']\n[train]\nimages = '*.png'\n")
+    (city / "weights").mkdir()
+    (city / "weights/a.pth").touch()
+    (city / "deep").mkdir()
+    (city / "deep/street.toml").write_text("this is another")
+    (city / "endauda.toml").write_text(
+        "target = 'street.toml'\n[train]\ncache = 'decoded'\nlabels = 'plf'\ninit = 'gta5/source'\n"
+        "[test]\nweights = 'weights/a.pth'\npredictions = 'mine'\n[inspect]\nout = '/tmp'\n"
+        "[fuse]\nteachers = ['dacs', 'mine=weights/a.pth']\n[export-teacher]\nsource = 'gta5'\n"
+    )
+    monkeypatch.chdir(city / "deep")
+    found = {key: value for key, (value, _) in shown().items()}
+    for key, value in {
+        ("train", "target"): f"{city}/street.toml",
+        ("train", "cache"): f"{city}/decoded",
+        ("train", "labels"): "plf",
+        ("train", "init"): "gta5/source",
+        ("test", "weights"): f"{city}/weights/a.pth",
+        ("test", "predictions"): f"{city}/mine",
+        ("inspect", "out"): "/tmp",
+        ("fuse", "teachers"): ["dacs", f"mine={city}/weights/a.pth"],
+        ("export-teacher", "source"): "gta5",
+    }.items():
+        assert found[key] == value
+
+
+def test_all_options_that_take_a_path_are_known() -> None:
+    paths = {
+        parameter.opts[0].removeprefix("--")
+        for command in commands().values()
+        for parameter in command.params
+        if getattr(getattr(parameter, "type_descriptor", None), "annotation", None) is Path
+    }
+    assert paths - {"workspace"} <= {*PATHS, *NAMES_TOO}
+
+
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 20000, "workers = " + "9" * 5000, "a" + ".a" * 3000 + " = ", "\0"], ids=range(4)
+)
+def test_nonsense_in_the_file_is_one_sentence(city: Path, text: str) -> None:
+    (city / "endauda.toml").write_text(text)
+    assert refused("fuse").startswith(f"{city / 'endauda.toml'}: not valid TOML (")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from endauda_cli.datasets import find_samples
 from endauda_cli.errors import ConfigError
-from endauda_cli.labels import read_train_ids
+from endauda_cli.foreign import read_foreign
 from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.methods.method import MAIN, Material, Method
 from endauda_cli.workspace import check_label_set
@@ -32,8 +32,8 @@ class Distill(Method):
 
 
 def read_fused(path: Path, domain: Domain) -> NDArray[np.uint8]:
-    """Fused labels hold train ids: (H, W) uint8, 255 = none."""
-    return read_train_ids(path, len(domain.classes))
+    """Fused labels hold train ids: (H, W) uint8, 255 = none. So do a folder's, or its palettes say the classes."""
+    return read_foreign(path, domain)
 
 
 def _label_set(material: Material) -> Path:
