@@ -189,9 +189,9 @@ def _directory(file: Any) -> int:
         large = tail.rfind(b"PK\x06\x06", 0, at)
         if large >= 0:
             (length,) = struct.unpack_from("<Q", tail, large + 40)
-    (declared,) = struct.unpack_from("<H", tail, at + 10)
+    declared = int(struct.unpack_from("<H", tail, at + 10)[0])
     # The least that a member takes there is 46 bytes and a name; torch's names have 20 and more.
-    return max(min(length, size) // 128, 0 if declared == 0xFFFF else declared)
+    return max(int(min(length, size)) // 128, 0 if declared == 0xFFFF else declared)
 
 
 def _refuse_allocation(path: Path, members: list[str] | None) -> None:

@@ -185,9 +185,7 @@ def _check_smp(folder: Path, settings: dict[str, Any], build: type[nn.Module]) -
             )
 
 
-def _smp_input(
-    folder: Path, config: dict[str, Any]
-) -> tuple[tuple[float, ...], tuple[float, ...], bool, float]:
+def _smp_input(folder: Path, config: dict[str, Any]) -> tuple[Any, Any, bool, float]:
     """(mean, std, BGR, divisor) that an encoder's pretrained weights want; smp would ask a hub for most of them."""
     encoder, weights = str(config.get("encoder_name")), config.get("encoder_weights")
     if weights is None:
@@ -207,7 +205,10 @@ def _smp_input(
 
 
 def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> Found:
-    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+    import transformers
+
+    library: Any = transformers  # not typed
+    auto = library.AutoModelForSemanticSegmentation
 
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
@@ -218,16 +219,16 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
     _refuse_hubs(folder, config)
     outputs = _labels(folder, config)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    made = AutoConfig.from_pretrained(str(folder), **local)
+    made = library.AutoConfig.from_pretrained(str(folder), **local)
     _refuse_larger(
         folder,
-        lambda: AutoModelForSemanticSegmentation.from_config(made, trust_remote_code=False),
+        lambda: auto.from_config(made, trust_remote_code=False),
         weights_bytes,
     )
-    model, info = AutoModelForSemanticSegmentation.from_pretrained(
-        str(folder), **local, dtype=torch.float32, use_safetensors=safe, output_loading_info=True
+    model, info = auto.from_pretrained(
+        str(folder), **local, dtype=torch.float32, use_safetensors=safe, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    _refuse_unfilled(folder, info)
+    _refuse_unfilled(folder, info)  # also what did not fit, with its name
     settings = _processor_settings(folder)
     # Its post-processing enlarges logits without aligned corners.
     return Found(

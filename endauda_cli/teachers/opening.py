@@ -16,7 +16,8 @@ import torch
 from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
-from endauda_cli.models.compat import read_content, state_dict_in
+from endauda_cli.models.compat import state_dict_in
+from endauda_cli.models.reading import read_content
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder

@@ -44,8 +44,13 @@ def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) 
     path = folder / "preprocessor_config.json"
     _refuse_numbers(path, settings)
     processor = _processor(folder)
-    flag = lambda name: bool(getattr(processor, name, None))  # noqa: E731
-    said = lambda name: getattr(processor, name, None)  # noqa: E731
+
+    def said(name: str) -> Any:
+        return getattr(processor, name, None)
+
+    def flag(name: str) -> bool:
+        return bool(said(name))
+
     size, longer_side, resampling = None, None, "bilinear"
     if own_size and flag("do_resize"):
         size, longer_side = _size(path, _plain(said("size")))
@@ -83,9 +88,12 @@ def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) 
 
 
 def _processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
+    import transformers
 
-    return AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    library: Any = transformers  # not typed
+    return library.AutoImageProcessor.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
 
 
 def _refuse_numbers(path: Path, value: Any, key: str = "settings") -> None:
