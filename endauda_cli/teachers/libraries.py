@@ -97,8 +97,7 @@ def open_folder(folder: Path, own_size: bool = True) -> Found:
         CheckpointError: if there is none, it is damaged, or no semantic segmentation network.
         ConfigError: if the library is not installed.
     """
-    config = _read_json(folder / "config.json")
-    _refuse_numbers(folder / "config.json", config)
+    config = read_settings(folder)
     library = "segmentation-models-pytorch" if "_model_class" in config else "transformers"
     try:
         with offline():
@@ -122,6 +121,14 @@ def open_folder(folder: Path, own_size: bool = True) -> Found:
             ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: {library} cannot open it ({reason})") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``, if all numbers and names in it are such that a library may be given them."""
+    config = _read_json(folder / "config.json")
+    _refuse_numbers(folder / "config.json", config)
+    _labels(folder, config)
+    return config
 
 
 def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
@@ -226,8 +233,9 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
         weights_bytes,
     )
     model, info = auto.from_pretrained(
-        str(folder), **local, dtype=torch.float32, use_safetensors=safe, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+        str(folder), **local, dtype=torch.float32, use_safetensors=safe,
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
     _refuse_unfilled(folder, info)  # also what did not fit, with its name
     settings = _processor_settings(folder)
     # Its post-processing enlarges logits without aligned corners.
