@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from endauda_cli.errors import CheckpointError
-from endauda_cli.files import replacing
-from endauda_cli.models import build_student, load_checkpoint
+from endauda_cli.files import open_regular, replacing
+from endauda_cli.models import ARCHS, BACKBONES, build_student, load_checkpoint
+from endauda_cli.models.compat import peeled
+from endauda_cli.models.reading import MOST_BYTES, read_content
+from endauda_cli.progress import Note, silent
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import nn
+
+    from endauda_cli.progress import Reporter
 
 FORMAT_VERSION = 1
 
@@ -73,9 +78,10 @@ def load(path: Path) -> dict[str, Any]:
         )
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: written in format {content.get('format')}, but this version reads {FORMAT_VERSION}; "
+            f"{path}: written in format {content.get('format')!r:.80}, but this version reads {FORMAT_VERSION}; "
             "use the version that wrote it"
         )
+    checked_meta(path, content["meta"])
     return content
 
 
@@ -85,11 +91,76 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is absent, damaged, or not ours.
     """
-    content = _read(path, mmap=True)
+    content = _read(path, in_memory=False)
     meta = content.get("meta") if isinstance(content, dict) else None
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path}: damaged, cut short or not a checkpoint of an endauda run")
+    return checked_meta(path, meta)
+
+
+def checked_meta(path: Path, meta: object) -> dict[str, Any]:
+    """What a checkpoint says of itself, if every value is of the type that whoever asks for it relies on.
+
+    A key may be absent, as in checkpoints of other projects that happen to have a ``meta``.
+
+    Raises:
+        CheckpointError: says which value is not.
+    """
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: its 'meta' is a {type(meta).__name__}, but a dict was expected")
+    for key, (fits, expected) in _META.items():
+        if key in meta and not fits(meta[key]):
+            raise CheckpointError(
+                f"{path}: 'meta' says {key} = {meta[key]!r:.80}, but {expected} was expected; the file is damaged or "
+                "forged: take another copy, or another checkpoint"
+            )
     return meta
+
+
+def _is_size(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in value)
+    )
+
+
+def _is_classes(value: object) -> bool:
+    return isinstance(value, list | tuple) and 0 < len(value) < 256 and all(map(_is_name, value))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_score(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+_LARGEST_SIDE = 1 << 16
+_LONGEST_NAME = 300
+_META: dict[str, tuple[Callable[[object], bool], str]] = {
+    "arch": (lambda value: isinstance(value, str) and value in ARCHS, f"one of {', '.join(ARCHS)}"),
+    "backbone": (
+        lambda value: isinstance(value, str) and value in BACKBONES,
+        f"one of {', '.join(BACKBONES)}",
+    ),
+    "classes": (_is_classes, "a list of class names"),
+    "size": (_is_size, "a width and a height"),
+    "source": (_is_name, "the name of a data set"),
+    "target": (_is_name, "the name of a data set"),
+    "data": (lambda value: isinstance(value, dict), "a dict"),
+    "config": (lambda value: isinstance(value, dict), "a dict"),
+    "step": (_is_count, "a whole number"),
+    "miou": (_is_score, "a number or None"),
+    "best_miou": (_is_score, "a number or None"),
+    "best_step": (lambda value: value is None or _is_count(value), "a whole number or None"),
+}
+"""Key of ``meta`` -> whether a value will do, and what was expected."""
 
 
 def sha256(path: Path) -> str:
@@ -99,10 +170,14 @@ def sha256(path: Path) -> str:
         CheckpointError: if the file is absent.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MOST_BYTES) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file of weights") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check path and permissions"
+        ) from error
 
 
 def load_student(
@@ -111,6 +186,7 @@ def load_student(
     arch: str | None = None,
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
+    report: Reporter = silent,
 ) -> LoadedStudent:
     """The network of a checkpoint, in eval mode on the CPU.
 
@@ -122,13 +198,16 @@ def load_student(
         classes: class names that are expected.
         arch, backbone: given by the user, or ``None``.
         size: (width, height) of the network's input, given by the user, or ``None``.
+        report: told where wrappings around the weights were left out.
 
     Raises:
         CheckpointError: if the file is unreadable or belongs to another network or class table.
     """
-    content = _read(path)
-    meta = content.get("meta") if isinstance(content, dict) else None
-    meta = meta if isinstance(meta, dict) else {}
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file of weights")
+    content = read_content(path)
+    meta = content.get("meta") if isinstance(content, dict) and "weights" in content else None
+    meta = checked_meta(path, meta) if isinstance(meta, dict) else {}
     for option, given in (("arch", arch), ("backbone", backbone)):
         if given is not None and meta.get(option, given) != given:
             raise CheckpointError(
@@ -142,16 +221,18 @@ def load_student(
     arch = meta.get("arch") or arch or Arch.DEEPLABV3PLUS
     backbone = meta.get("backbone") or backbone or Backbone.DRN
     model = build_student(arch, backbone, len(classes))
-    load_checkpoint(model, path)
+    load_checkpoint(model, path, content)
+    if told := peeled(content):
+        report(Note(f"{path}: {told}"))
     width, height = size or (meta["size"] if "size" in meta else DEFAULT_SIZE)
     return LoadedStudent(model.eval(), Preprocessing(size=(width, height)), str(arch), str(backbone), meta)
 
 
-def _read(path: Path, mmap: bool = False) -> Any:
-    """The content of a file of weights, or ``None`` if it is of a kind that ``load_checkpoint`` will judge."""
-    if not path.is_file():
+def _read(path: Path, in_memory: bool = True) -> Any:
+    """The content of a file of weights, or ``None`` if there is none in it that can be read."""
+    if not path.exists():
         raise CheckpointError(f"{path}: no such file of weights")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception:
+        return read_content(path, in_memory)
+    except CheckpointError:
         return None

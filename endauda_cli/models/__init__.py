@@ -1,6 +1,6 @@
 """The networks: tables of numbers, and the functions that build from them.
 
-Everything below is a kernel (tensors in, tensors out) except ``compat``, which reads files.
+Everything below is a kernel (tensors in, tensors out) except ``compat`` and ``reading``, which read files.
 """
 
 from __future__ import annotations

@@ -5,36 +5,43 @@ All knowledge about foreign files is in the tables at the top.
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from endauda_cli.errors import CheckpointError
-from endauda_cli.models.mxnet import is_params, read_params
+from endauda_cli.models.reading import read_content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
 
-# Where projects put the state dict inside a larger checkpoint; the first of these that is there counts.
+# Where projects put the state dict inside a larger checkpoint, also one in the other; the first of these counts.
 WRAPPERS = (
-    "state_dict",  # the community DeepLabv3+, among its epoch and optimizer
+    "state_dict",  # the community DeepLabv3+, among its epoch and optimizer; Lightning
+    "model_state_dict",  # PyTorch's own tutorials
     "model",  # DACS, and many others
     "weights",  # ours
     "ema_model",  # DACS with a mean teacher, where the model itself was not kept
+    "module",  # DeepSpeed
+    "net",
+    "network",
 )
 
-# Added to every key by ``torch.nn.DataParallel``.
-DATA_PARALLEL_PREFIX = "module."
+# What wrappers of a network add to every key, in any order and as often as it was wrapped.
+PREFIXES = (
+    "module.",  # torch.nn.DataParallel and DistributedDataParallel
+    "_orig_mod.",  # torch.compile
+    "model.",  # Lightning modules, and trainers that keep the network so
+    "net.",
+    "network.",
+)
+
+_DEEPEST = 4
+"""So many wrappers, one in the other."""
 
 # Keys that a file may have without the network knowing them.
 IGNORED_PREFIXES = ("fc.",)  # ImageNet classifiers: the backbones keep none
@@ -71,17 +78,6 @@ _TEACHER_KEYS = {
     "a SegFormer of transformers": ("decode_head.classifier.weight",),
     "a torchvision network": ("classifier.4.weight", "backbone.layer4.2.conv3.weight"),
 }
-
-# NumPy scalars are data, but torch does not know them; projects keep their best mIoU as one.
-_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
-_HARMLESS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # NumPy 1
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),  # NumPy 2
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-]
 
 
 def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> None:
@@ -124,7 +120,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
     """The state dict in what ``read_content`` found in the file ``path``; raises as ``read_state_dict``."""
-    state = _unwrap(content)
+    state = _unwrap(content)[0]
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(
             f"{path}: holds {_contents(content)}, but a state dict (names and tensors) was expected; "
@@ -133,83 +129,44 @@ def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: entry {key!r} is of type {type(value).__name__}, but a state dict maps names "
+                f"{path}: entry {key!r:.80} is of type {type(value).__name__}, but a state dict maps names "
                 "to tensors and nothing else; save one with torch.save(model.state_dict(), path)"
             )
-    if all(key.startswith(DATA_PARALLEL_PREFIX) for key in state):
-        return {key.removeprefix(DATA_PARALLEL_PREFIX): value for key, value in state.items()}
-    return dict(state)
+    prefix = _prefix(state)
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-# ---------------------------------------------------------------------------- reading
+def peeled(content: object) -> str | None:
+    """What was left out around a state dict to find the network's own names, as a sentence; ``None`` for nothing."""
+    state, wrappers = _unwrap(content)
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        return None
+    prefix = _prefix(state)
+    told = [f"taken from {' / '.join(wrappers)}"] if len(wrappers) > 1 else []
+    told += [f"without {prefix!r} before every name"] if prefix not in ("", "module.") else []
+    return f"the weights were {' and '.join(told)}" if told else None
 
 
-def read_content(path: Path) -> object:
-    """Everything in a file of weights, unpickled without running code; raises as ``read_state_dict``."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: no such file, but a checkpoint was expected; check the path"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check path and permissions"
-        ) from error
-    if not head:
-        raise CheckpointError(f"{path}: is empty, but a checkpoint was expected; copy or download it again")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"{path}: is a web page, but a checkpoint was expected; "
-            "open the link in a browser and download the file behind that page"
-        )
-    if is_params(head):
-        try:
-            return read_params(path.read_bytes())
-        except (ValueError, OSError, MemoryError) as error:
-            raise CheckpointError(
-                f"{path}: MXNet parameters that cannot be read ({error}); copy or download the file again"
-            ) from error
-    if _is_script(path):
-        raise CheckpointError(f"{path}: is a TorchScript program, not weights; run it with --program {path}")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")  # remarks on old formats, which the user cannot change
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path}: holds {name[1]} beside tensors and was not opened, because such a file can run "
-                "code; ask its author for the plain state dict, torch.save(model.state_dict(), path)"
-            ) from error
-        raise _damaged(path) from error
-    except Exception as error:  # a damaged pickle or archive can end in an error of almost any type
-        raise _damaged(path) from error
-    return content
+def _unwrap(content: object) -> tuple[object, tuple[str, ...]]:
+    """The state dict in a checkpoint, and the names that it lay under."""
+    names: tuple[str, ...] = ()
+    while isinstance(content, Mapping) and len(names) < _DEEPEST:
+        name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        content, names = content[name], (*names, name)
+    return content, names
 
 
-def _is_script(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.partition("/")[2].startswith("code/") for name in archive.namelist())
-    except Exception:  # no zip, or a damaged one, which torch is going to judge
-        return False
-
-
-def _damaged(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: is damaged, cut short or no PyTorch checkpoint ({path.stat().st_size:,} bytes); "
-        "copy or download it again"
-    )
-
-
-def _unwrap(content: object) -> object:
-    if isinstance(content, Mapping):
-        for name in WRAPPERS:
-            if isinstance(content.get(name), Mapping):
-                return content[name]
-    return content
+def _prefix(state: Mapping[str, object]) -> str:
+    """What wrappers have added to every key."""
+    prefix = ""
+    while state:
+        more = next((p for p in PREFIXES if all(key.startswith(prefix + p) for key in state)), None)
+        if more is None:
+            break
+        prefix += more
+    return prefix
 
 
 def _contents(content: object) -> str:
@@ -218,7 +175,7 @@ def _contents(content: object) -> str:
         return f"an object of type {type(content).__name__}"
     if not content:
         return "an empty dict"
-    names = [repr(name) for name in content]
+    names = [f"{name!r:.80}" for name in content]
     return f"a dict of {', '.join(names[:4])}{' and more' if len(names) > 4 else ''}"
 
 

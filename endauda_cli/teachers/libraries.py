@@ -5,26 +5,49 @@ Both libraries are optional. Nothing is downloaded, and no code that lies beside
 
 from __future__ import annotations
 
-import io
+import inspect
 import json
-import warnings
-from contextlib import redirect_stdout
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from endauda_cli.errors import CheckpointError, ConfigError
+from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError
+from endauda_cli.files import open_regular, read_text
+from endauda_cli.models.reading import MOST_BYTES, refuse_unreadable
+from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
+from endauda_cli.teachers.offline import offline
+from endauda_cli.teachers.processors import preprocessing_of
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_HALVES = (0.5, 0.5, 0.5)
+
+_MOST_OF = (
+    ("label", 10_000),
+    ("class", 10_000),
+    ("layer", 1_000),
+    ("depth", 1_000),
+    ("block", 1_000),
+    ("head", 4_096),
+)
+"""Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
+_MOST = 1 << 24
+_OPTIONAL_SUFFIXES = (".num_batches_tracked",)
+"""PyTorch before 0.4.1 had no such counter, and nothing reads it."""
+
+_ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
+"""Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
+_WORDS = ("act_layer", "norm_layer", "global_pool")
+"""Settings that timm takes as words; other words may be paths, such as ``checkpoint_path``."""
 
 
 class Found(NamedTuple):
@@ -63,25 +86,32 @@ class _Logits(nn.Module):
         return logits
 
 
-def open_folder(folder: Path) -> Found:
+def open_folder(folder: Path, own_size: bool = True) -> Found:
     """The network in a folder with a ``config.json``.
+
+    Args:
+        folder: of ``save_pretrained``.
+        own_size: images are resized as the folder says; else the user says how.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or no semantic segmentation network.
         ConfigError: if the library is not installed.
     """
-    config = _read_json(folder / "config.json")
+    config = read_settings(folder)
     library = "segmentation-models-pytorch" if "_model_class" in config else "transformers"
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # stdout is for the command's result
-            warnings.simplefilter("ignore")
-            return (
-                _open_smp(folder, config) if "_model_class" in config else _open_transformers(folder, config)
-            )
+        with offline():
+            if "_model_class" in config:
+                return _open_smp(folder, config)
+            return _open_transformers(folder, config, own_size)
     except ImportError as error:
         extra = {"segmentation-models-pytorch": "smp"}.get(library, library)
         raise ConfigError(f"{folder}: needs {library}; pip install 'endauda[{extra}]'") from error
-    except (CheckpointError, ConfigError):
+    except EndaudaError as error:
+        if str(error).startswith(str(folder)):
+            raise
+        raise CheckpointError(f"{folder}: {library} cannot open it ({error})") from error
+    except MemoryError:
         raise
     except Exception as error:  # each library has its own ideas of what can go wrong
         if "weights_only" in str(error):
@@ -93,19 +123,33 @@ def open_folder(folder: Path) -> Found:
         raise CheckpointError(f"{folder}: {library} cannot open it ({reason})") from error
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``, if all numbers and names in it are such that a library may be given them."""
+    config = _read_json(folder / "config.json")
+    _refuse_numbers(folder / "config.json", config)
+    _labels(folder, config)
+    return config
+
+
 def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
     import segmentation_models_pytorch as smp
 
-    _expect_weights(folder, "model.safetensors")
-    # The weights follow; encoder_weights would download those of ImageNet first.
-    model = smp.from_pretrained(str(folder), encoder_weights=None, strict=True)
-    encoder, weights = config.get("encoder_name"), config.get("encoder_weights")
-    mean, std, bgr, divisor = IMAGENET_MEAN, IMAGENET_STD, False, 255.0
-    if weights is not None:
-        wanted = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
-        mean, std = tuple(wanted["mean"] or (0.0,) * 3), tuple(wanted["std"] or (1.0,) * 3)
-        bgr = wanted["input_space"] == "BGR"
-        divisor = 255.0 if list(wanted["input_range"] or [0, 1])[1] == 1 else 1.0
+    weights_bytes = _weights_bytes(folder, ("model.safetensors",))
+    kind = config["_model_class"]
+    build = getattr(smp, kind, None) if isinstance(kind, str) else None
+    if not (isinstance(build, type) and issubclass(build, nn.Module) and hasattr(build, "from_pretrained")):
+        raise CheckpointError(
+            f"{folder}: _model_class {kind!r:.80} is no model of segmentation-models-pytorch; save it there again"
+        )
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    _check_smp(folder, settings, build)
+    made = {**settings, "encoder_weights": None}  # those of the folder follow; nothing is downloaded
+    _refuse_larger(folder, lambda: build(**made), weights_bytes)
+    try:
+        model = smp.from_pretrained(str(folder), encoder_weights=None, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(_lacking(folder, error)) from error
+    mean, std, bgr, divisor = _smp_input(folder, config)
     stride = int(getattr(model.encoder, "output_stride", 32))
     preprocessing = Preprocessing(
         size=None, bgr=bgr, mean=mean, std=std, divisor=divisor, multiple_of=max(32, stride)
@@ -120,83 +164,270 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
     return Found("segmentation-models-pytorch", _Mask(model), preprocessing, Procedure(softmax=softmax), None)
 
 
-def _open_transformers(folder: Path, config: dict[str, Any]) -> Found:
-    from transformers import AutoModelForSemanticSegmentation
+def _check_smp(folder: Path, settings: dict[str, Any], build: type[nn.Module]) -> None:
+    """Refuse settings that lead out of the folder, and networks that do not take colour images."""
+    encoder, channels = settings.get("encoder_name"), settings.get("in_channels", 3)
+    if encoder is not None and not (isinstance(encoder, str) and _ENCODER.fullmatch(encoder)):
+        raise CheckpointError(
+            f"{folder}: encoder_name {encoder!r:.80} leads to a hub or another folder, but an encoder of the library "
+            "was expected; nothing is downloaded but by download-weights"
+        )
+    if channels != 3:
+        raise CheckpointError(
+            f"{folder}: takes images of {channels!r:.20} channels, but 3 (red, green, blue) were expected; name a "
+            "network for colour images"
+        )
+    known = inspect.signature(build.__init__).parameters
+    for key, value in settings.items():
+        if key in known:
+            continue
+        plain = value is None or isinstance(value, int | float)
+        numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
+        if key.startswith("pretrained") or not (
+            plain or numbers or (key in _WORDS and isinstance(value, str))
+        ):
+            raise CheckpointError(
+                f"{folder}: config.json has {key!r:.80}, which {build.__name__} does not know and which might lead to "
+                "other files; remove it"
+            )
+
+
+def _smp_input(folder: Path, config: dict[str, Any]) -> tuple[Any, Any, bool, float]:
+    """(mean, std, BGR, divisor) that an encoder's pretrained weights want; smp would ask a hub for most of them."""
+    encoder, weights = str(config.get("encoder_name")), config.get("encoder_weights")
+    if weights is None:
+        return IMAGENET_MEAN, IMAGENET_STD, False, 255.0
+    if encoder.startswith("tu-"):
+        import segmentation_models_pytorch as smp
+
+        wanted = smp.encoders.get_preprocessing_params(encoder, pretrained=weights)
+        divisor = 255.0 if list(wanted["input_range"] or [0, 1])[1] == 1 else 1.0
+        mean, std = tuple(wanted["mean"] or (0.0,) * 3), tuple(wanted["std"] or (1.0,) * 3)
+        return mean, std, wanted["input_space"] == "BGR", divisor
+    if encoder.startswith(("inception", "xception", "timm-tf_efficientnet_lite")) or weights == "advprop":
+        return _HALVES, _HALVES, False, 255.0
+    if encoder.startswith("dpn"):
+        return (124 / 255, 117 / 255, 123 / 255), (1 / (0.0167 * 255),) * 3, False, 255.0
+    return IMAGENET_MEAN, IMAGENET_STD, False, 255.0
+
+
+def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> Found:
+    import transformers
+
+    library: Any = transformers  # not typed
+    auto = library.AutoModelForSemanticSegmentation
 
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if not any(folder.glob("*.safetensors")):
-        _expect_weights(folder, "pytorch_model.bin")  # read by torch with weights_only
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    safe = any(folder.glob("*.safetensors"))
+    stem = "model.safetensors" if safe else "pytorch_model.bin"
+    weights_bytes = _weights_bytes(folder, (stem, f"{stem}.index.json"))
+    _refuse_hubs(folder, config)
+    outputs = _labels(folder, config)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    made = library.AutoConfig.from_pretrained(str(folder), **local)
+    _refuse_larger(
+        folder,
+        lambda: auto.from_config(made, trust_remote_code=False),
+        weights_bytes,
     )
-    names = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
-    outputs = tuple(names[k] for k in sorted(names)) or None
-    if outputs is not None and all(name == f"LABEL_{k}" for k, name in enumerate(outputs)):
-        outputs = None  # what transformers writes where nobody named the classes
+    model, info = auto.from_pretrained(
+        str(folder), **local, dtype=torch.float32, use_safetensors=safe,
+        output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    _refuse_unfilled(folder, info)  # also what did not fit, with its name
+    settings = _processor_settings(folder)
     # Its post-processing enlarges logits without aligned corners.
     return Found(
-        "transformers", _Logits(model), _image_processor(folder), Procedure(align_corners=False), outputs
+        "transformers",
+        _Logits(model),
+        preprocessing_of(folder, settings, own_size),
+        Procedure(align_corners=False),
+        outputs,
     )
 
 
-def _image_processor(folder: Path) -> Preprocessing:
-    """Preprocessing as ``preprocessor_config.json`` has it."""
+def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
+    """Names of the outputs, in order; ``None`` where nobody named them."""
+    table = config.get("id2label") or {}
+    if not isinstance(table, dict) or not all(re.fullmatch(r"\d{1,6}", str(key), re.ASCII) for key in table):
+        raise CheckpointError(
+            f"{folder}: id2label in config.json is no table of numbers and names; save the model again"
+        )
+    names = {int(key): str(value) for key, value in table.items()}
+    outputs = tuple(names[k] for k in sorted(names)) or None
+    for name in outputs or ():
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"{folder}: id2label in config.json has a name of {len(name):,} letters ({name!r:.40}...), but at most "
+                f"{_LONGEST_NAME} were expected; shorten it"
+            )
+    # What transformers writes where nobody named the classes.
+    unnamed = outputs is not None and all(name == f"LABEL_{k}" for k, name in enumerate(outputs))
+    return None if unnamed else outputs
+
+
+def _refuse_hubs(folder: Path, config: dict[str, Any]) -> None:
+    if config.get("use_pretrained_backbone"):
+        raise CheckpointError(
+            f"{folder}: use_pretrained_backbone in config.json would download the backbone "
+            f"{config.get('backbone')!r:.80}; save the whole network with save_pretrained, which says false there"
+        )
+
+
+def _processor_settings(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
             "there too, with processor.save_pretrained(folder)"
         )
-    found = _read_json(path)
-    size = None
-    if found.get("do_resize", True) and (wanted := found.get("size")) is not None:
-        if isinstance(wanted, int):
-            size = (wanted, wanted)
-        elif "height" in wanted and "width" in wanted:
-            size = (int(wanted["width"]), int(wanted["height"]))
-        else:
-            raise CheckpointError(
-                f"{path}: size {wanted} is not height and width; give --size WIDTHxHEIGHT instead"
-            )
-    factor = float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0
-    normalised = found.get("do_normalize", True)
-    return Preprocessing(
-        size=size,
-        filter=_PILLOW_FILTERS.get(found.get("resample", 2), "bilinear"),
-        bgr=False,
-        divisor=1 / factor,
-        mean=_three(path, found, "image_mean", IMAGENET_MEAN) if normalised else (0.0, 0.0, 0.0),
-        std=_three(path, found, "image_std", IMAGENET_STD) if normalised else (1.0, 1.0, 1.0),
-    )
+    return _read_json(path)
 
 
-def _three(
-    path: Path, found: dict[str, Any], key: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    values = found.get(key, default)
-    if len(values) != 3:
-        raise CheckpointError(f"{path}: {key} has {len(values)} numbers, but 3 were expected")
-    return float(values[0]), float(values[1]), float(values[2])
+# ---------------------------------------------------------------------------- what is declared, and what is there
 
 
-def _expect_weights(folder: Path, name: str) -> None:
-    if not (folder / name).exists():
+def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
+    """Size of the folder's weights, whose files are looked at on the way: names, kinds, what they claim to hold.
+
+    Args:
+        folder: where they lie.
+        names: of the file, or of the index of several; the first of these that is there counts.
+
+    Raises:
+        CheckpointError: if there are none, or one cannot be weights.
+    """
+    names = list(names)
+    name = next((name for name in names if (folder / name).exists()), None)
+    if name is None:
         raise CheckpointError(
-            f"{folder}: no {name} beside config.json; save the model there with save_pretrained"
+            f"{folder}: no {names[0]} beside config.json; save the model there with save_pretrained"
         )
+    files = [name]
+    if name.endswith(".index.json"):
+        shards = _read_json(folder / name).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(
+                f"{folder / name}: holds no weight_map; copy it again, or save the model again"
+            )
+        for shard in shards.values():
+            if (fault := name_fault(shard)) is not None:
+                raise CheckpointError(
+                    f"{folder / name}: {shard!r:.80} {fault}, but the name of a file in this folder was expected"
+                )
+        files = sorted(set(shards.values()))
+    total = 0
+    for file in files:
+        path = folder / file
+        try:
+            with open_regular(path, MOST_BYTES) as opened:
+                total += opened.seek(0, 2)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: no such file, but {name} lists it; copy it there too") from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror}); check path and permissions"
+            ) from error
+        if not file.endswith(".safetensors"):
+            refuse_unreadable(path)
+    return total
+
+
+def _refuse_numbers(path: Path, value: Any, key: str = "settings") -> None:
+    """Numbers that no network has, before a library makes a table or layers of them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_numbers(path, inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_numbers(path, inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        counted = key.startswith(("num_", "n_")) or key in ("classes", "depth", "depths", "encoder_depth")
+        most = next((most for word, most in _MOST_OF if word in key and counted), _MOST)
+        if isinstance(value, int) and not -_MOST <= value <= most:
+            raise CheckpointError(
+                f"{path}: {key!r:.80} is {str(value)[:20]}, but at most {most:,} was expected; the file is damaged or "
+                "forged"
+            )
+
+
+def _refuse_larger(folder: Path, build: Callable[[], nn.Module], weights_bytes: int) -> None:
+    """A network of more values than the weights can have is not built: it is laid out without memory first."""
+    try:
+        with torch.device("meta"):
+            values = sum(parameter.numel() for parameter in build().parameters())
+    except EndaudaError:
+        raise
+    except Exception:  # some need numbers to be laid out; those are of bounded size, see above
+        return
+    if values > weights_bytes + _SLACK:
+        raise CheckpointError(
+            f"{folder}: config.json describes a network of {values:,} values, but its weights have {weights_bytes:,} "
+            "bytes: they are of another network, or damaged; save both again with save_pretrained"
+        )
+
+
+_SLACK = 1 << 22
+_LONGEST_NAME = 300
+
+
+def _refuse_unfilled(folder: Path, info: dict[str, Any]) -> None:
+    """Every tensor of the network is from the folder, and every one of the folder went into the network."""
+    missing = sorted(key for key in info["missing_keys"] if not str(key).endswith(_OPTIONAL_SUFFIXES))
+    unexpected = sorted(map(str, info["unexpected_keys"]))
+    mismatched = sorted(info.get("mismatched_keys") or ())
+    if missing:
+        raise CheckpointError(
+            f"{folder}: its weights have no {missing[0]!r:.120}, which the network needs{_more(missing)}; they are "
+            "those of an encoder alone, or of another network"
+        )
+    if mismatched:
+        name, found, expected = (*mismatched[0], None, None)[:3]
+        raise CheckpointError(
+            f"{folder}: {name!r:.120} has shape {_shape(found)}, but the network of config.json needs "
+            f"{_shape(expected)}{_more(mismatched)}; they are of another network"
+        )
+    if unexpected:
+        raise CheckpointError(
+            f"{folder}: its weights have {unexpected[0]!r:.120}, which the network does not know{_more(unexpected)}; "
+            "they are of another network"
+        )
+    if info.get("error_msgs"):
+        reason = " ".join(str(info["error_msgs"]).split())[:200]
+        raise CheckpointError(f"{folder}: its weights do not fit the network ({reason})")
+
+
+def _shape(shape: Any) -> str:
+    return "another shape" if shape is None else str(tuple(shape))
+
+
+def _more(keys: list[Any]) -> str:
+    return f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
+
+
+def _lacking(folder: Path, error: RuntimeError) -> str:
+    """What PyTorch says of weights that do not fit, in a sentence."""
+    text = " ".join(str(error).split())
+    at = min(
+        (text.find(word) for word in ("Missing", "Unexpected", "size mismatch") if word in text), default=0
+    )
+    return f"{folder}: its weights do not fit the network of config.json ({text[at : at + 200]}); save both again"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.parent}: a folder without {path.name}; expected what save_pretrained wrote, or a file of weights"
         ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON (nested too deeply)") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no table, but settings were expected")
     return content

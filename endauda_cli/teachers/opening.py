@@ -16,7 +16,8 @@ import torch
 from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
-from endauda_cli.models.compat import read_content, state_dict_in
+from endauda_cli.models.compat import state_dict_in
+from endauda_cli.models.reading import read_content
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
@@ -64,7 +65,7 @@ def open_teacher(
         path: file of weights, folder with a ``config.json``, or program.
         classes: the task's class names, in train id order.
         network: one of ``teacher_names()``; ``None`` where the file itself tells.
-        program: ``path`` is a program and may be run. Never guessed, but by suffixes that nothing else has.
+        program: ``path`` is a program and may be run. Never guessed: what is named as weights runs nothing.
         description: TOML with preprocessing, class names and outputs (``descriptions``); ``None`` looks for one
             beside a program: ``model.toml`` for ``model.onnx``.
         arch, backbone: of a student's network, where the checkpoint does not say.
@@ -75,20 +76,25 @@ def open_teacher(
         ConfigError: if network or description are not what they should be.
     """
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
-    said = _description(path, description, program or is_program(path))
+    said = _description(path, description, program)
     if network is not None and network not in TEACHERS and network not in plugins:
         known = teacher_names()
         raise ConfigError(f"--network {network}: known are {', '.join(known)}{did_you_mean(network, known)}")
     if network is not None and network not in TEACHERS:
         teacher = _from_plugin(plugins[network], path, classes)
-    elif program or is_program(path):
+    elif program:
         teacher = _from_program(path, classes, said)
     elif path.is_dir():
-        teacher = _from_folder(path, classes, said)
+        teacher = _from_folder(path, classes, said, size)
+    elif is_program(path):
+        raise CheckpointError(
+            f"{path}: is a program by its name, and what is named as weights is never run; if you would run code of "
+            f"whoever made it: endauda export-teacher NAME --program {path}"
+        )
     else:
         teacher = _from_checkpoint(path, classes, network, arch, backbone, said)
     segmenter = teacher.segmenter
-    if said is not None and not program and not is_program(path):  # a program's is its own already
+    if said is not None and not program:  # a program's is its own already
         preprocessing = said.preprocessing(segmenter.preprocessing)
         segmenter = replace(
             segmenter, preprocessing=preprocessing, procedure=said.procedure(segmenter.procedure)
@@ -222,8 +228,11 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
     )
 
 
-def _from_folder(path: Path, classes: Sequence[str], said: Description | None) -> Teacher:
-    found = open_folder(path)
+def _from_folder(
+    path: Path, classes: Sequence[str], said: Description | None, size: tuple[int, int] | None
+) -> Teacher:
+    resized = set() if said is None else {"size", "longer_side"} & set(said.tables["input"])
+    found = open_folder(path, own_size=size is None and not resized)
     class_map = join_classes(path, found.outputs, classes, said)
     network = _CountsClasses(found.network, path, class_map, len(classes))
     return Teacher(
@@ -233,7 +242,7 @@ def _from_folder(path: Path, classes: Sequence[str], said: Description | None) -
 
 
 class _CountsClasses(torch.nn.Module):
-    """A library's network, whose number of outputs is known once it has run."""
+    """A library's network: whatever goes wrong inside is told as its, and its outputs are counted."""
 
     def __init__(self, network: nn.Module, path: Path, class_map: Any, num_classes: int) -> None:
         super().__init__()
@@ -241,7 +250,24 @@ class _CountsClasses(torch.nn.Module):
         self._path, self._expected = path, len(class_map.outputs) if class_map is not None else num_classes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.network(images)
+        try:
+            output: torch.Tensor = self.network(images)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # a network of any library can fail in any way
+            if "DefaultCPUAllocator" in str(error):
+                raise
+            size = f"{images.shape[3]}x{images.shape[2]}"
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{self._path}: the network does not take an input of {size} ({type(error).__name__}: {reason}); give "
+                "one that it was made for with --size WIDTHxHEIGHT"
+            ) from error
+        if not isinstance(output, torch.Tensor) or output.ndim != 4:
+            raise CheckpointError(
+                f"{self._path}: the network returns no (batch, classes, height, width), so it is none that labels "
+                "pixels; name another folder"
+            )
         if output.shape[1] != self._expected:
             raise CheckpointError(
                 f"{self._path}: {output.shape[1]} outputs, but {self._expected} class names; list its classes, in "

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import DownloadError
-from endauda_cli.files import WriterLock
+from endauda_cli.files import RECORD_BYTES, WriterLock, open_regular, read_text
+from endauda_cli.names import id_fault
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Record:
 
 def look(path: Path) -> Seen:
     """What a file is."""
-    with path.open("rb") as file:
+    with open_regular(path, None) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Seen(file.tell(), digest)
 
@@ -63,13 +65,14 @@ def read_records(root: Path) -> dict[str, Record]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, RECORD_BYTES))
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}, but this version reads {FORMAT}")
+            raise ValueError(f"format {content['format']!r:.40}, but this version reads {FORMAT}")
         return {name: _record(entry) for name, entry in content["artefacts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{error}"[:200]
         raise DownloadError(
-            f"{path}: cannot be read ({error}); mend it, or delete it to trust the next downloads anew"
+            f"{path}: cannot be read ({reason}); mend it, or delete it to trust the next downloads anew"
         ) from error
 
 
@@ -88,6 +91,9 @@ def add_record(root: Path, name: str, record: Record) -> None:
 
 
 def _record(entry: dict[str, Any]) -> Record:
+    for path in entry["files"]:  # these are looked at in the workspace
+        if (fault := id_fault(path)) is not None:
+            raise ValueError(f"{path!r:.80} {fault}, but a path inside the workspace was expected")
     return Record(
         str(entry["url"]),
         str(entry["first_seen"]),
@@ -97,4 +103,9 @@ def _record(entry: dict[str, Any]) -> Record:
 
 
 def _seen(entry: dict[str, Any]) -> Seen:
-    return Seen(int(entry["size"]), str(entry["sha256"]))
+    size, digest = entry["size"], entry["sha256"]
+    if type(size) is not int or not 0 <= size < 1 << 60:
+        raise ValueError(f"size {size!r:.40}, but a number of bytes was expected")
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"sha256 {digest!r:.80}, but 64 hexadecimal digits were expected")
+    return Seen(size, digest)

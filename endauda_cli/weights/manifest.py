@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from endauda_cli.errors import ConfigError, did_you_mean, known_are
+from endauda_cli.files import read_text
+from endauda_cli.names import id_fault
 from endauda_cli.types import Arch, Backbone
 from endauda_cli.weights.lockfile import PATH as LOCK_PATH
 
@@ -117,7 +119,8 @@ def read_manifest(path: Path | None = None) -> Manifest:
     """
     where = str(path) if path is not None else "weights.json"
     try:
-        text = (path or files("endauda_cli").joinpath("data/weights.json")).read_text(encoding="utf-8")
+        own = files("endauda_cli").joinpath("data/weights.json")
+        text = own.read_text(encoding="utf-8") if path is None else read_text(path)
         content = json.loads(text)
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror}); check --manifest") from error
@@ -135,7 +138,7 @@ def parse_manifest(content: Any, where: str) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ConfigError(
-            f'{where}: expected a JSON object with "format": {FORMAT}, found {found!r}; see docs/weights.md'
+            f'{where}: expected a JSON object with "format": {FORMAT}, found {found!r:.80}; see docs/weights.md'
         )
     entries = content.get("artefacts")
     if not isinstance(entries, list) or not entries:
@@ -198,16 +201,16 @@ class _Entry:
     def __init__(self, entry: Any, where: str) -> None:
         self.where = where
         if not isinstance(entry, dict):
-            raise ConfigError(f"{where}: expected an object, found {entry!r}")
+            raise ConfigError(f"{where}: expected an object, found {entry!r:.80}")
         self.entry = entry
         if isinstance(entry.get("name"), str):
-            self.where += f" ({entry['name']})"
+            self.where += f" ({entry['name'][:80]})"
 
     def artefact(self) -> Artefact:
         known = {field.name: field for field in fields(Artefact)}
         for key in self.entry:
             if key not in known:
-                raise ConfigError(f"{self.where}: no field is called {key!r}{known_are(key, known)}")
+                raise ConfigError(f"{self.where}: no field is called {key!r:.80}{known_are(key, known)}")
         for name, field in known.items():
             if field.default is MISSING and name not in self.entry:
                 raise ConfigError(f"{self.where}: the field {name!r} is missing")
@@ -231,7 +234,7 @@ class _Entry:
         )
 
     def _refuse(self, field: str, value: Any, expected: str) -> NoReturn:
-        raise ConfigError(f"{self.where}: {field!r} is {json.dumps(value)}, but {expected} was expected")
+        raise ConfigError(f"{self.where}: {field!r} is {json.dumps(value)[:200]}, but {expected} was expected")
 
     def _text(
         self, field: str, pattern: re.Pattern[str] | None = None, form: str = "text in one line"
@@ -274,7 +277,7 @@ class _Entry:
         ):
             self._refuse("path", value, form)
         pure = PurePosixPath(value)
-        if pure.is_absolute() or ".." in pure.parts or str(pure) + "/" * value.endswith("/") != value:
+        if pure.is_absolute() or ".." in pure.parts or str(pure) + "/" * value.endswith("/") != value or id_fault(str(pure)):
             self._refuse("path", value, form)
         if LOCK_PATH == value or (value.endswith("/") and LOCK_PATH.startswith(value)):
             self._refuse("path", value, f"a path that does not hold {LOCK_PATH}")

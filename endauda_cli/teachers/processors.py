@@ -1,0 +1,176 @@
+"""Store: what a transformers folder's ``preprocessor_config.json`` does to an image, as ``Preprocessing``.
+
+The library's own processor says what its settings mean, those too that are absent; and on a small picture it is
+compared with what would be done here, so a setting that nobody here knows of is refused, never passed over.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from endauda_cli.errors import CheckpointError
+from endauda_cli.transforms import Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers."""
+_LARGEST_SIDE = 1 << 15
+_TRIED = ((75, 50), (64, 96))
+"""(width, height) of pictures on which both are compared."""
+_MOST_LEVELS = 4.0
+"""Of 255, on average: resizing differs that much between libraries at the picture's borders, and no more."""
+_GIVE_SIZE = "give --size WIDTHxHEIGHT, to which whole images are resized instead"
+
+
+def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
+    """What the folder's processor does, where that can be done here exactly.
+
+    Args:
+        folder: with a ``preprocessor_config.json``.
+        settings: what is in it.
+        own_size: the processor says what images are resized to; else the user does, and cropping and padding, which
+            belong to the processor's size, are left out.
+
+    Raises:
+        CheckpointError: names the setting that cannot be honoured.
+    """
+    path = folder / "preprocessor_config.json"
+    _refuse_numbers(path, settings)
+    processor = _processor(folder)
+
+    def said(name: str) -> Any:
+        return getattr(processor, name, None)
+
+    def flag(name: str) -> bool:
+        return bool(said(name))
+
+    size, longer_side, resampling = None, None, "bilinear"
+    if own_size and flag("do_resize"):
+        size, longer_side = _size(path, _plain(said("size")))
+        resample = said("resample")
+        if resample is not None and int(resample) not in _FILTERS:
+            raise CheckpointError(
+                f"{path}: resample {int(resample)} is a filter that is not known here, but nearest (0), bilinear (2) "
+                f"or bicubic (3) was expected; {_GIVE_SIZE}"
+            )
+        resampling = _FILTERS[2 if resample is None else int(resample)]
+    if own_size and flag("do_center_crop") and (size is None or _side_pair(said("crop_size")) != size):
+        raise CheckpointError(
+            f"{path}: do_center_crop cuts the middle out of images, and the rest would have no labels; {_GIVE_SIZE}"
+        )
+    factor = float(said("rescale_factor") or 0.0) if flag("do_rescale") else 1.0
+    mean = _three(path, "image_mean", said("image_mean")) if flag("do_normalize") else (0.0, 0.0, 0.0)
+    std = _three(path, "image_std", said("image_std")) if flag("do_normalize") else (1.0, 1.0, 1.0)
+    if not factor > 0 or not min(std) > 0 or not all(map(math.isfinite, (factor, *mean, *std))):
+        raise CheckpointError(
+            f"{path}: rescale_factor {factor:g} and image_std {std} must be above 0, and image_mean finite; correct "
+            "them, or save the processor again with processor.save_pretrained(folder)"
+        )
+    made = Preprocessing(
+        size=size,
+        longer_side=longer_side,
+        filter=resampling,
+        bgr=flag("do_flip_channel_order"),
+        divisor=1 / factor,
+        mean=mean,
+        std=std,
+    )
+    for width, height in _TRIED:
+        _compare(path, processor, made, width, height, own_size)
+    return made
+
+
+def _processor(folder: Path) -> Any:
+    import transformers
+
+    library: Any = transformers  # not typed
+    return library.AutoImageProcessor.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+
+
+def _refuse_numbers(path: Path, value: Any, key: str = "settings") -> None:
+    """Sizes that no image has, before anything is made in them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_numbers(path, inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_numbers(path, inner, key)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        sized = any(word in key for word in ("size", "height", "width", "edge", "multiple", "divisor"))
+        if not (1 if sized else -_LARGEST_SIDE) <= value <= _LARGEST_SIDE and "pixels" not in key:
+            raise CheckpointError(
+                f"{path}: {key!r:.80} is {str(value)[:20]}, but a number from {1 if sized else -_LARGEST_SIDE} to "
+                f"{_LARGEST_SIDE} was expected; correct it, or save the processor again"
+            )
+
+
+def _plain(size: Any) -> dict[str, int]:
+    """A size as the sides that it says, whatever the library keeps it in."""
+    if size is None:
+        return {}
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    return {key: int(value) for key, value in dict(size).items() if value is not None}
+
+
+def _side_pair(size: Any) -> tuple[int, int] | None:
+    sides = _plain(size)
+    return (sides["width"], sides["height"]) if {"height", "width"} <= sides.keys() else None
+
+
+def _size(path: Path, wanted: dict[str, int]) -> tuple[tuple[int, int] | None, int | None]:
+    """((width, height), longer side) that images are resized to, one of them ``None``."""
+    if wanted.keys() == {"height", "width"}:
+        return (wanted["width"], wanted["height"]), None
+    if wanted.keys() == {"longest_edge"}:
+        return None, wanted["longest_edge"]
+    shown = ", ".join(f"{key} {value}" for key, value in wanted.items()) or "nothing"
+    raise CheckpointError(f"{path}: size says {shown}, but height and width were expected; {_GIVE_SIZE}")
+
+
+def _three(path: Path, key: str, values: Any) -> tuple[float, float, float]:
+    if isinstance(values, int | float):
+        values = (values,) * 3
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise CheckpointError(
+            f"{path}: {key} is {values!r:.80}, but 3 numbers were expected: only networks that take colour images are "
+            "run"
+        )
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _compare(
+    path: Path, processor: Any, made: Preprocessing, width: int, height: int, own_size: bool
+) -> None:
+    """Refuse where the library's processor makes something else of a picture."""
+    across = np.broadcast_to(np.linspace(20, 235, width), (height, width))
+    down = np.broadcast_to(np.linspace(20, 235, height)[:, None], (height, width))
+    picture = np.stack([across, down, 255 - across * 0.6], -1).astype(np.uint8)
+    switches = {} if own_size else {"do_resize": False, "do_center_crop": False}
+    if not own_size and hasattr(processor, "do_pad"):
+        switches["do_pad"] = False
+    theirs = processor(images=picture, return_tensors="pt", **switches)["pixel_values"].float()
+    ours = made.normalise(torch.from_numpy(np.ascontiguousarray(made.resize(picture)))[None])
+    name = type(processor).__name__
+    if theirs.shape != ours.shape:
+        sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in (theirs, ours)]
+        raise CheckpointError(
+            f"{path}: {name} makes {sizes[0]} of an image of {width}x{height}, where {sizes[1]} was expected, by a "
+            f"setting that is not known here (such as do_pad, keep_aspect_ratio); {_GIVE_SIZE}"
+        )
+    levels = (theirs - ours).abs() * torch.tensor(made.std)[:, None, None] * made.divisor
+    if not levels.mean() <= _MOST_LEVELS:
+        raise CheckpointError(
+            f"{path}: {name} makes other values of an image than its settings for resizing, rescaling, normalising and "
+            f"the order of channels explain (by {levels.mean():.0f} of 255); run the network outside and --import its "
+            "outputs"
+        )
