@@ -136,8 +136,8 @@ class Description:
                 )
             if changes.get("softmax") == "none" and abs(total - 1) > 1e-3:
                 raise ConfigError(
-                    f"{self.path}: [output] heads = {_shown(output['heads'])}: weights of probabilities must sum to 1, so "
-                    f"say heads = [{', '.join(f'{head / total:.4g}' for head in heads)}]"
+                    f"{self.path}: [output] heads = {_shown(output['heads'])}: weights of probabilities must sum to "
+                    f"1, so say heads = [{', '.join(f'{head / total:.4g}' for head in heads)}]"
                 )
         if "align_corners" in output:
             changes["align_corners"] = output["align_corners"]

@@ -80,8 +80,8 @@ def open_teacher(
     """
     if not program and (kind := program_kind(path)) in ("torch.export", "TorchScript"):
         raise CheckpointError(
-            f"{path}: is a {kind} program, not weights; run it with --program {path} of export-teacher, if you would run "
-            "its author's code: such a file can run any"
+            f"{path}: is a {kind} program, not weights; run it with --program {path} of export-teacher, if you would "
+            "run its author's code: such a file can run any"
         )
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
     said = _description(path, description, program or is_program(path))

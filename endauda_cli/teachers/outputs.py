@@ -111,8 +111,8 @@ class Wanted:
         values = output.values
         if values.ndim != 4 or not values.is_floating_point():
             raise CheckpointError(
-                f"{self.path}: the program's output has shape {tuple(values.shape)} and type {values.dtype}, but floats "
-                "(batch, classes, height, width) were expected; export logits or probabilities"
+                f"{self.path}: the program's output has shape {tuple(values.shape)} and type {values.dtype}, but "
+                "floats (batch, classes, height, width) were expected; export logits or probabilities"
             )
         if values.shape[1] == 1:
             raise CheckpointError(
@@ -155,13 +155,13 @@ class Wanted:
                 return
             if whole is not None:
                 raise CheckpointError(
-                    f"{about}'probabilities', but {values} and sum to {whole:g} over the classes; divide by {whole:g} at "
-                    "the end of the network and export it again"
+                    f"{about}'probabilities', but {values} and sum to {whole:g} over the classes; divide by {whole:g} "
+                    "at the end of the network and export it again"
                 )
             if low >= -1e-3 and high <= 1.001:
                 raise CheckpointError(
-                    f"{about}'probabilities', but {values} and do not sum to 1 over the classes: a sigmoid of each class "
-                    "is no softmax; export the network with a softmax over the classes in its place"
+                    f"{about}'probabilities', but {values} and do not sum to 1 over the classes: a sigmoid of each "
+                    "class is no softmax; export the network with a softmax over the classes in its place"
                 )
             if low >= -0.1 and high <= 100.1:
                 raise CheckpointError(
@@ -178,13 +178,13 @@ class Wanted:
             )
         if whole is not None:
             raise CheckpointError(
-                f"{self.path}: the outputs are probabilities (they sum to {whole:g}), not logits; divide by {whole:g} at "
-                "the end of the network, export it again, and say kind = 'probabilities' under [output]"
+                f"{self.path}: the outputs are probabilities (they sum to {whole:g}), not logits; divide by {whole:g} "
+                "at the end of the network, export it again, and say kind = 'probabilities' under [output]"
             )
         if low >= 0 and 0.5 < high <= 1:
             raise CheckpointError(
-                f"{about}'logits', but {values}, as a sigmoid's do: that is no softmax and no logit; export the network "
-                "with a softmax over the classes in its place and say kind = 'probabilities', or without it"
+                f"{about}'logits', but {values}, as a sigmoid's do: that is no softmax and no logit; export the "
+                "network with a softmax over the classes in its place and say kind = 'probabilities', or without it"
             )
 
     def refuse_unstable(self, first: Tensor, second: Tensor, what: str, half: bool) -> None:

@@ -337,7 +337,8 @@ def _refuse_reaching_out(path: Path) -> None:
                 code = archive.read(info)
                 if found := next((word for word in _REACHES_OUT if word in code), None):
                     raise ValueError(
-                        f"its code calls {found.decode()!r}, which opens files; no network needs that, and it was not run"
+                        f"its code calls {found.decode()!r}, which opens files; no network needs that, and it was not "
+                        "run"
                     )
 
 
