@@ -33,8 +33,8 @@ An option that takes several values takes them as people type them: `--teachers 
 Every option can also be set in the environment, as `ENDAUDA_<COMMAND>_<OPTION>` (`ENDAUDA_FUSE_THRESHOLD=70`), or in
 the workspace's `endauda.toml`, in a table of the command's name. A typed option beats the environment beats the file
 beats the built-in value; `endauda config show` prints what holds, and where it comes from. The workspace, where that
-file lies, is one for all: `ENDAUDA_WORKSPACE`. A relative path in the file is one in the workspace, wherever the command
-is run; typed and in the environment it is one from the current folder. These can be set for all
+file lies, is one for all: `ENDAUDA_WORKSPACE`. A relative path in the file is one in the workspace, wherever the
+command is run; typed and in the environment it is one from the current folder. These can be set for all
 commands at once, above the tables of the file or without a command in the variable:
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,15 @@ from endauda_cli.files import free_bytes, size_text
 from endauda_cli.inference import run_network
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import image_size, read_train_ids
+from endauda_cli.outputs import (
+    LEAST_AGREEMENT,
+    LEAST_OF_ONE,
+    Sources,
+    agreement,
+    likely_cause,
+    read_certainty,
+    refuse_contradiction,
+)
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.results import ExportResult
 from endauda_cli.segmenter import certainty_maps
@@ -24,7 +33,7 @@ from endauda_cli.threads import ordered_map
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -42,8 +51,8 @@ if TYPE_CHECKING:
 EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
 """How many times smaller than raw bytes an archive is expected to be."""
 
-SUM_TOLERANCE = 0.02
-"""How far a pixel's softmax may be from 1: half precision and a few decimals in a file are no other thing."""
+_FIRST = 3
+"""Outputs whose labels are compared with their certainties before anything is stored."""
 
 
 def export_network(
@@ -65,9 +74,17 @@ def export_network(
     _check_room(config, task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, report)
     with _writer(config, task, out, attributes) as writer:
         todo = [sample for sample in mine if sample.id not in writer.done]
+        files: dict[str, Sequence[Path]] = {sample.id: (sample.image,) for sample in mine}
+        sources = _sources(config, out)
+        _refuse_changed(sources, out, files, writer.done)
         maps = teacher_maps(teacher, [s.image for s in todo], config.inference, device, report)
         raw = _write_all(
-            writer, zip((s.id for s in todo), maps, strict=True), len(todo), config.inference.workers, report
+            writer,
+            zip((s.id for s in todo), maps, strict=True),
+            len(todo),
+            config.inference.workers,
+            report,
+            lambda image: sources.add(image, files[image]),
         )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
@@ -126,18 +143,64 @@ def import_outputs(
     num_classes = len(task.classes)
 
     def load(image: str) -> tuple[str, tuple[UInt8, UInt8]]:
-        label_path, certainty_path = found[image]
-        label = read_train_ids(label_path, num_classes)
-        return image, (label, _read_certainty(certainty_path, num_classes, label.shape))
+        label, certainty = _read_outputs(found[image], num_classes)
+        agreed, valid = agreement(label, certainty)
+        if agreed < LEAST_OF_ONE * valid:
+            cause = likely_cause(label, certainty)
+            refuse_contradiction(found[image][1], agreed, valid, cause, LEAST_OF_ONE)
+        return image, (label, certainty)
 
     with (
         _writer(config, task, out, _attributes(config, task) | {"origin": "import"}) as writer,
         ThreadPoolExecutor(config.inference.workers) as pool,
     ):
         todo = [image for image in mine if image not in writer.done]
+        sources = _sources(config, out)
+        _refuse_changed(sources, out, {image: found[image] for image in mine}, writer.done)
+        _refuse_contradictions([found[image] for image in todo[:_FIRST]], num_classes)
         loaded = ordered_map(pool, load, todo, config.inference.workers + 2)
-        raw = _write_all(writer, loaded, len(todo), config.inference.workers, report)
+        raw = _write_all(
+            writer,
+            loaded,
+            len(todo),
+            config.inference.workers,
+            report,
+            lambda image: sources.add(image, found[image]),
+        )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
+
+
+def _read_outputs(files: tuple[Path, Path], num_classes: int) -> tuple[UInt8, UInt8]:
+    label = read_train_ids(files[0], num_classes)
+    return label, read_certainty(files[1], num_classes, label.shape)
+
+
+def _refuse_contradictions(pairs: Sequence[tuple[Path, Path]], num_classes: int) -> None:
+    """Refuse outputs whose label maps are not what their certainties say, over the first images together."""
+    agreed = valid = 0
+    causes = []
+    for pair in pairs:
+        label, certainty = _read_outputs(pair, num_classes)
+        counts = agreement(label, certainty)
+        agreed, valid = agreed + counts[0], valid + counts[1]
+        if counts[0] < LEAST_AGREEMENT * counts[1]:
+            causes.append(likely_cause(label, certainty))
+    if pairs:
+        cause = causes[0] if causes and all(cause == causes[0] for cause in causes) else None
+        refuse_contradiction(pairs[0][1], agreed, valid, cause, LEAST_AGREEMENT)
+
+
+def _refuse_changed(
+    sources: Sources, out: Path, files: Mapping[str, Sequence[Path]], done: Container[str]
+) -> None:
+    """Refuse to go on with an archive, images of which were made of files that have other content now."""
+    changed = sources.changed({image: made_of for image, made_of in files.items() if image in done})
+    if changed:
+        first = files[changed[0]][0]
+        raise ArchiveError(
+            f"{out}: {len(changed):,} of its images were made of files that changed since, such as {first}; remove the "
+            "archive and run the same command again, or give the teacher another name"
+        )
 
 
 def _attributes(config: ExportConfig, task: Task) -> dict[str, Any]:
@@ -217,10 +280,18 @@ def _stored_ids(out: Path) -> frozenset[str]:
 
 
 def _writer(config: ExportConfig, task: Task, out: Path, attributes: dict[str, Any]) -> CertaintyWriter:
-    number, of = config.shard if world_size() == 1 else (rank() + 1, world_size())
     return CertaintyWriter(
-        out, classes=task.classes, codec=config.codec, attributes=attributes, tag=f"{number}-of-{of}"
+        out, classes=task.classes, codec=config.codec, attributes=attributes, tag=_tag(config)
     )
+
+
+def _tag(config: ExportConfig) -> str:
+    number, of = config.shard if world_size() == 1 else (rank() + 1, world_size())
+    return f"{number}-of-{of}"
+
+
+def _sources(config: ExportConfig, out: Path) -> Sources:
+    return Sources(out, _tag(config))
 
 
 def _write_all(
@@ -229,6 +300,7 @@ def _write_all(
     total: int,
     workers: int,
     report: Reporter,
+    about_to_store: Callable[[str], None],
 ) -> int:
     """Compress in threads, at most two images ahead of them, and store in order; returns the raw bytes."""
 
@@ -240,6 +312,7 @@ def _write_all(
     with compiling_told(report), ThreadPoolExecutor(workers) as pool:
         report(Tick("exporting", 0, total, kept=0))
         for done, (size, coded) in enumerate(ordered_map(pool, code, outputs, workers + 2), 1):
+            about_to_store(coded.id)
             writer.store(coded)
             raw += size
             report(Tick("exporting", done, total, coded.id, kept=done))
@@ -258,14 +331,29 @@ def _find_outputs(folder: Path, wanted: set[str] | None) -> dict[str, tuple[Path
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of teacher outputs")
-    files = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
-    pngs = [path for path in files if path.suffix == ".png"]
-    arrays = [path for path in files if path.suffix in (".npy", ".npz")]
+    files = sorted(_files_below(folder))
+    pngs = [path for path in files if path.suffix.lower() == ".png"]
+    arrays = [path for path in files if path.suffix.lower() in (".npy", ".npz")]
     certainties = one_per_image(arrays, wanted, "certainty")
     labels = one_per_image(pngs, certainties, "label map")
     if wanted is None:
         _refuse_lone(pngs, labels, certainties)
     return {image: (labels[image], path) for image, path in certainties.items() if image in labels}
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files, linked folders followed, but none twice from inside itself."""
+    above: dict[str, frozenset[str]] = {str(folder): frozenset({os.path.realpath(folder)})}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        seen = above.pop(place)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if real[name] not in seen)
+        above |= {os.path.join(place, name): seen | {real[name]} for name in folders}
+        yield from (
+            folder / os.path.relpath(os.path.join(place, name), folder)
+            for name in names
+            if not name.startswith(".")
+        )
 
 
 def _refuse_lone(pngs: Iterable[Path], labels: dict[str, Path], certainties: dict[str, Path]) -> None:
@@ -282,70 +370,6 @@ def _refuse_lone(pngs: Iterable[Path], labels: dict[str, Path], certainties: dic
                 f"{path}: no {path.stem}.npy or {path.stem}.npz with its certainties; write one, or move this file "
                 "elsewhere"
             )
-
-
-def _read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt8:
-    """(C, H, W) uint8 percent from a file of (H, W, C): bytes, or the softmax itself."""
-    array = _read_array(path)
-    expected = f"expected (H, W, {num_classes}) bytes 0 to 100, or a softmax"
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 3 or array.shape[2] != num_classes:
-        hint = "; if they are of other classes, name their data set with --target FILE.toml"
-        if array.ndim == 3 and array.shape[0] == num_classes:
-            hint = "; the class axis must be last"
-        raise DataError(f"{path}: certainties of shape {array.shape}, {expected}{hint}")
-    if array.shape[:2] != size:
-        raise DataError(
-            f"{path}: certainties of {array.shape[1]}x{array.shape[0]} pixels, but the label map beside it has "
-            f"{size[1]}x{size[0]}"
-        )
-    if array.dtype.kind == "f":
-        array = _percent(path, array, expected)
-    elif array.dtype != np.uint8:
-        raise DataError(f"{path}: certainties of type {array.dtype}, {expected}")
-    highest = int(array.max(initial=0))
-    if highest > 100:
-        raise DataError(f"{path}: certainty {highest}, {expected}; are these 0 to 255, or logits?")
-    if highest <= 1:
-        raise DataError(f"{path}: no certainty above {highest}, {expected}; was 0 to 1 stored as bytes?")
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _percent(path: Path, softmax: NDArray[Any], expected: str) -> UInt8:
-    """A softmax, 0 to 1 or 0 to 100, as bytes of percent, truncated as published teachers do it."""
-    total = softmax.sum(2, dtype=np.float64)
-    for scale in (1, 100):
-        if softmax.min(initial=0) >= 0 and np.allclose(total, scale, rtol=SUM_TOLERANCE):
-            return np.asarray(softmax * np.float32(100 / scale), np.uint8)
-    raise DataError(
-        f"{path}: {softmax.dtype} values from {softmax.min(initial=0):g} to {softmax.max(initial=0):g} that do not "
-        f"sum to 1 (or 100) over the classes, {expected}; are these logits?"
-    )
-
-
-def _read_array(path: Path) -> NDArray[Any]:
-    for _ in range(20):
-        # Python 3.11's parser, which reads the header, trips over other threads' parsing (gh-106905).
-        with contextlib.suppress(SystemError):
-            return _load_array(path)
-    return _load_array(path)
-
-
-def _load_array(path: Path) -> NDArray[Any]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            if len(loaded.files) != 1:
-                raise DataError(f"{path}: holds arrays {', '.join(loaded.files)}, but one is expected")
-            array: NDArray[Any] = loaded[loaded.files[0]]
-            return array
-    except (DataError, SystemError):
-        raise
-    except Exception as error:  # a damaged header, shape or zip can end in an error of almost any type
-        raise DataError(f"{path}: truncated or not a NumPy file ({error}); write it again") from error
 
 
 def _warn_of_sizes(sample: Sample, found: dict[str, tuple[Path, Path]], report: Reporter) -> None:

@@ -227,6 +227,8 @@ def _sum_heads(segmenter: Segmenter, x: Tensor) -> Tensor:
     heads = [output] if isinstance(output, torch.Tensor) else list(output)
     summed = None
     for weight, head in zip(segmenter.procedure.heads, heads, strict=True):
+        if weight == 0:  # left out, so its size may be another
+            continue
         part = head.float() if weight == 1 else weight * head.float()
         summed = part if summed is None else summed + part
     assert summed is not None

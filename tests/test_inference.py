@@ -107,13 +107,17 @@ def test_memory_that_does_not_suffice_halves_the_batch(error: type[RuntimeError]
 
 
 def test_memory_that_a_program_runs_out_of_halves_the_batch_too(tmp_path: Path) -> None:
-    from endauda_cli.teachers.programs import Program
+    from endauda_cli.teachers.outputs import Wanted
+    from endauda_cli.teachers.programs import Input, Program
 
     network = Small(limit=2)
     found = run(
-        Program(tmp_path / "p.onnx", network, None, 1), put_images(tmp_path, [(32, 24)] * 4), batch_size=4
+        Program(network, Input(), Wanted(tmp_path / "p.onnx")),
+        put_images(tmp_path, [(32, 24)] * 4),
+        batch_size=4,
     )
-    assert [shape[0] for shape in network.batches] == [4, 2, 2] and len(found) == 4
+    # in between, the first batch once more, and each of its images alone
+    assert [shape[0] for shape in network.batches] == [4, 2, 2, 1, 1, 2] and len(found) == 4
 
 
 def test_memory_for_not_even_one_image_asks_for_tiles(tmp_path: Path) -> None:

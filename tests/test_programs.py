@@ -143,7 +143,7 @@ def test_program_gives_the_archive_of_its_module(
 ) -> None:
     (tmp_path / file).write_bytes(saved(file))
     (tmp_path / file).with_suffix(".toml").write_text(DESCRIPTION)
-    found = maps(open_teacher(tmp_path / file, CLASSES), images)
+    found = maps(open_teacher(tmp_path / file, CLASSES, program=True), images)
     expected = maps(Teacher(Segmenter(network, Preprocessing(size=(64, 32)))), images)
     for (labels, certainty), (other_labels, other_certainty) in zip(found, expected, strict=True):
         difference = np.abs(certainty.astype(int) - other_certainty)
@@ -159,10 +159,10 @@ def test_program_of_one_size_needs_no_size_and_takes_no_other(
     save_exported(network, path, batch=1)
     described = tmp_path / "fixed.toml"
     described.write_text(DESCRIPTION.replace("size = [64, 32]\n", ""))
-    assert open_teacher(path, CLASSES).segmenter.preprocessing.size == (64, 32)
+    assert open_teacher(path, CLASSES, program=True).segmenter.preprocessing.size == (64, 32)
     described.write_text(DESCRIPTION.replace("[64, 32]", "[128, 64]"))
     with pytest.raises(ConfigError, match=r"size is \(128, 64\), but the program takes 64x32 alone"):
-        open_teacher(path, CLASSES)
+        open_teacher(path, CLASSES, program=True)
 
 
 def test_programs_are_told_by_content(network: nn.Module, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_programs_are_told_by_content(network: nn.Module, tmp_path: Path) -> Non
         open_teacher(tmp_path / "a.pth", CLASSES, "dacs")
     (tmp_path / "c.toml").write_text(DESCRIPTION)
     with pytest.raises(CheckpointError, match=r"c\.pt2: neither torch\.export .* named with --weights"):
-        open_teacher(tmp_path / "c.pt2", CLASSES)
+        open_teacher(tmp_path / "c.pt2", CLASSES, program=True)
 
 
 @pytest.mark.parametrize("file", ["x.pt2", "x.ts", "x.onnx"])
@@ -187,7 +187,7 @@ def test_damaged_programs(file: str, kept: float, saved: Callable[[str], bytes],
     (tmp_path / file).write_bytes(content[: int(kept * len(content))])
     (tmp_path / "x.toml").write_text(DESCRIPTION)
     with pytest.raises(CheckpointError) as caught:
-        open_teacher(tmp_path / file, CLASSES)
+        open_teacher(tmp_path / file, CLASSES, program=True)
     assert str(caught.value).startswith(f"{tmp_path / file}: ") and "\n" not in str(caught.value)
 
 
@@ -198,16 +198,16 @@ def test_what_a_program_says_is_checked(images: list[Path], tmp_path: Path) -> N
         toml.write_text(IMAGENET + f'[output]\nkind = "{kind}"\n')
         other = "probabilities" if probabilities else "logits"
         with pytest.raises(CheckpointError, match=f"say (kind = )?'{other}'"):
-            maps(open_teacher(path, ("red", "else")), images)
+            maps(open_teacher(path, ("red", "else"), program=True), images)
     toml.write_text(IMAGENET)
     with pytest.raises(CheckpointError, match="has 2 outputs, but 5 class names; list the names"):
-        maps(open_teacher(path, CLASSES), images)
+        maps(open_teacher(path, CLASSES, program=True), images)
     save_script(nn.Flatten(), path)
     with pytest.raises(CheckpointError, match=r"floats \(batch, classes, height, width\) were expected"):
-        maps(open_teacher(path, CLASSES), images)
+        maps(open_teacher(path, CLASSES, program=True), images)
     save_exported(Colours(), tmp_path / "q.pt2", batch=1)
     (tmp_path / "q.toml").write_text(IMAGENET)
-    teacher = open_teacher(tmp_path / "q.pt2", ("red", "else"), size=(32, 32))
+    teacher = open_teacher(tmp_path / "q.pt2", ("red", "else"), size=(32, 32), program=True)
     with pytest.raises(CheckpointError, match="does not take an input of 1x3x32x32"):
         maps(teacher, images)
 
@@ -221,12 +221,12 @@ def test_class_names_join_outputs_with_the_task(images: list[Path], tmp_path: Pa
     with pytest.raises(
         ConfigError, match="no output stands for road, person, sky, tree; its outputs are red, other"
     ):
-        open_teacher(path, CLASSES)
+        open_teacher(path, CLASSES, program=True)
     (tmp_path / "p.toml").write_text(
         'classes = ["red", "other"]\nabsent = ["road", "person", "sky", "tree"]\n[map]\nred = "car"\nother = ""\n'
         + IMAGENET
     )
-    teacher = open_teacher(path, CLASSES)
+    teacher = open_teacher(path, CLASSES, program=True)
     assert teacher.attributes(CLASSES)["class_map"] == {"red": "car", "other": ""}
     for labels, certainty in maps(teacher, images):
         assert set(np.unique(labels)) == {1, 255}
@@ -308,10 +308,10 @@ def test_descriptions_with_impossible_values(text: str, message: str, tmp_path: 
 def test_programs_need_a_description(network: nn.Module, tmp_path: Path) -> None:
     save_script(network, tmp_path / "p.ts")
     with pytest.raises(ConfigError, match=r"a program does not say what it wants; write p\.toml beside it"):
-        open_teacher(tmp_path / "p.ts", CLASSES)
+        open_teacher(tmp_path / "p.ts", CLASSES, program=True)
     (tmp_path / "p.toml").write_text("[input]\nmean = [0, 0, 0]\n")
     with pytest.raises(ConfigError, match=r"\[input\] std must be given"):
-        open_teacher(tmp_path / "p.ts", CLASSES)
+        open_teacher(tmp_path / "p.ts", CLASSES, program=True)
 
 
 def test_description_changes_what_a_checkpoint_does(tiny_checkpoint: Path, tmp_path: Path) -> None:

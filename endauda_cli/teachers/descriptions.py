@@ -19,7 +19,7 @@ it is written down beside the file:
     kind = "logits"                         # or probabilities
     softmax = "after"                       # or before upsampling
     align_corners = true                    # of the upsampling
-    heads = [1.0]                           # weights in the sum of several outputs
+    heads = [1.0]                           # weights in the sum of several outputs; 0 leaves one out
     [passes]
     scales = [1.0]
     flip = false
@@ -32,12 +32,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, known_are
+from endauda_cli.files import read_text
 from endauda_cli.segmenter import ClassMap, Procedure
 from endauda_cli.transforms import FILTERS, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+MAX_SIDE = 65_536
+"""Of a network's input, in pixels."""
+_MAX_NAME = 200
+"""Letters of a class name."""
+_MAX_CLASSES = 10_000
 
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "": {"classes": list, "absent": list, "map": dict, "input": dict, "output": dict, "passes": dict},
@@ -81,12 +88,16 @@ class Description:
         if "channels" in given:
             changes["bgr"] = given["channels"] == "bgr"
         if "divisor" in given:
-            changes["divisor"] = float(given["divisor"])
+            (changes["divisor"],) = self._numbers("[input] divisor", [given["divisor"]], 1)
         for key in ("mean", "std"):
             if key in given:
                 changes[key] = self._numbers(f"[input] {key}", given[key], 3)
         if "size" in given:
             width, height = self._numbers("[input] size", given["size"], 2)
+            if width != int(width) or height != int(height):
+                raise ConfigError(
+                    f"{self.path}: [input] size = {given['size']}: expected whole numbers of pixels"
+                )
             changes["size"] = (int(width), int(height))
         elif "longer_side" in given:
             changes["size"] = None
@@ -96,6 +107,11 @@ class Description:
         )
         if smallest <= 0:
             raise ConfigError(f"{self.path}: [input] has {smallest:g} where only numbers above 0 make sense")
+        largest = max(made.multiple_of, made.longer_side or 1, *(made.size or (1,)))
+        if largest > MAX_SIDE:
+            raise ConfigError(
+                f"{self.path}: [input] has a side of {largest:.6g} pixels; networks take at most {MAX_SIDE:,}"
+            )
         return made
 
     def procedure(self, base: Procedure) -> Procedure:
@@ -111,7 +127,18 @@ class Description:
                 )
             changes["softmax"] = "none"
         if "heads" in output:
-            changes["heads"] = self._numbers("[output] heads", output["heads"], None)
+            heads = changes["heads"] = self._numbers("[output] heads", output["heads"], None)
+            total = sum(heads)
+            if min(heads) < 0 or total <= 0:
+                raise ConfigError(
+                    f"{self.path}: [output] heads = {_shown(output['heads'])}: expected weights of 0 or more, and one "
+                    "above 0"
+                )
+            if changes.get("softmax") == "none" and abs(total - 1) > 1e-3:
+                raise ConfigError(
+                    f"{self.path}: [output] heads = {_shown(output['heads'])}: weights of probabilities must sum to "
+                    f"1, so say heads = [{', '.join(f'{head / total:.4g}' for head in heads)}]"
+                )
         if "align_corners" in output:
             changes["align_corners"] = output["align_corners"]
         if "scales" in passes:
@@ -123,7 +150,11 @@ class Description:
     def _numbers(self, where: str, values: Sequence[Any], count: int | None) -> tuple[float, ...]:
         fits = values and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if not fits or (count is not None and len(values) != count):
-            raise ConfigError(f"{self.path}: {where} = {values}: expected {count or 'one or more'} numbers")
+            raise ConfigError(
+                f"{self.path}: {where} = {_shown(values)}: expected {count or 'one or more'} numbers"
+            )
+        if not all(abs(value) <= 1e9 for value in values):  # so no NaN either
+            raise ConfigError(f"{self.path}: {where} = {_shown(values)}: no such number makes sense here")
         return tuple(float(value) for value in values)
 
 
@@ -134,13 +165,15 @@ def read_description(path: Path) -> Description:
         ConfigError: if it is absent, no TOML, or says something that has no meaning.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); a description in TOML was expected"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}: no TOML ({error})") from error
+        raise ConfigError(f"{path}: no TOML ({error!s:.200})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: no TOML of a description (nested too deeply)") from error
     _check(path, "", content)
     tables = {name: content.get(name, {}) for name in ("input", "output", "passes")}
     for name, table in tables.items():
@@ -149,10 +182,13 @@ def read_description(path: Path) -> Description:
     lists = {key: content.get(key, []) for key in ("classes", "absent")}
     if not all(isinstance(value, str) for values in (*lists.values(), names.values()) for value in values):
         raise ConfigError(f"{path}: classes, absent and [map] hold names of classes, so strings")
+    _check_names(path, (*lists["classes"], *lists["absent"], *names, *names.values()))
     classes = tuple(lists["classes"]) or None
     unknown = next((name for name in names if classes is not None and name not in classes), None)
     if unknown is not None:
-        raise ConfigError(f"{path}: [map] names an output {unknown!r}, but classes lists none of that name")
+        raise ConfigError(
+            f"{path}: [map] names an output {unknown!r:.80}, but classes lists none of that name"
+        )
     return Description(path, tables, classes, tuple(lists["absent"]), names)
 
 
@@ -178,7 +214,7 @@ def join_classes(
     absent = description.absent if description is not None else ()
     for name in (*(n for n in names.values() if n), *absent):
         if name not in classes:
-            raise ConfigError(f"{where}: class {name!r} is none of the task's ({', '.join(classes)})")
+            raise ConfigError(f"{where}: class {name!r:.80} is none of the task's ({', '.join(classes)})")
     joined = ClassMap.by_name(named or classes, classes, names)
     missing = [classes[c] for c in joined.absent if classes[c] not in absent]
     if missing:
@@ -189,16 +225,35 @@ def join_classes(
     return None if joined.is_identity and joined.outputs == tuple(classes) else joined
 
 
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if len(names) > 4 * _MAX_CLASSES:
+        raise ConfigError(f"{path}: {len(names):,} names of classes; at most {_MAX_CLASSES:,} make sense")
+    for name in names:
+        if len(name) > _MAX_NAME or not (name.isprintable() or not name):
+            raise ConfigError(
+                f"{path}: {name!r:.80} is no class name: at most {_MAX_NAME} letters, none of them a control character"
+            )
+
+
+def _shown(value: object) -> str:
+    """Cut; an int of thousands of digits cannot be printed at all."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def _check(path: Path, name: str, table: Mapping[str, Any]) -> None:
     """Refuse what nobody would look at: unknown keys, other types, other words."""
     where = f"{path}: [{name}] " if name else f"{path}: "
     for key, value in table.items():
         if key not in _KEYS[name]:
-            raise ConfigError(f"{where}{key} has no meaning{known_are(key, _KEYS[name])}")
+            raise ConfigError(f"{where}{key!s:.80} has no meaning{known_are(key, _KEYS[name])}")
         if not isinstance(value, _KEYS[name][key]) or (
             isinstance(value, bool) and _KEYS[name][key] is not bool
         ):
-            raise ConfigError(f"{where}{key} = {value!r} is of another type than expected")
+            raise ConfigError(f"{where}{key} = {_shown(value)} is of another type than expected")
         choices = _CHOICES.get((name, key))
         if choices is not None and value not in choices:
-            raise ConfigError(f"{where}{key} = {value!r}: one of {', '.join(choices)}")
+            raise ConfigError(f"{where}{key} = {_shown(value)}: one of {', '.join(choices)}")

@@ -7,6 +7,7 @@ runs a teacher, to export it or to fuse it on the fly, calls it and gives the ``
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from endauda_cli.models.reading import read_content
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
-from endauda_cli.teachers.programs import SUFFIXES, open_program
+from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import TEACHER_ENTRY_POINTS
@@ -44,8 +45,11 @@ _MRNET_VARIANTS = {  # (batch norm, squeeze and excitation) -> key of models.TEA
 
 
 def is_program(path: Path) -> bool:
-    """Whether a file's name says that it is a program, which is run, and no file of weights, which never is."""
-    return path.suffix in SUFFIXES
+    """Whether a file's name says that it is ONNX: a graph of fixed operators on arrays, which can be run unasked.
+
+    Other programs are run where they were named as such, and only there.
+    """
+    return path.suffix == ".onnx"
 
 
 def open_teacher(
@@ -75,6 +79,11 @@ def open_teacher(
         CheckpointError: if the file cannot be read or is of another network or number of classes.
         ConfigError: if network or description are not what they should be.
     """
+    if not program and (kind := program_kind(path)) in ("torch.export", "TorchScript"):
+        raise CheckpointError(
+            f"{path}: is a {kind} program, not weights; run it with --program {path} of export-teacher, if you would "
+            "run its author's code: such a file can run any"
+        )
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
     said = _description(path, description, program)
     if network is not None and network not in TEACHERS and network not in plugins:
@@ -212,9 +221,13 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
         )
     base = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
     preprocessing, procedure = said.preprocessing(base), said.procedure(Procedure())
-    program, size = open_program(path, len(procedure.heads))
-    program.expected_classes = len(said.classes or classes)
-    program.probabilities = procedure.softmax == "none"
+    program, size = open_program(
+        path,
+        len(said.classes or classes),
+        procedure.heads if "heads" in said.tables["output"] else None,
+        procedure.softmax == "none",
+        pair=said.classes is not None and len(said.classes) == 2,
+    )
     if size is not None:
         if preprocessing.size not in (None, size):
             raise ConfigError(
@@ -224,7 +237,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
     class_map = join_classes(path, None, classes, said)
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),
-        {"network": "program", "weights_sha256": _files_sha256([path, *_beside(path)])},
+        {"network": "program", "weights_sha256": _files_sha256(program_files(path))},
     )
 
 
@@ -281,17 +294,11 @@ def _network_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
 
 
-def _beside(program: Path) -> list[Path]:
-    """Where ONNX puts the weights of larger networks."""
-    data = program.with_name(f"{program.name}.data")
-    return [data] if data.is_file() else []
-
-
 def _files_sha256(files: Sequence[Path]) -> str:
     """Of one file, or of several with their names."""
     if len(files) == 1:
         return sha256(files[0])
-    lines = "".join(f"{file.name}\0{sha256(file)}\n" for file in files)
+    lines = "".join(f"{os.path.relpath(file, files[0].parent)}\0{sha256(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
