@@ -74,7 +74,7 @@ def test_what_would_take_memory_is_not_read(tmp_path: Path) -> None:
     header = npy(np.zeros(0, np.uint8))[:128].replace(b"(0,), ", b"(9999999999, 3), ")
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", header + bytes(50_000_000))
-    with pytest.raises(DataError, match="certainties of shape|not a NumPy file"):
+    with pytest.raises(DataError, match=r"certainties of shape|not a NumPy file"):
         read_certainty(tmp_path / "a.npz", 3, SIZE)
 
 
