@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -163,3 +165,30 @@ def test_records_of_sources_that_are_damaged(tmp_path: Path) -> None:
     assert sources.changed({"x": [tmp_path / "x"]}) == ["x"]
     (tmp_path / "sources-1-of-1.jsonl").write_text('[]\n{"id": "x", "files": [1]}\n{"id": 3}\n\x00{')
     assert sources.changed({"x": [tmp_path / "x"]}) == []
+
+
+@pytest.mark.slow
+def test_two_imports_of_one_name_at_once(tmp_path: Path) -> None:
+    """One is right, the other is told; the archive is never of both."""
+    make_cityscapes(tmp_path)
+    folders = [put_outputs(tmp_path / name, "dacs", TRAIN) for name in "ab"]
+    for path in folders[1].glob("*.npy"):
+        np.save(path, np.load(path) // 2)
+    words = [
+        sys.executable,
+        "-m",
+        "endauda_cli",
+        "export-teacher",
+        "x",
+        "--workspace",
+        str(tmp_path),
+        "--import",
+    ]
+    both = [
+        subprocess.Popen([*words, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for folder in folders
+    ]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 1]
+    assert "files that changed since" in said[codes.index(1)] or "another process" in said[codes.index(1)]
