@@ -180,12 +180,15 @@ def _refuse_contradictions(pairs: Sequence[tuple[Path, Path]], num_classes: int)
     agreed = valid = 0
     causes = []
     for pair in pairs:
-        label, certainty = _read_outputs(pair, num_classes)
+        try:
+            label, certainty = _read_outputs(pair, num_classes)
+        except DataError:  # told in its turn, when those before it are stored
+            continue
         counts = agreement(label, certainty)
         agreed, valid = agreed + counts[0], valid + counts[1]
         if counts[0] < LEAST_AGREEMENT * counts[1]:
             causes.append(likely_cause(label, certainty))
-    if pairs:
+    if valid:
         cause = causes[0] if causes and all(cause == causes[0] for cause in causes) else None
         refuse_contradiction(pairs[0][1], agreed, valid, cause, LEAST_AGREEMENT)
 

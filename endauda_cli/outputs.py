@@ -47,7 +47,8 @@ def read_certainty(path: Path, num_classes: int, size: tuple[int, ...]) -> UInt8
     if array.ndim == 4:
         array = array[0]
     if array.dtype.kind == "f":
-        array = _percent(path, array, expected)
+        with np.errstate(all="ignore"):  # of NaN and infinities, which sum to nothing
+            array = _percent(path, array, expected)
     highest = int(array.max(initial=0))
     if highest > 100:
         raise DataError(f"{path}: certainty {highest}, {expected}; are these 0 to 255, or logits?")

@@ -42,7 +42,8 @@ class _Origin:
     )  # fmt: skip
     program: Path | None = option(
         None, "--program", panel=_TEACHER,
-        help="Network as torch.export .pt2, TorchScript or ONNX; it is run as it is.",
+        help="Network as torch.export .pt2, TorchScript or ONNX. It is run as it is, and can do what you can: only "
+        "from people whose code you would run.",
     )  # fmt: skip
     network: str | None = option(
         None, "--network", panel=_TEACHER, complete="networks",

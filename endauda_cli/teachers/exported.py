@@ -41,11 +41,13 @@ _OPERATORS = re.compile(
 _REACH_OUT = ("from_file",)
 """Operators of torch that open files."""
 _ARITHMETIC = frozenset(
-    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
-    "FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
-    "RoundDecimal ToFloat Identity Max Min Abs Add Mul Pow Integer Float Rational Symbol Piecewise And Or Not "
-    "Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan "
-    "floor ceiling sqrt max min abs".split()
+    (
+        "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift "
+        "PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt "
+        "RoundToInt RoundDecimal ToFloat Identity Max Min Abs Add Mul Pow Integer Float Rational Symbol Piecewise And "
+        "Or Not Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan floor "
+        "ceiling sqrt max min abs "
+    ).split()
 )
 _OF_TENSORS = frozenset(("size", "stride", "shape", "storage_offset", "ndim", "dim", "numel"))
 _EXPRESSION_NODES = (

@@ -103,7 +103,7 @@ OUTPUTS: dict[str, tuple[Spoil, str, str]] = {
     "other size than the label": (_npy(lambda q: q[::2, ::2]), "npy", "of 32x16 pixels, but the label map beside it"),
     "truncated array": (lambda f: cut(f / f"{BAD}.npy"), "npy", "truncated or not a NumPy file"),
     "next to nothing": (lambda f: cut(f / f"{BAD}.npy", 0.01), "npy", "not a NumPy file"),
-    "absurd shape": (_shape, "npy", "truncated or not a NumPy file"),
+    "absurd shape": (_shape, "npy", "pixels, but the label map beside it"),
     "truncated label": (lambda f: cut(f / f"{BAD}.png"), "png", "truncated or not an image"),
     "colour label": (_rgb, "png", "an image of mode RGB, but one channel of label ids"),
     "label outside the table": (_value, "png", "value 33, but train ids are 0 to 18, and 255 for none"),
