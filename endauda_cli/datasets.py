@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS, IGNORED, Domain, Layout, Task, make_task, palette_of
 from endauda_cli.errors import ConfigError, DataError, NoImagesError, NoLabelsError, did_you_mean, known_are
-from endauda_cli.files import read_text
+from endauda_cli.files import read_toml
 from endauda_cli.masking import printable
 from endauda_cli.names import id_fault, name_fault
 from endauda_cli.patterns import filled, matching, pattern_fault, plain_name
@@ -151,17 +150,14 @@ SPLIT_KEYS = {"images", "labels", "image_suffix", "label_suffix"}
 
 def _domain_from_toml(path: Path) -> Domain:
     try:
-        table = tomllib.loads(read_text(path))
+        table = read_toml(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file; --source and --target take a name or a .toml file"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); name a .toml file") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # TOMLDecodeError; a number of 4301 digits; a thousand brackets
+    except ValueError as error:
         raise DataError(f"{path}: not valid TOML ({_cut(str(error))}); mend that line") from error
     _refuse_unknown(path, table, TOML_KEYS, "")
     classes = tuple(_class_name(path, name) for name in _strings(path, table.get("classes"), "classes"))

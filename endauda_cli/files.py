@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +91,30 @@ def read_text(path: Path | str, most: int = SETTINGS_BYTES) -> str:
         UnicodeDecodeError: if it is no UTF-8.
     """
     return read_bytes(path, most).decode("utf-8-sig")
+
+
+_TOML_BYTES = 1 << 20
+_TOML_DOTS = 200
+"""In a line: the standard library takes time and memory with the square of a dotted key's parts."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file, which a person writes: up to 1 MB, keys of up to 200 parts.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+        ValueError: if it is no TOML or no UTF-8, whatever is wrong with it.
+    """
+    import tomllib  # few workspaces have such a file, and every TAB asks
+
+    text = read_text(path, _TOML_BYTES)
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > _TOML_DOTS:
+            raise ValueError(f"more than {_TOML_DOTS} dots in line {number}")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _too_large(path: Path | str, size: str, most: int) -> OSError:

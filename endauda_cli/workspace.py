@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive.layout import has_images
 from endauda_cli.errors import ConfigError, WorkspaceError
-from endauda_cli.files import RECORD_BYTES, cannot_write, read_text, replacing
+from endauda_cli.files import RECORD_BYTES, cannot_write, read_text, read_toml, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,17 +168,12 @@ def read_config(workspace: Workspace) -> dict[str, Any]:
     path = workspace.root / CONFIG_FILE
     if not path.is_file():
         return {}
-    import tomllib  # few workspaces have the file, and every TAB asks
-
     try:
-        return tomllib.loads(read_text(path))
+        return read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # TOMLDecodeError, UnicodeDecodeError, an int of 4301 digits
-        raise ConfigError(f"{path}: not valid TOML ({error}); mend that line") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error!s:.200}); mend that line") from error
 
 
 def check_label_set(folder: Path, source: str, classes: Sequence[str]) -> None:

@@ -27,12 +27,11 @@ it is written down beside the file:
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, known_are
-from endauda_cli.files import read_text
+from endauda_cli.files import read_toml
 from endauda_cli.segmenter import ClassMap, Procedure
 from endauda_cli.transforms import FILTERS, Preprocessing
 
@@ -165,15 +164,13 @@ def read_description(path: Path) -> Description:
         ConfigError: if it is absent, no TOML, or says something that has no meaning.
     """
     try:
-        content = tomllib.loads(read_text(path))
+        content = read_toml(path)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); a description in TOML was expected"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: no TOML ({error!s:.200})") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: no TOML of a description (nested too deeply)") from error
     _check(path, "", content)
     tables = {name: content.get(name, {}) for name in ("input", "output", "passes")}
     for name, table in tables.items():
