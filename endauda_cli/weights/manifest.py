@@ -234,7 +234,9 @@ class _Entry:
         )
 
     def _refuse(self, field: str, value: Any, expected: str) -> NoReturn:
-        raise ConfigError(f"{self.where}: {field!r} is {json.dumps(value)[:200]}, but {expected} was expected")
+        raise ConfigError(
+            f"{self.where}: {field!r} is {json.dumps(value)[:200]}, but {expected} was expected"
+        )
 
     def _text(
         self, field: str, pattern: re.Pattern[str] | None = None, form: str = "text in one line"
@@ -277,7 +279,7 @@ class _Entry:
         ):
             self._refuse("path", value, form)
         pure = PurePosixPath(value)
-        if pure.is_absolute() or ".." in pure.parts or str(pure) + "/" * value.endswith("/") != value or id_fault(str(pure)):
+        if id_fault(str(pure)) or str(pure) + "/" * value.endswith("/") != value:
             self._refuse("path", value, form)
         if LOCK_PATH == value or (value.endswith("/") and LOCK_PATH.startswith(value)):
             self._refuse("path", value, f"a path that does not hold {LOCK_PATH}")

@@ -91,7 +91,9 @@ def checkpoints() -> Sequence[bytes]:
 
 
 def params() -> Sequence[bytes]:
-    number = lambda value, size: value.to_bytes(size, "little")  # noqa: E731
+    def number(value: int, size: int) -> bytes:
+        return value.to_bytes(size, "little")
+
     head = FILE_MAGIC + number(1, 8) + number(0xF993FAC9, 4) + number(0, 4) + number(1, 4) + number(2, 8)
     return [head + number(1, 4) + number(0, 8) + bytes(8) + number(1, 8) + number(9, 8) + b"arg:a_bias"]
 
