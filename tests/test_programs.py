@@ -48,7 +48,7 @@ Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 
 def open_teacher(path: Path, *args: Any, **options: Any) -> Teacher:
     """Programs as ``--program`` opens them, all else as ``--weights``."""
-    return open_any(path, *args, program=is_program(path), **options)
+    return open_any(path, *args, **{"program": is_program(path)} | options)
 
 
 class Colours(nn.Module):

@@ -23,7 +23,7 @@ from endauda_cli.fusion.policy_files import (
 )
 from endauda_cli.fusion.rules import consensus, policies
 from endauda_cli.fusion.rules.policies import Overlaps, Policy
-from endauda_cli.labels import read_truth, refuse_empty_truth
+from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import Reporter, Tick, phase
 from endauda_cli.types import PolicyKind
@@ -204,13 +204,7 @@ def _true_overlaps(
 
 
 def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
-    """The labelled target images that a policy looks at; refused if their labels hold no class."""
-    samples, target = _asked_for(spec, evidence), evidence.task.target
-    refuse_empty_truth((_label_file(sample) for sample in samples), target, f"--policy {spec}: {target.name}")
-    return samples
-
-
-def _asked_for(spec: str, evidence: Evidence) -> list[Sample]:
+    """The labelled target images that a policy looks at."""
     found = evidence.labelled()
     if spec == PolicyKind.VAL:
         return found
@@ -251,9 +245,9 @@ def _refuse_empty(labelled: int, samples: Sequence[Sample]) -> None:
     """Truth without any class, such as Cityscapes' public test labels, chooses nobody."""
     if not labelled:
         raise PolicyError(
-            f"the labels of {len(samples)} images, first {samples[0].label}, hold none of the classes: every pixel "
-            "is one that is ignored, so no teacher can be chosen by them; use --policy auto, or name images with "
-            "labels by --few-shot"
+            f"the truth of all {len(samples)} images holds no class at all (first {samples[0].label}): every pixel is "
+            "one that is ignored, so no teacher can be chosen by it; use --policy auto, or name images with labels by "
+            "--few-shot"
         )
 
 

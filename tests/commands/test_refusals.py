@@ -417,8 +417,8 @@ def test_no_archive(city: Path) -> None:
             ("--source", "mine.toml"),
             "mine.toml: no such file; --source and --target take a name or a .toml file",
         ),
-        (("--policy", "."), ".: neither JSON nor a NumPy file"),
-        (("--policy", "/"), "/: neither JSON nor a NumPy file"),
+        (("--policy", "."), ".: cannot be read: a folder"),
+        (("--policy", "/"), "/: cannot be read: a folder"),
         (
             ("--policy", "best"),
             "--policy best: neither one of auto, few-shot, val, certainty, paper nor a file that exists",
