@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 230
 """Of a name: file systems take 255, and suffixes and the marks of temporary files come on top."""
 MAX_ID_BYTES = 1024
+_SEEN = dict.fromkeys(
+    map(ord, "\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
+)
+"""Spaces of other widths, as in the names of macOS's screenshots, and the joiners of scripts and emoji: no harm."""
 
 
 def name_fault(name: object) -> str | None:
@@ -73,7 +77,7 @@ def _part_fault(part: object) -> str | None:
         or (len(part) > 1 and part[1] == ":" and part[0].isascii() and part[0].isalpha())
     ):
         return "is a path"
-    if not part.isprintable():
+    if not part.translate(_SEEN).isprintable():
         return "holds characters that cannot be shown or written"
     if len(part) > MAX_BYTES or len(part.encode()) > MAX_BYTES:
         return f"is longer than {MAX_BYTES} bytes"

@@ -40,7 +40,10 @@ FORMATS = (
 """Those that hold pixels. Pillow knows more, for some of which it starts other programs (EPS: Ghostscript)."""
 DEFLATE = 1040
 """Bytes that one byte of deflated data can become."""
-_MOST_PER_BYTE = {"JPEG": 2_000, "MPO": 2_000, "PPM": 8, "SGI": 130}
+_MOST_PER_BYTE = {
+    "JPEG": 2_000, "MPO": 2_000, "PPM": 8, "SGI": 130, "GIF": 2_000, "QOI": 62, "PCX": 504, "TGA": 128, "BMP": 255,
+    "DIB": 255,
+}  # fmt: skip
 """Pixels that one byte of a file can stand for; the rest: one bit per pixel, deflated."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}

@@ -32,7 +32,7 @@ NAMES_BYTES = 1 << 20
 """More than the names of all classes and teachers take."""
 MALFORMED = (
     OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, OverflowError, RecursionError, MemoryError,
-    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    NotImplementedError, RuntimeError, SystemError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
     tokenize.TokenError,
 )  # fmt: skip
 """What NumPy, zipfile and literal_eval raise for what is not theirs, or damaged."""

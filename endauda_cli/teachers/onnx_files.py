@@ -97,6 +97,8 @@ def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int
             _, at = _varint(data, at, end)
         elif kind == _BYTES:
             length, at = _varint(data, at, end)
+            if length > end - at:
+                raise ValueError("it is cut short or no ONNX")
             yield key >> 3, at, at + length
             at += length
         elif kind in (_FIXED64, _FIXED32):

@@ -74,6 +74,8 @@ def read_settings(data: bytes, folder: Path) -> None:
 
 def read_picture(data: bytes, folder: Path) -> None:
     """All readers; the size in the header is that of the pixels."""
+    if len(data) > 2048:  # whose honest pixels, all of one colour, may take gigabytes
+        return
     path = folder / "a.png"
     path.write_bytes(data)
     size = image_size(path)
