@@ -44,7 +44,7 @@ VALUES = (
     "\x9b31m", "a,,b", ",", "1x", "1x1x1", "0x0", "99999999999999999999999x1", "99999x1", "1/0", "0/0", "2/1",
     "9" * 30 + "/" + "9" * 30, "--", "\x07", "\0x",
 )  # fmt: skip
-TRIED = 12
+TRIED = 2
 """Of the values, for each option others."""
 SKIPPED = {"help", "install_completion", "show_completion"}
 
@@ -86,7 +86,7 @@ def assert_told(words: tuple[str, ...]) -> None:
     assert "Traceback" not in ended.err, (shown, ended.err[:2000])
     assert not CONTROL & set(ended.out + ended.err), (shown, ended.err[:2000])
     assert len(ended.err) < 50_000, (shown, len(ended.err))
-    if ended.code == 1:
+    if ended.code == 1 and "doctor" not in shown:  # which prints findings instead
         assert "endauda: " in ended.err, shown
 
 

@@ -36,7 +36,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("inspect", "dacs", "--verify"),
     ("export-teacher", "imported", "--import", "outputs"),
     ("fuse", "--teachers", *TEACHERS),
-    ("fuse", "--split", "val", "--policy", "val", "--name", "by-val"),
+    ("fuse", "--teachers", "dacs", "crst", "cbst", "--split", "val", "--policy", "val", "--name", "by-val"),
     ("train", *SIZE_FLAGS, "--steps", "2", "--validate-every", "1", "--name", "it", "--device", "cpu"),
     ("test", "--device", "cpu"),
     ("test", "--predictions", "Warehouse/Cityscapes/data/gtFine/by-val"),
