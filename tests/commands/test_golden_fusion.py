@@ -1,4 +1,4 @@
-"""What the reference implementation fused, again through the command line: import, fuse, PNG.
+"""What the reference implementation fused, again through the command line: archive, fuse, PNG.
 
 The golden inputs with one number of classes and teachers are images of the same archives. Left out are the
 averages and shares (``*_u8``), which no command writes, and the inputs of floats, which no archive holds (the
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from endauda_cli.archive import CertaintyWriter
 from tests import support
-from tests.support.command_lines import UInt8, put_label, read_png, result_of, succeed
+from tests.support.command_lines import UInt8, read_png, result_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,23 +45,20 @@ def describe_target(root: Path, num_classes: int) -> Path:
 
 def export(root: Path, labels: UInt8, certainty: UInt8) -> list[str]:
     """Archives t0, t1, ... of (T, B, H, W) labels and (T, B, H, W, C) certainties; images 0, 1, ..."""
-    target = describe_target(root, certainty.shape[-1])
+    describe_target(root, certainty.shape[-1])
     names = [f"t{t}" for t in range(len(labels))]
+    classes = [f"class {c}" for c in range(certainty.shape[-1])]
     for t, name in enumerate(names):
-        for b in range(labels.shape[1]):
-            put_label(root / "outputs" / name / f"{b}.png", labels[t, b])
-            np.save(root / "outputs" / name / f"{b}.npy", certainty[t, b])
-        succeed(
-            "export-teacher",
-            name,
-            "--import",
-            f"outputs/{name}",
-            "--target",
-            target,
-            "--workspace",
-            root,
-            "-q",
-        )
+        # Not by --import, which refuses labels that contradict their certainties, as those of noise do.
+        with CertaintyWriter(
+            root / "certainty/golden" / name, classes=classes, attributes={"teacher": name}
+        ) as out:
+            for b in range(labels.shape[1]):
+                out.write(
+                    str(b),
+                    np.ascontiguousarray(labels[t, b]),
+                    np.ascontiguousarray(certainty[t, b].transpose(2, 0, 1)),
+                )
     return names
 
 
