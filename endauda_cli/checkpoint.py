@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from endauda_cli.errors import CheckpointError
-from endauda_cli.files import open_regular, replacing
+from endauda_cli.files import replacing
 from endauda_cli.models import ARCHS, BACKBONES, build_student, load_checkpoint
 from endauda_cli.models.compat import peeled
-from endauda_cli.models.reading import MOST_BYTES, read_content
+from endauda_cli.models.reading import opened, read_content
 from endauda_cli.progress import Note, silent
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
@@ -169,15 +169,8 @@ def sha256(path: Path) -> str:
     Raises:
         CheckpointError: if the file is absent.
     """
-    try:
-        with open_regular(path, MOST_BYTES) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file of weights") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check path and permissions"
-        ) from error
+    with opened(path, " of weights") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_student(

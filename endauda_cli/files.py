@@ -21,6 +21,7 @@ if sys.platform != "win32":
     import fcntl
 
 _POLL_S = 0.05
+_BLOCK = 1 << 20
 _OWNER_BYTES = 4096
 _BEAT_S = 5.0
 DEAD_AFTER_S = 60.0
@@ -76,11 +77,22 @@ def open_regular(path: Path | str, most: int | None) -> BufferedReader:
 
 def read_bytes(path: Path | str, most: int) -> bytes:
     """What the file holds; see :func:`open_regular`, which says what is raised."""
+    content = bytearray()
     with open_regular(path, most) as file:
-        content = file.read(most + 1)
+        # Block by block: asked for ``most`` at once, Python takes as much memory first, whatever the file's size.
+        while len(content) <= most and (block := file.read(min(_BLOCK, most + 1 - len(content)))):
+            content += block
     if len(content) > most:  # it grew, or is one of those that have no size, as in /proc
         raise _too_large(path, "more", most)
-    return content
+    return bytes(content)
+
+
+def file_sha256(path: Path | str, most: int | None = None) -> str:
+    """Of what the file holds, in hex. Raises OSError: as :func:`open_regular`."""
+    import hashlib  # every TAB imports this module
+
+    with open_regular(path, most) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path | str, most: int = SETTINGS_BYTES) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError
-from endauda_cli.files import RECORD_BYTES, open_regular, read_bytes
+from endauda_cli.files import RECORD_BYTES, file_sha256, open_regular, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -269,7 +268,7 @@ class Sources:
 
     def add(self, image: str, files: Sequence[Path]) -> None:
         """To be called before the image is stored: a line too many does no harm, one too few does."""
-        line = json.dumps({"id": image, "files": [[*_stamp(file), _sha256(file)] for file in files]})
+        line = json.dumps({"id": image, "files": [[*_stamp(file), file_sha256(file)] for file in files]})
         with self._path.open("a", encoding="utf-8") as record:
             record.write(f"{line}\n")
 
@@ -304,7 +303,7 @@ def _same(made_of: list[Any], files: Sequence[Path]) -> bool:
     try:
         stored = [tuple(entry) for entry in made_of]
         return len(stored) == len(files) and all(
-            size == now[0] and (time == now[1] or digest == _sha256(file))
+            size == now[0] and (time == now[1] or digest == file_sha256(file))
             for (size, time, digest), file, now in zip(stored, files, map(_stamp, files), strict=True)
         )
     except (TypeError, ValueError):
@@ -316,8 +315,3 @@ def _same(made_of: list[Any], files: Sequence[Path]) -> bool:
 def _stamp(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _sha256(file: Path) -> str:
-    with open_regular(file, None) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.archive import layout, shard
 from endauda_cli.archive.manifest import ForeignIdError, ImageEntry, ShardManifest, read_manifest
 from endauda_cli.errors import ArchiveError
+from endauda_cli.files import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,7 +100,7 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
 
 def open_part_file(path: Path, classes: Sequence[str]) -> shard.ImageFile:
     """Raises FileNotFoundError if it is gone, ArchiveError and others if it is damaged."""
-    if shard.file_sha256(path) != path.stem:
+    if file_sha256(path) != path.stem:
         raise ArchiveError("its content is not what its name says")
     return shard.ImageFile(path, classes)
 
@@ -130,4 +131,4 @@ def stored_bytes(archive: Path) -> int:
 def manifest_of(path: Path, classes: Sequence[str]) -> ShardManifest:
     """Makes the manifest that a finished shard file should have. Raises ArchiveError if it is none."""
     images = shard.entries(shard.ImageFile(path, classes).images)
-    return ShardManifest(path.name, path.stat().st_size, shard.file_sha256(path), images)
+    return ShardManifest(path.name, path.stat().st_size, file_sha256(path), images)

@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.files import RECORD_BYTES, open_regular
+from endauda_cli.files import RECORD_BYTES, open_regular, read_bytes
 from endauda_cli.names import id_fault
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ def image_ids(archive: Path) -> set[str]:
 def _object(path: Path, first_line: int | None) -> dict[str, Any]:
     """The JSON object in a file, or in its first line of so many bytes at most."""
     try:
-        with open_regular(path, RECORD_BYTES) as file:
-            value = json.loads(file.readline(first_line) if first_line else file.read(RECORD_BYTES))
+        if first_line is None:
+            value = json.loads(read_bytes(path, RECORD_BYTES))
+        else:
+            with open_regular(path, RECORD_BYTES) as file:
+                value = json.loads(file.readline(first_line))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -384,11 +384,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with open_regular(path, None) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def entries(images: Mapping[str, StoredImage]) -> dict[str, ImageEntry]:
     return {id: image.entry for id, image in images.items()}
 

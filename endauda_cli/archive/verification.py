@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.archive import index, layout, shard
 from endauda_cli.archive.manifest import ShardManifest, read_info
 from endauda_cli.errors import ArchiveError
+from endauda_cli.files import file_sha256
 from endauda_cli.progress import Reporter, Tick, silent
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _check_shard(path: Path, manifest: ShardManifest, classes: Sequence[str]) ->
     size = path.stat().st_size
     if size != manifest.bytes:
         raise ArchiveError(f"{size:,} bytes; expected {manifest.bytes:,}")
-    if shard.file_sha256(path) != manifest.sha256:
+    if file_sha256(path) != manifest.sha256:
         raise ArchiveError("the SHA-256 of the file does not match its manifest")
     file = shard.ImageFile(path, classes)
     for id, entry in manifest.images.items():

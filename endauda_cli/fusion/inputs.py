@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS
 from endauda_cli.errors import DataError
-from endauda_cli.files import IMAGE_BYTES, open_regular
+from endauda_cli.files import IMAGE_BYTES, file_sha256
 from endauda_cli.fusion.rules import RULES
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def file_digest(path: Path) -> str:
         DataError: if it cannot be read.
     """
     try:
-        with open_regular(path, IMAGE_BYTES) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path, IMAGE_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 

@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from endauda_cli.files import open_regular, size_text
 from endauda_cli.models.mxnet import is_params, read_params
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from io import BufferedReader
     from pathlib import Path
 
 MOST_BYTES = 1 << 40
@@ -98,18 +100,32 @@ def refuse_unreadable(path: Path) -> None:
     _refuse_allocation(path, members)
 
 
-def _head(path: Path) -> bytes:
-    """How the file begins, if it is one that can be weights."""
+@contextmanager
+def opened(path: Path, absent: str, most: int | None = MOST_BYTES) -> Iterator[BufferedReader]:
+    """A file that a network is in, open within the block.
+
+    Args:
+        path: the file.
+        absent: the end of the sentence if it is not there.
+        most: bytes that it may have.
+
+    Raises:
+        CheckpointError: if it is absent, or cannot be read.
+    """
     try:
-        with open_regular(path, MOST_BYTES) as file:
-            head = file.read(512)
+        with open_regular(path, most) as file:
+            yield file
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: no such file, but a checkpoint was expected; check the path"
-        ) from error
+        raise CheckpointError(f"{path}: no such file{absent}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot be read ({reason}); check path and permissions") from error
+
+
+def _head(path: Path) -> bytes:
+    """How the file begins, if it is one that can be weights."""
+    with opened(path, ", but a checkpoint was expected; check the path") as file:
+        head = file.read(512)
     if not head:
         raise CheckpointError(f"{path}: is empty, but a checkpoint was expected; copy or download it again")
     return head

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError
-from endauda_cli.files import open_regular, read_text
-from endauda_cli.models.reading import MOST_BYTES, refuse_unreadable
+from endauda_cli.files import read_text
+from endauda_cli.models.reading import opened, refuse_unreadable
 from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
 from endauda_cli.teachers.offline import offline
@@ -321,15 +321,8 @@ def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
     total = 0
     for file in files:
         path = folder / file
-        try:
-            with open_regular(path, MOST_BYTES) as opened:
-                total += opened.seek(0, 2)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: no such file, but {name} lists it; copy it there too") from error
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be read ({error.strerror}); check path and permissions"
-            ) from error
+        with opened(path, f", but {name} lists it; copy it there too") as weights:
+            total += weights.seek(0, 2)
         if not file.endswith(".safetensors"):
             refuse_unreadable(path)
     return total

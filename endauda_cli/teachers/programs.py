@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.files import open_regular
+from endauda_cli.models.reading import opened
 from endauda_cli.teachers.exported import refuse_code
 from endauda_cli.teachers.onnx_files import external_files
 from endauda_cli.teachers.outputs import Wanted
@@ -223,14 +224,8 @@ def open_program(
         CheckpointError: if it cannot be opened, or is no program.
         ConfigError: if a package that runs it is not installed.
     """
-    try:
-        open_regular(path, None).close()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file, but a program was expected; check the path") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}), but a program was expected; check the path"
-        ) from error
+    with opened(path, ", but a program was expected; check the path", None):
+        pass  # that it can be
     kind = program_kind(path)
     if kind is None:
         raise CheckpointError(
