@@ -8,7 +8,6 @@ second signal comes, nothing is worth a wait: the process ends at once. All stor
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -116,6 +116,8 @@ def watched() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _state.leave is None:
         yield
         return
+    import socket  # every start imports this module
+
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
     before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)

@@ -135,7 +135,7 @@ def open_session(command: str, options: Located, device: str = "cpu") -> Session
         EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
     """
     from endauda_cli.datasets import load_task
-    from endauda_cli.threads import check_space
+    from endauda_cli.limits import check_space
 
     check_space()
     found = find_workspace(options.workspace)

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from endauda_cli.errors import EndaudaError, did_you_mean
 from endauda_cli.masking import printable
 from endauda_cli.signals import Stopped
 from endauda_cli.terminal.answer import Answer, Failure, answering
-from endauda_cli.threads import address_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -238,6 +236,10 @@ def mending(error: Exception, answer: Answer) -> str | None:
 
 def _surroundings(error: Exception, first: str) -> str | None:
     """Of a limit on memory, or a variable that a library cannot read."""
+    import traceback  # only who needs it waits for it
+
+    from endauda_cli.limits import address_space
+
     limit = address_space()
     if limit is not None and (
         isinstance(error, MemoryError)
