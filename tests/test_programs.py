@@ -20,7 +20,7 @@ from endauda_cli.exporting import teacher_maps
 from endauda_cli.models import build_student
 from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter
-from endauda_cli.teachers import Teacher, is_program
+from endauda_cli.teachers import Teacher
 from endauda_cli.teachers import open_teacher as open_any
 from endauda_cli.teachers.descriptions import read_description
 from endauda_cli.teachers.programs import program_kind
@@ -48,7 +48,7 @@ Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 
 def open_teacher(path: Path, *args: Any, **options: Any) -> Teacher:
     """Programs as ``--program`` opens them, all else as ``--weights``."""
-    return open_any(path, *args, **{"program": is_program(path)} | options)
+    return open_any(path, *args, **{"program": path.suffix == ".onnx"} | options)
 
 
 class Colours(nn.Module):

@@ -144,14 +144,14 @@ def _refuse_other_kinds(path: Path, head: bytes, members: list[str] | None) -> N
             f"{path}: is packed with {packed[0]}; unpack it with {packed[1]} and name the file that comes out"
         )
     if path.suffix.lower() == ".onnx":
-        raise CheckpointError(f"{path}: is an ONNX program, not weights; run it with --program {path}")
+        raise no_weights(path, "ONNX")
     if not members:
         return
     inner = [name.partition("/")[2] or name for name in members]
     if any(name.startswith("code/") for name in inner):
-        raise CheckpointError(f"{path}: is a TorchScript program, not weights; run it with --program {path}")
+        raise no_weights(path, "TorchScript")
     if "archive_format" in inner or any(name.endswith("serialized_exported_program.json") for name in inner):
-        raise CheckpointError(f"{path}: is a torch.export program, not weights; run it with --program {path}")
+        raise no_weights(path, "torch.export")
     if "data.pkl" not in inner and not all(name.endswith(".npy") for name in members):
         some = ", ".join(f"{name!r:.80}" for name in members[:3])
         raise CheckpointError(
@@ -244,6 +244,15 @@ def _read_npz(path: Path) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------------------- refusals
+
+
+def no_weights(path: Path, kind: str) -> CheckpointError:
+    """For a program of that kind, which is never run where weights are named."""
+    article = "an" if kind == "ONNX" else "a"
+    return CheckpointError(
+        f"{path}: is {article} {kind} program, not weights; run it with --program {path} of export-teacher, if you "
+        "would run its author's code: such a file can run any"
+    )
 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> CheckpointError:

@@ -7,7 +7,7 @@ the TOML that says of a foreign network what it does not say itself.
 
 from __future__ import annotations
 
-from endauda_cli.teachers.opening import at_temperature, is_program, open_teacher, with_passes
+from endauda_cli.teachers.opening import at_temperature, open_teacher, with_passes
 from endauda_cli.teachers.registry import TEACHERS, Teacher, TeacherSpec, teacher_names
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "TeacherSpec",
     "teacher_names",
     "at_temperature",
-    "is_program",
     "open_teacher",
     "with_passes",
 ]

@@ -20,7 +20,7 @@ from endauda_cli.models.reading import opened, refuse_unreadable
 from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
 from endauda_cli.teachers.offline import offline
-from endauda_cli.teachers.processors import preprocessing_of
+from endauda_cli.teachers.processors import numbers_in, preprocessing_of
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -328,20 +328,14 @@ def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
     return total
 
 
-def _refuse_numbers(path: Path, value: Any, key: str = "settings") -> None:
+def _refuse_numbers(path: Path, config: dict[str, Any]) -> None:
     """Numbers that no network has, before a library makes a table or layers of them."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _refuse_numbers(path, inner, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_numbers(path, inner, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    for key, number in numbers_in(config):
         counted = key.startswith(("num_", "n_")) or key in ("classes", "depth", "depths", "encoder_depth")
         most = next((most for word, most in _MOST_OF if word in key and counted), _MOST)
-        if isinstance(value, int) and not -_MOST <= value <= most:
+        if isinstance(number, int) and not -_MOST <= number <= most:
             raise CheckpointError(
-                f"{path}: {key!r:.80} is {str(value)[:20]}, but at most {most:,} was expected; the file is damaged or "
+                f"{path}: {key!r:.80} is {str(number)[:20]}, but at most {most:,} was expected; the file is damaged or "
                 "forged"
             )
 

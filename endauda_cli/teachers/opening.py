@@ -18,7 +18,7 @@ from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
-from endauda_cli.models.reading import read_content
+from endauda_cli.models.reading import no_weights, read_content
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
@@ -42,14 +42,6 @@ _MRNET_VARIANTS = {  # (batch norm, squeeze and excitation) -> key of models.TEA
     (True, False): "mrnet-bn",
     (True, True): "mrnet-bn-se",
 }
-
-
-def is_program(path: Path) -> bool:
-    """Whether a file's name says that it is ONNX: a graph of fixed operators on arrays, which can be run unasked.
-
-    Other programs are run where they were named as such, and only there.
-    """
-    return path.suffix == ".onnx"
 
 
 def open_teacher(
@@ -79,27 +71,19 @@ def open_teacher(
         CheckpointError: if the file cannot be read or is of another network or number of classes.
         ConfigError: if network or description are not what they should be.
     """
-    if not program and (kind := program_kind(path)) in ("torch.export", "TorchScript"):
-        raise CheckpointError(
-            f"{path}: is a {kind} program, not weights; run it with --program {path} of export-teacher, if you would "
-            "run its author's code: such a file can run any"
-        )
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
     said = _description(path, description, program)
     if network is not None and network not in TEACHERS and network not in plugins:
         known = teacher_names()
         raise ConfigError(f"--network {network}: known are {', '.join(known)}{did_you_mean(network, known)}")
     if network is not None and network not in TEACHERS:
+        if (kind := program_kind(path)) in ("torch.export", "TorchScript"):
+            raise no_weights(path, kind)
         teacher = _from_plugin(plugins[network], path, classes)
     elif program:
         teacher = _from_program(path, classes, said)
     elif path.is_dir():
         teacher = _from_folder(path, classes, said, size)
-    elif is_program(path):
-        raise CheckpointError(
-            f"{path}: is a program by its name, and what is named as weights is never run; if you would run code of "
-            f"whoever made it: endauda export-teacher NAME --program {path}"
-        )
     else:
         teacher = _from_checkpoint(path, classes, network, arch, backbone, said)
     segmenter = teacher.segmenter

@@ -16,7 +16,7 @@ from endauda_cli.errors import CheckpointError
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -96,20 +96,27 @@ def _processor(folder: Path) -> Any:
     )
 
 
-def _refuse_numbers(path: Path, value: Any, key: str = "settings") -> None:
-    """Sizes that no image has, before anything is made in them."""
+def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:
+    """All numbers in settings, each with the nearest key above it."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            _refuse_numbers(path, inner, str(name))
+            yield from numbers_in(inner, str(name))
     elif isinstance(value, list):
         for inner in value:
-            _refuse_numbers(path, inner, key)
-    elif isinstance(value, int) and not isinstance(value, bool):
+            yield from numbers_in(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def _refuse_numbers(path: Path, settings: Mapping[str, Any]) -> None:
+    """Sizes that no image has, before anything is made in them."""
+    for key, number in numbers_in(settings):
         sized = any(word in key for word in ("size", "height", "width", "edge", "multiple", "divisor"))
-        if not (1 if sized else -_LARGEST_SIDE) <= value <= _LARGEST_SIDE and "pixels" not in key:
+        least = 1 if sized else -_LARGEST_SIDE
+        if isinstance(number, int) and not least <= number <= _LARGEST_SIDE and "pixels" not in key:
             raise CheckpointError(
-                f"{path}: {key!r:.80} is {str(value)[:20]}, but a number from {1 if sized else -_LARGEST_SIDE} to "
-                f"{_LARGEST_SIDE} was expected; correct it, or save the processor again"
+                f"{path}: {key!r:.80} is {str(number)[:20]}, but a number from {least} to {_LARGEST_SIDE} was "
+                "expected; correct it, or save the processor again"
             )
 
 
