@@ -87,6 +87,12 @@ class Domain:
             return IGNORE if self.others_ignored or label_id == IGNORE else None
         return self.classes.index(name) if name in self.classes else IGNORE
 
+    @property
+    def label_table(self) -> tuple[list[tuple[int, int | None]], bool, bool]:
+        """How a label file becomes train ids: what depends on labels has to be made anew where another one holds."""
+        ids = [(label_id, self.train_id(label_id)) for label_id in sorted(self.label_ids)]
+        return ids, self.others_ignored, self.labels_in_first_channel
+
     def with_classes(self, other: Domain) -> Domain:
         """This domain seen with another's classes, joined by name; classes the other lacks are ignored.
 

@@ -296,7 +296,7 @@ def refuse_unlabelled(samples: Sequence[Sample], domain: Domain, split: str) -> 
     Raises:
         DataError: if it holds none, or cannot be read.
     """
-    files = (sample.label for sample in samples if sample.label is not None)
+    files = [sample.label for sample in samples if sample.label is not None]
     refuse_empty_truth(files, domain, f"{domain.name} {split}")
 
 

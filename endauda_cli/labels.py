@@ -137,7 +137,16 @@ def read_truth(path: Path, domain: Domain, strays: Strays | None = None) -> UInt
     return table[ids]
 
 
-def refuse_empty_truth(files: Iterable[Path], domain: Domain, what: str) -> None:
+def shows_class(files: Iterable[Path], domain: Domain) -> bool:
+    """Whether any of these ground truth files shows a class; looks no further than the first that does.
+
+    Raises:
+        DataError: if a file before that cannot be read.
+    """
+    return any(bool((read_truth(file, domain) != IGNORE).any()) for file in files)
+
+
+def refuse_empty_truth(files: Sequence[Path], domain: Domain, what: str) -> None:
     """Refuse labelled images of which not one pixel has a class; looks at no more files than it needs.
 
     Args:
@@ -148,14 +157,9 @@ def refuse_empty_truth(files: Iterable[Path], domain: Domain, what: str) -> None
     Raises:
         DataError: if there is no class in any, or one cannot be read.
     """
-    count = 0
-    for file in files:
-        if (read_truth(file, domain) != IGNORE).any():
-            return
-        count += 1
-    if count:
+    if files and not shows_class(files, domain):
         raise DataError(
-            f"{what}: the truth of all {count} images holds no class at all, every pixel of it is ignored (as in "
+            f"{what}: the truth of all {len(files)} images holds no class at all, every pixel of it is ignored (as in "
             "Cityscapes' own test labels), so nothing can be learnt from it or scored on it; use labelled images"
         )
 

@@ -108,9 +108,10 @@ def _validation(
 ) -> tuple[Callable[[nn.Module], EvalResult] | None, str]:
     """Scores a network on labelled images of the target, if that is wanted; and a digest of what it scores by."""
     from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
+    from endauda_cli.labels import shows_class
     from endauda_cli.progress import Note
     from endauda_cli.segmenter import Segmenter
-    from endauda_cli.training.contents import digest_of_truth, shows_classes
+    from endauda_cli.training.contents import digest_of_truth
     from endauda_cli.transforms import Preprocessing
 
     if not options.validate_every:
@@ -119,7 +120,7 @@ def _validation(
     samples, scoring = session.target_samples("val", need_labels=True), Scoring(target, str(out))
     inference = InferenceConfig(amp=options.amp, workers=options.workers)
     files = [sample.label for sample in samples if sample.label is not None]
-    if not shows_classes(target, files):
+    if not shows_class(files, target):
         report(
             Note(
                 f"--validate-every {options.validate_every}: the labels of all {len(files)} val images show no class "

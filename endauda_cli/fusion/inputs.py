@@ -61,8 +61,7 @@ def file_digest(path: Path) -> str:
 
 def table_digest(domain: Domain) -> str:
     """Of how a label file of the domain is read: another table makes another truth of the same file."""
-    ids = sorted((int(i), domain.train_id(i)) for i in domain.label_ids)
-    return _digest([ids, domain.others_ignored, domain.labels_in_first_channel, domain.classes])
+    return _digest([*domain.label_table, domain.classes])
 
 
 def _told(fusion: Fusion) -> dict[str, Any]:

@@ -11,15 +11,13 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
 from endauda_cli.files import IMAGE_BYTES, open_regular
-from endauda_cli.labels import read_truth
 from endauda_cli.progress import Reporter, Tick
 from endauda_cli.threads import ordered_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from endauda_cli.domains import Domain
@@ -72,19 +70,9 @@ def digest_of_truth(domain: Domain, files: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def shows_classes(domain: Domain, files: Iterable[Path]) -> bool:
-    """Whether any of the label files shows a class; looks no further than the first that does.
-
-    Raises:
-        DataError: if a file before that cannot be read.
-    """
-    return any(bool((read_truth(file, domain) != IGNORE).any()) for file in files)
-
-
 def _table(domain: Domain, label_ids: bool) -> str:
     """What labels depend on beside their files. A user may correct the table of a TOML file."""
-    train_ids = [(i, domain.train_id(i)) for i in sorted(domain.label_ids)] if label_ids else []
-    return f"{domain.classes} {train_ids} {domain.others_ignored} {domain.labels_in_first_channel}\n"
+    return f"{domain.classes} {domain.label_table if label_ids else None}\n"
 
 
 def _checksum(path: Path, tail: int | None = None) -> str:
