@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from endauda_cli.outputs import (
     read_certainty,
     refuse_contradiction,
 )
+from endauda_cli.patterns import files_below
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.results import ExportResult
 from endauda_cli.segmenter import certainty_maps
@@ -334,7 +334,7 @@ def _find_outputs(folder: Path, wanted: set[str] | None) -> dict[str, tuple[Path
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of teacher outputs")
-    files = sorted(_files_below(folder))
+    files = sorted(files_below(folder))
     pngs = [path for path in files if path.suffix.lower() == ".png"]
     arrays = [path for path in files if path.suffix.lower() in (".npy", ".npz")]
     certainties = one_per_image(arrays, wanted, "certainty")
@@ -342,21 +342,6 @@ def _find_outputs(folder: Path, wanted: set[str] | None) -> dict[str, tuple[Path
     if wanted is None:
         _refuse_lone(pngs, labels, certainties)
     return {image: (labels[image], path) for image, path in certainties.items() if image in labels}
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files, linked folders followed, but none twice from inside itself."""
-    above: dict[str, frozenset[str]] = {str(folder): frozenset({os.path.realpath(folder)})}
-    for place, folders, names in os.walk(folder, followlinks=True):
-        seen = above.pop(place)
-        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if real[name] not in seen)
-        above |= {os.path.join(place, name): seen | {real[name]} for name in folders}
-        yield from (
-            folder / os.path.relpath(os.path.join(place, name), folder)
-            for name in names
-            if not name.startswith(".")
-        )
 
 
 def _refuse_lone(pngs: Iterable[Path], labels: dict[str, Path], certainties: dict[str, Path]) -> None:

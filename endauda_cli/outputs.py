@@ -12,6 +12,7 @@ import numpy as np
 
 from endauda_cli.errors import DataError
 from endauda_cli.files import RECORD_BYTES, file_sha256, open_regular, read_bytes
+from endauda_cli.npy import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ LEAST_OF_ONE = 0.5
 _BELOW_ZERO = 1e-3
 """A softmax may be so far below 0: noise of resampling and of half precision."""
 _MAX_MEMBERS = 1000
+_HEADER_LETTERS = 10_000
 _MAX_ARRAY_BYTES = 16 << 30
 
 
@@ -182,7 +184,7 @@ def _fitting(
     found = []
     for info in members:
         with archive.open(info) as stream:
-            shape, _, _ = _header(stream)
+            shape, _, _ = read_header(stream, _HEADER_LETTERS)
         if shape in _shapes(num_classes, size):
             found.append(info)
     if len(found) == 1:
@@ -200,31 +202,10 @@ def _shapes(num_classes: int, size: tuple[int, ...]) -> tuple[tuple[int, ...], .
     return (*size, num_classes), (1, *size, num_classes)
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    for attempt in range(20):
-        try:
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            if version > (3, 0):
-                raise ValueError(f"of NumPy's format {version}")
-            shape, fortran, dtype = read(stream, max_header_size=10_000)
-            return tuple(shape), bool(fortran), dtype
-        except SystemError:
-            # Python 3.11's parser, which reads the header, trips over other threads' parsing (gh-106905).
-            if attempt == 19:
-                raise
-            stream.seek(0)
-    raise AssertionError
-
-
 def _from_stream(
     path: Path, stream: Any, length: int, num_classes: int, size: tuple[int, ...]
 ) -> NDArray[Any]:
-    shape, fortran, dtype = _header(stream)
+    shape, fortran, dtype = read_header(stream, _HEADER_LETTERS)
     expected = _expected(num_classes)
     if dtype.hasobject:
         raise DataError(

@@ -14,6 +14,7 @@ import numpy as np
 
 from endauda_cli.errors import DataError
 from endauda_cli.files import SETTINGS_BYTES, cannot_write, read_bytes, replacing
+from endauda_cli.npy import read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Expected = Mapping[str, tuple[type[np.generic], Shape]]
     """Of each array its type and shape; ``None`` for an axis that may have any length."""
 
-READ = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 HEADER_BYTES = 16_384
 NAMES_BYTES = 1 << 20
 """More than the names of all classes and teachers take."""
@@ -101,10 +101,7 @@ def write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _array(stream: BinaryIO, size: int) -> NDArray[Any]:
-    version = np.lib.format.read_magic(stream)
-    if version not in READ:
-        raise ValueError(f"a NumPy file of format {version[0]}.{version[1]}")
-    shape, _, dtype = READ[version](stream, max_header_size=HEADER_BYTES)
+    shape, _, dtype = read_header(stream, HEADER_BYTES)
     if dtype.hasobject or dtype.itemsize == 0:
         raise ValueError(f"an array of {dtype}, which is not read")
     if any(n < 0 for n in shape) or dtype.itemsize * int(np.prod(shape, dtype=object)) > size:
