@@ -11,11 +11,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Settings for other programs: numba does not even load with no threads at all, and loops over pixels that are not
-# compiled take hours, or read memory as only machine code can. Whoever imports numba imports this module first.
-if not os.environ.get("NUMBA_NUM_THREADS", "1").strip().lstrip("+0").isdecimal():
-    os.environ["NUMBA_NUM_THREADS"] = "1"
-os.environ.pop("NUMBA_DISABLE_JIT", None)
+# Settings for other programs, from the environment or a file of numba's in the current folder, which yields to it:
+# numba does not even load with no threads at all, and loops over pixels that are not compiled take hours, or read
+# memory as only machine code can. Whoever imports numba imports this module first.
+if not os.environ.get("NUMBA_NUM_THREADS", "").strip().lstrip("+0").isdecimal():
+    os.environ["NUMBA_NUM_THREADS"] = str(os.cpu_count() or 1)
+os.environ["NUMBA_DISABLE_JIT"] = "0"
 
 import numba
 from numba.core import event

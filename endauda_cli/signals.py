@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class _State:
     came_at: float = 0.0
     working: int = 0
     deferring: int = 0
+    leaving: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the thread that ends the process."""
+    leaver: int | None = None
+    """Its identity."""
 
 
 _state = _State()
@@ -97,14 +101,18 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While open, a signal is not raised; ask :func:`asked` at a point where all can be saved."""
+    """While open, a signal is not raised; ask :func:`asked` at a point where all can be saved.
+
+    A second one ends the process, also in the midst of a step that takes minutes.
+    """
     if _state.leave is None:  # used as a library
         with handled(_raise), working(), deferred():
             yield
         return
     _state.deferring += 1
     try:
-        yield
+        with _heard(_insist):
+            yield
     finally:
         _state.deferring -= 1
 
@@ -113,7 +121,15 @@ def deferred() -> Iterator[None]:
 def watched() -> Iterator[None]:
     """While open, a signal ends the process also where the main thread waits in a library's call, for other processes
     say, and Python cannot handle it: after ``GRACE_S``; and after ``CLOSING_S`` if what closes then waits likewise."""
-    if threading.current_thread() is not threading.main_thread() or _state.leave is None:
+    with _heard(_watch):
+        yield
+
+
+@contextmanager
+def _heard(listen: Callable[[socket.socket, _State], None]) -> Iterator[None]:
+    """While open, a thread hears of signals as they come: Python tells its handlers only between two calls, and of two
+    signals that came during one it tells once."""
+    if threading.current_thread() is not threading.main_thread() or _state.leave in (None, _raise):
         yield
         return
     import socket  # every start imports this module
@@ -121,7 +137,7 @@ def watched() -> Iterator[None]:
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
     before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(ear, _state), name="signals", daemon=True).start()
+    threading.Thread(target=listen, args=(ear, _state), name="signals", daemon=True).start()
     try:
         yield
     finally:
@@ -129,16 +145,29 @@ def watched() -> Iterator[None]:
         mouth.close()  # ends the thread
 
 
-def _watch(ear: socket.socket, state: _State) -> None:
-    """The thread of ``watched``: hears of signals as they come."""
+def _signals(ear: socket.socket) -> Iterator[int]:
+    """Those of ours that come, until all is closed."""
+    while heard := ear.recv(1):
+        if heard[0] in SIGNALS and signal.getsignal(heard[0]) is _receive:
+            yield heard[0]
+
+
+def _insist(ear: socket.socket, state: _State) -> None:
+    """The thread of ``deferred``."""
+    first, came_at = None, 0.0
     with ear:
-        number = 0
-        while number not in SIGNALS:
-            heard = ear.recv(1)
-            if not heard:
-                return
-            number = heard[0]
-        if signal.getsignal(number) is not _receive:
+        for number in _signals(ear):
+            if first is None:
+                first, came_at = number, time.monotonic()
+            elif time.monotonic() - came_at >= ECHO_S:
+                _end(state, first)
+
+
+def _watch(ear: socket.socket, state: _State) -> None:
+    """The thread of ``watched``."""
+    with ear:
+        number = next(_signals(ear), None)
+        if number is None:
             return
         for wait_s in (GRACE_S, CLOSING_S):
             ear.settimeout(wait_s)
@@ -150,8 +179,24 @@ def _watch(ear: socket.socket, state: _State) -> None:
                 except TimeoutError:
                     break
             handled_by_python = state.first is not None and wait_s == GRACE_S
-            if not handled_by_python and state.leave is not None:
-                state.leave(Stopped(number))
+            if not handled_by_python:
+                _end(state, number)
+
+
+def _end(state: _State, number: int) -> None:
+    """Leave the process, once: another thread may be about it, or this one when a signal comes once more."""
+    if state.leave is None:
+        return
+    here = threading.get_ident()
+    if not state.leaving.acquire(blocking=False):
+        if state.leaver != here:
+            time.sleep(60)
+        return
+    state.leaver = here
+    try:
+        state.leave(Stopped(number))
+    finally:
+        state.leaving.release()
 
 
 def asked() -> Stopped | None:
@@ -181,8 +226,7 @@ def _receive(number: int, frame: object) -> None:
             if not _state.deferring:
                 raise Stopped(number)
             return
-    if _state.leave is not None:
-        _state.leave(Stopped(_state.first))
+    _end(_state, _state.first)
 
 
 def _raise(stopped: Stopped) -> None:

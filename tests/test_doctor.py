@@ -330,12 +330,12 @@ def test_old_and_missing_packages_of_some_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler(tmp_path: Path) -> None:
-    """Measuring what is not compiled would take minutes."""
-    done = shell("doctor", "--json", cwd=tmp_path, NUMBA_DISABLE_JIT="1")
+def test_variables_that_numba_does_not_load_with(tmp_path: Path) -> None:
+    """They are meant for other programs."""
+    done = shell("doctor", "--json", cwd=tmp_path, NUMBA_DISABLE_JIT="1", NUMBA_NUM_THREADS="0")
     found = findings_of(json.loads(done.stdout)["result"])
-    assert done.returncode == 0 and found["numba"][0]["mend"] == "unset NUMBA_DISABLE_JIT"
-    assert states(found, "softmax") == ["note"] and states(found, "zstd") == ["ok"]
+    assert done.returncode == 0
+    assert states(found, "numba") == states(found, "softmax") == ["ok"]
 
 
 def test_requirements_as_pip_writes_them() -> None:

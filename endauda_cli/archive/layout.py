@@ -88,17 +88,18 @@ def waiting_images(part: Path) -> list[Path]:
 
 def has_images(archive: Path) -> bool:
     """Whether a folder is an archive that holds something; an import that failed at once leaves an empty one."""
-    return bool(manifests(archive)) or any(waiting_images(part) for part in parts(archive))
+    # Waiting images first: one that moves into a shard meanwhile is then seen at least once.
+    return any(waiting_images(part) for part in parts(archive)) or bool(manifests(archive))
 
 
 def image_ids(archive: Path) -> set[str]:
     """Ids of the finished images, as manifests and waiting files say of themselves; what is damaged says nothing."""
     ids: set[object] = set()
+    waiting = [path for part in parts(archive) for path in waiting_images(part)]  # first, as in has_images
+    ids.update(id for path in waiting if isinstance(id := _object(path, MAX_HEADER).get("id"), str))
     for path in manifests(archive):
         images = _object(path, None).get("images")
         ids.update(images if isinstance(images, dict) else ())
-    waiting = (path for part in parts(archive) for path in waiting_images(part))
-    ids.update(id for path in waiting if isinstance(id := _object(path, MAX_HEADER).get("id"), str))
     return {id for id in ids if isinstance(id, str) and id_fault(id) is None}
 
 

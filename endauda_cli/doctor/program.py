@@ -13,6 +13,7 @@ import shutil
 import sys
 import tomllib
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -65,6 +66,8 @@ def check_program(report: Reporter) -> list[Finding]:
     findings = [_versions_of_ours(origin)]
     good: dict[str, str] = {}
     reasons: dict[str, str] = {}
+    with suppress(Exception):  # why not is found below
+        import_quietly("endauda_cli.jit")  # before numba reads settings that it does not load with
     for done, requirement in enumerate(required):
         report(Tick("looking at packages", done, len(required), requirement.name, "packages"))
         finding = _check(requirement, reasons)
@@ -279,12 +282,6 @@ def _check_torchvision() -> Finding:
 
 def _check_numba() -> Finding:
     """Compiles a line, and asks where machine code is kept."""
-    numba = import_quietly("numba")
-    if numba.config.DISABLE_JIT:
-        return Finding(
-            "numba", "note", "NUMBA_DISABLE_JIT is set, so nothing is compiled and codecs take a hundred times as long",
-            "unset NUMBA_DISABLE_JIT",
-        )  # fmt: skip
     compiled = import_quietly("endauda_cli.jit").jit(_successor)
     if compiled(1) != 2:
         raise RuntimeError("what it compiled computes something else")

@@ -11,7 +11,6 @@ from endauda_cli.doctor.devices import usable_cores
 from endauda_cli.doctor.program import failure, import_quietly
 from endauda_cli.progress import Tick
 from endauda_cli.results import Finding
-from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
     from endauda_cli.progress import Reporter
@@ -54,7 +53,6 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
     """Codes and decodes a generated map with each codec, and compares what comes back."""
     try:
         codecs = import_quietly("endauda_cli.archive").CODECS
-        compiles = not import_quietly("numba").config.DISABLE_JIT
         planes = softmax_map()
     except Exception as error:  # why is told among the packages
         return {}, [Finding("codecs", "note", f"cannot be measured: {failure(error)}")]
@@ -62,11 +60,6 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
     findings = []
     for done, (codec, coder) in enumerate(codecs.items()):
         report(Tick("measuring codecs", done, len(codecs), str(codec), "codecs"))
-        if codec == Codec.SOFTMAX and not compiles:
-            findings.append(
-                Finding(str(codec), "note", "not measured: nothing is compiled, so it would take minutes")
-            )
-            continue
         try:
             _code(coder, planes[:, :64, :128].copy())  # the first call compiles
             speeds[str(codec)] = max((_code(coder, planes) for _ in range(ROUNDS)), key=lambda s: s.write)

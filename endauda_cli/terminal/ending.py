@@ -235,9 +235,7 @@ def mending(error: Exception, answer: Answer) -> str | None:
 
 
 def _surroundings(error: Exception, first: str) -> str | None:
-    """Of a limit on memory, or a variable that a library cannot read."""
-    import traceback  # only who needs it waits for it
-
+    """Of a limit on the process's memory."""
     from endauda_cli.limits import address_space
 
     limit = address_space()
@@ -250,15 +248,7 @@ def _surroundings(error: Exception, first: str) -> str | None:
             f"memory ran out: the address space of this process is limited to {limit / 1e9:.1f} GB; allow more "
             "(ulimit -v unlimited)"
         )
-    variables = [f"{name}={value!r:.80}" for name, value in os.environ.items() if name.startswith("NUMBA_")]
-    if variables and any(
-        frame.filename.endswith(_NUMBA) for frame in traceback.extract_tb(error.__traceback__)
-    ):
-        told = " ".join(variables)
-        return f"environment: numba cannot be loaded with {told} ({first:.200}); unset what is wrong there"
     return None
 
 
 _NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|Could not find/load shared object")
-_NUMBA = os.path.join(os.sep, "numba", "__init__.py")
-"""Runs while it is imported, and not after."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ROOT = ROOT
 PACKAGE_OF_BASH = Path("/usr/share/bash-completion/bash_completion")
 PROMPT = "ready>"
 

@@ -17,6 +17,7 @@ from endauda_cli import files
 from endauda_cli.errors import ConfigError
 from endauda_cli.fusion.writers import only_recipe
 from endauda_cli.progress import silent
+from tests.support import ROOT
 from tests.support.command_lines import (
     CITIES,
     TRAIN,
@@ -178,7 +179,8 @@ def test_an_archive_that_grows_while_it_is_fused(tmp_path: Path, monkeypatch: py
     make_archive(tmp_path, "crst", TRAIN)
     archive = tmp_path / "certainty/gta5/dacs"
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITE_SLOWLY, str(archive)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITE_SLOWLY, str(archive)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert writer.stdin is not None and writer.stdout is not None
     try:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATA = support.DATA / "training"
-ROOT = ROOT
 CPU = torch.device("cpu")
 
 
