@@ -34,22 +34,26 @@ MOST_PIXELS = 500_000_000
 """More than any camera or scanner gives in one file."""
 SMALL_PIXELS = 1 << 24
 """So many may be claimed by any file."""
-FORMATS = (
-    "PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "PPM", "GIF", "JPEG2000", "TGA", "SGI", "PCX", "AVIF", "QOI",
-)  # fmt: skip
-"""Those that hold pixels. Pillow knows more, for some of which it starts other programs (EPS: Ghostscript)."""
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "PPM", "GIF", "TGA", "SGI", "PCX")
+"""Those that hold pixels, and whose decoders take no more than the header tells. Pillow knows more: EPS starts another
+program, JPEG 2000 takes 7 GB and a minute for a file of 300 bytes (of blocks of one pixel), AVIF is decoded at
+a size that its header hides, QOI in Python."""
 DEFLATE = 1040
 """Bytes that one byte of deflated data can become."""
 _MOST_PER_BYTE = {
-    "JPEG": 2_000, "MPO": 2_000, "PPM": 8, "SGI": 130, "GIF": 2_000, "QOI": 62, "PCX": 504, "TGA": 128, "BMP": 255,
-    "DIB": 255,
+    "JPEG": 2_000, "MPO": 2_000, "PPM": 8, "SGI": 130, "GIF": 2_000, "PCX": 504, "TGA": 128, "BMP": 255, "DIB": 255,
 }  # fmt: skip
 """Pixels that one byte of a file can stand for; the rest: one bit per pixel, deflated."""
+_MOST_SCANS = 50
+"""Of a progressive JPEG; programs write about ten. Each goes over all pixels, and may be empty."""
+_RUN_LENGTHS, _WIDEST_RUNS = (1, 2), 65_535
+"""A BMP's kinds of compression, and its widest row: four bytes can skip 255 rows, for which Pillow makes room."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262
+_TILE = (322, 323)
 _TURNS: dict[int, Callable[[Array], Array]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -206,7 +210,9 @@ def _refuse_claims(path: Path, image: Image.Image, file: BufferedReader) -> None
             f"{path}: {width}x{height} are {pixels / 1e6:,.0f} million pixels, and {MOST_PIXELS // 10**6} million are "
             "the most that is read; cut it into tiles"
         )
-    if pixels > SMALL_PIXELS:
+    if (why := _work(image, file)) is not None:
+        raise DataError(f"{path}: {why}, which no honest file has; write it anew, as PNG for instance")
+    if pixels > SMALL_PIXELS or image.format in ("JPEG", "MPO"):
         most = size * _MOST_PER_BYTE.get(image.format or "", 8 * DEFLATE)
         if image.format == "PNG":
             file.seek(24)
@@ -217,6 +223,23 @@ def _refuse_claims(path: Path, image: Image.Image, file: BufferedReader) -> None
                 f"{path}: says that it has {width}x{height} pixels, but its {size:,} bytes cannot hold them; "
                 "fetch or write the file again"
             )
+
+
+def _work(image: Image.Image, file: BufferedReader) -> str | None:
+    """What would cost memory or time beyond the pixels themselves."""
+    width, height = image.size
+    if image.format == "TIFF":
+        across, down = (image.tag_v2.get(tag, 0) for tag in _TILE)  # type: ignore[attr-defined]
+        if across * down > max(4 * width * height, SMALL_PIXELS // 16):
+            return f"{width}x{height} pixels in tiles of {across}x{down}"
+    elif image.format in ("BMP", "DIB"):
+        if image.info.get("compression") in _RUN_LENGTHS and width > _WIDEST_RUNS:
+            return f"rows of {width} pixels, in run lengths"
+    elif image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        file.seek(0)
+        if (scans := file.read().count(b"\xff\xda")) > _MOST_SCANS:
+            return f"a progressive JPEG of {scans} scans"
+    return None
 
 
 def _orientation(image: Image.Image, file: BufferedReader) -> int:
@@ -254,7 +277,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return f"{path}: cannot be read ({error.strerror}); put an image there"
     why = (
-        "of no known kind"
+        f"none of {', '.join(FORMATS)}"
         if isinstance(error, UnidentifiedImageError)
         else f"{error}"[:200] or type(error).__name__
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import struct
@@ -163,6 +164,58 @@ def test_claims_that_cannot_be_true_allocate_nothing(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=rf"a\.png: .*{message}"):
                 read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def tiled_tiff(side: int) -> bytes:
+    """64x64 pixels in one deflated tile of so many by so many."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 200, 325: 17}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries).ljust(200, b"\0") + zlib.compress(
+        bytes(1000)
+    )
+
+
+def skipping_bmp(width: int) -> bytes:
+    """One row of so many pixels; its only command skips 255 rows."""
+    info = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 8, 1, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + info + bytes(1024) + b"\0\2\xff\xff"
+
+
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG with so many empty scans more."""
+    Image.new("RGB", (64, 64)).save(buffer := io.BytesIO(), "JPEG", progressive=True)
+    scan = b"\xff\xda\0\x08\x01\x01\0\x01\x05\x10"
+    return buffer.getvalue()[:-2] + scan * count + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiled_tiff(16_384), "64x64 pixels in tiles of 16384x16384, which no honest file has"),
+        (skipping_bmp(16_000_000), "rows of 16000000 pixels, in run lengths"),
+        (many_scans(1000), r"a progressive JPEG of \d+ scans"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), "not an image .none of PNG, JPEG, "),
+    ],
+)
+def test_small_files_that_cost_much_are_refused_before_they_are_decoded(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (read_image, read_label_ids, image_size):
+        with pytest.raises(DataError, match=rf"a\.png: .*{message}"):
+            read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_honest_tiles_run_lengths_and_scans(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for content, size in ((many_scans(0), (64, 64)), (skipping_bmp(65_000), (1, 65_000))):
+        path.write_bytes(content)
+        assert image_size(path) == size
+    path.write_bytes(tiled_tiff(1024))
+    assert image_size(path) == (64, 64)
 
 
 def test_more_pixels_than_pillow_likes(tmp_path: Path) -> None:

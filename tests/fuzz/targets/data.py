@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from endauda_cli.domains import CITYSCAPES, DOMAINS
 from endauda_cli.errors import EndaudaError, NoImagesError
 from endauda_cli.foreign import read_foreign
 from endauda_cli.labels import image_size, read_image, read_train_ids, read_truth
+from endauda_cli.rasters import FORMATS
 from endauda_cli.terminal.settings import Option, resolve
 from endauda_cli.workspace import Workspace
 from tests.fuzz.target import Target
@@ -93,18 +96,32 @@ def read_picture(data: bytes, folder: Path) -> None:
 
 
 def pictures() -> Sequence[bytes]:
-    """Small files of the kinds that data sets have."""
+    """Small files of all kinds that are read."""
     grey = np.arange(20, dtype=np.uint8).reshape(4, 5) % 19
     colour = np.stack([grey * 10, grey * 5, grey], -1)
     exif = Image.Exif()
     exif[0x0112] = 6
     made = []
-    for kind in ("PNG", "TIFF", "BMP", "PPM", "WEBP", "JPEG", "GIF", "TGA", "PCX", "SGI"):
-        for array in (grey, colour):
-            buffer = io.BytesIO()
+    Image.init()
+    for kind in sorted(set(FORMATS) & set(Image.OPEN) & set(Image.SAVE)):
+        ways: tuple[str | None, ...] = (None,)
+        if kind == "TIFF":
+            ways = (
+                None,
+                "packbits",
+                "tiff_lzw",
+                "tiff_adobe_deflate",
+                "tiff_ccitt",
+                "jpeg",
+                "lzma",
+                "zstd",
+                "webp",
+            )
+        for array, way in product((grey, colour), ways):
             more: dict[str, Any] = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
-            Image.fromarray(array).save(buffer, kind, **more)
-            made.append(buffer.getvalue())
+            with suppress(OSError, ValueError):  # not for this kind of pixels, or not in this Pillow
+                Image.fromarray(array).save(buffer := io.BytesIO(), kind, **more, compression=way)
+                made.append(buffer.getvalue())
     palette = Image.fromarray(grey)
     palette.putpalette([value for entry in CITYSCAPES.palette for value in entry])
     for kind, bits, compression in (("PNG", 8, None), ("PNG", 4, None), ("TIFF", 8, "tiff_deflate")):
