@@ -15,7 +15,6 @@ import torch
 from endauda_cli.errors import CheckpointError
 from endauda_cli.files import replacing
 from endauda_cli.models import ARCHS, BACKBONES, build_student, load_checkpoint
-from endauda_cli.models.compat import peeled
 from endauda_cli.models.reading import opened, read_content
 from endauda_cli.progress import Note, silent
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
@@ -214,9 +213,8 @@ def load_student(
     arch = meta.get("arch") or arch or Arch.DEEPLABV3PLUS
     backbone = meta.get("backbone") or backbone or Backbone.DRN
     model = build_student(arch, backbone, len(classes))
-    load_checkpoint(model, path, content)
-    if told := peeled(content):
-        report(Note(f"{path}: {told}"))
+    if told := load_checkpoint(model, path, content):
+        report(Note(told))
     width, height = size or (meta["size"] if "size" in meta else DEFAULT_SIZE)
     return LoadedStudent(model.eval(), Preprocessing(size=(width, height)), str(arch), str(backbone), meta)
 

@@ -140,6 +140,7 @@ def _opened(session: Session, options: ExportTeacher) -> Teacher:
             arch=options.arch,
             backbone=options.backbone,
             size=options.size,
+            report=session.terminal.report,
         )
 
 

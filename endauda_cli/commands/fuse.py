@@ -151,7 +151,7 @@ def _networks(
         with phase(report, f"opening {name}"):
             network = open_network(
                 session.weights(Path(path)), session.task.classes, inference, torch.device(device),
-                name if known else None, options.arch, options.backbone, options.size,
+                name if known else None, options.arch, options.backbone, options.size, report,
             )  # fmt: skip
         refuse_other_archive(name, session.workspace.archive(session.task.source.name, name), network)
         found[name] = NetworkReader(network, session.task.classes, images, kept=options.workers)

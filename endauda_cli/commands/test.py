@@ -92,7 +92,9 @@ def run(options: Test) -> None:
             else session.workspace.newest_checkpoint(session.task.source.name)
         )
         with phase(terminal.report, f"opening {path.name}"):
-            network = load_student(path, session.task.classes, options.arch, options.backbone, options.size)
+            network = load_student(
+                path, session.task.classes, options.arch, options.backbone, options.size, terminal.report
+            )
         elsewhere = network.meta.get("target", domain.name) != domain.name
         out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
         procedure = PROCEDURE.with_passes(options.scales, options.flip)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.config import InferenceConfig
+    from endauda_cli.progress import Reporter
 
     UInt8 = NDArray[np.uint8]
 
@@ -55,13 +56,14 @@ def open_network(
     arch: str | None = None,
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
+    report: Reporter = silent,
 ) -> Network:
     """The network of a checkpoint, folder or program, ready to run; arguments as of ``open_teacher``.
 
     Raises:
         CheckpointError: if the file is unreadable or belongs to another network or class table.
     """
-    teacher = open_teacher(path, classes, network, arch=arch, backbone=backbone, size=size)
+    teacher = open_teacher(path, classes, network, arch=arch, backbone=backbone, size=size, report=report)
     facts = {**teacher.attributes(classes), "amp": inference.amp}
     return Network(facts, lambda images: teacher_maps(teacher, images, inference, device, silent))
 

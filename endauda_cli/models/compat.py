@@ -80,8 +80,8 @@ _TEACHER_KEYS = {
 }
 
 
-def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> None:
-    """Load the file's weights into ``module``, all or nothing.
+def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> str | None:
+    """Load the file's weights into ``module``, all or nothing; returns what :func:`peeled` says of the file.
 
     ``content`` is what ``read_content`` found in the file, if that was called already.
 
@@ -91,7 +91,8 @@ def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> No
     the weights it had.
     """
     expected = module.state_dict()
-    state = state_dict_in(path, read_content(path) if content is None else content)
+    content = read_content(path) if content is None else content
+    state = state_dict_in(path, content)
     found = {
         key: tensor
         for key, tensor in state.items()
@@ -107,6 +108,7 @@ def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> No
     if missing or unexpected or misshaped:
         raise CheckpointError(f"{path}: {_misfit(expected, found, missing, unexpected, misshaped)}")
     module.load_state_dict(found)
+    return peeled(path, content)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -136,7 +138,7 @@ def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def peeled(content: object) -> str | None:
+def peeled(path: Path, content: object) -> str | None:
     """What was left out around a state dict to find the network's own names, as a sentence; ``None`` for nothing."""
     state, wrappers = _unwrap(content)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
@@ -144,7 +146,7 @@ def peeled(content: object) -> str | None:
     prefix = _prefix(state)
     told = [f"taken from {' / '.join(wrappers)}"] if len(wrappers) > 1 else []
     told += [f"without {prefix!r} before every name"] if prefix not in ("", "module.") else []
-    return f"the weights were {' and '.join(told)}" if told else None
+    return f"{path}: the weights were {' and '.join(told)}" if told else None
 
 
 def _unwrap(content: object) -> tuple[object, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
 from endauda_cli.models.reading import no_weights, read_content
+from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from endauda_cli.progress import Reporter
     from endauda_cli.teachers.descriptions import Description
 
 
@@ -54,6 +56,7 @@ def open_teacher(
     arch: str | None = None,
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
+    report: Reporter = silent,
 ) -> Teacher:
     """A teacher from a checkpoint, a folder of a library, or a program.
 
@@ -66,6 +69,7 @@ def open_teacher(
             beside a program: ``model.toml`` for ``model.onnx``.
         arch, backbone: of a student's network, where the checkpoint does not say.
         size: (width, height) of the network's input, against what the network or description says.
+        report: told where wrappings around the weights were left out.
 
     Raises:
         CheckpointError: if the file cannot be read or is of another network or number of classes.
@@ -85,7 +89,7 @@ def open_teacher(
     elif path.is_dir():
         teacher = _from_folder(path, classes, said, size)
     else:
-        teacher = _from_checkpoint(path, classes, network, arch, backbone, said)
+        teacher = _from_checkpoint(path, classes, network, arch, backbone, said, report)
     segmenter = teacher.segmenter
     if said is not None and not program:  # a program's is its own already
         preprocessing = said.preprocessing(segmenter.preprocessing)
@@ -127,6 +131,7 @@ def _from_checkpoint(
     arch: str | None,
     backbone: str | None,
     said: Description | None,
+    report: Reporter,
 ) -> Teacher:
     outputs = said.classes if said is not None and said.classes else tuple(classes)
     content = read_content(path)
@@ -134,7 +139,7 @@ def _from_checkpoint(
     if not ours and arch is None and backbone is None:
         network = network or _network_of(path, content)
     if ours or network is None:
-        student = load_student(path, outputs, arch, backbone)
+        student = load_student(path, outputs, arch, backbone, report=report)
         facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
         segmenter = Segmenter(student.model, student.preprocessing)
     else:
@@ -144,7 +149,8 @@ def _from_checkpoint(
             module = build_teacher(key, len(outputs))
         module.to_empty(device="cpu")
         _refuse_other_project(path, network, content)
-        load_checkpoint(module, path, content)
+        if told := load_checkpoint(module, path, content):
+            report(Note(told))
         facts = {"network": key, "teacher_of": spec.title}
         segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
     class_map = join_classes(path, None, classes, said)

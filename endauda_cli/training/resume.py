@@ -119,7 +119,8 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
     content = checkpoint.load(last) if last.exists() else None
     if content is None:
         if run.init is not None:
-            initialise(student, run.init)
+            if wrapped := initialise(student, run.init):
+                report(Note(wrapped))
             data |= {"init": str(run.init), "init_sha256": checkpoint.sha256(run.init)}
         else:
             report(
@@ -217,8 +218,9 @@ def _unfit(last: Path, key: str, value: object) -> CheckpointError:
     )
 
 
-def initialise(student: Student, path: Path) -> None:
-    """Start from a checkpoint of the whole network, or of its backbone alone (ImageNet).
+def initialise(student: Student, path: Path) -> str | None:
+    """Start from a checkpoint of the whole network, or of its backbone alone (ImageNet); returns what was left out
+    around the weights, in a sentence.
 
     Raises:
         CheckpointError: if it is neither.
@@ -226,7 +228,7 @@ def initialise(student: Student, path: Path) -> None:
     whole = set(student.state_dict())
     backbone = {key.removeprefix("backbone.") for key in whole if key.startswith("backbone.")}
     found = set(read_state_dict(path))
-    load_checkpoint(student.backbone if found & backbone and not found & whole else student, path)
+    return load_checkpoint(student.backbone if found & backbone and not found & whole else student, path)
 
 
 def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta: dict[str, Any]) -> None:

@@ -87,9 +87,13 @@ def test_no_command_opens_a_connection(city: Path) -> None:
 
 @pytest.mark.slow
 def test_a_network_is_run_without_a_connection(city: Path) -> None:
-    torch.save(build_student("deeplabv3plus", "tiny", 19).state_dict(), city / "tiny.pth")
+    """And what was left out around its weights is said."""
+    state = build_student("deeplabv3plus", "tiny", 19).state_dict()
+    wrapped = {f"_orig_mod.module.{key}": value for key, value in state.items()}
+    torch.save({"epoch": 3, "model": {"state_dict": wrapped}}, city / "tiny.pth")
     done = offline(city, "export-teacher", "mine", "--weights", "tiny.pth", *STUDENT, "--size", "64x32")
     assert done.returncode == 0, done.stderr
+    assert "taken from model / state_dict and without '_orig_mod.module.' before every name" in done.stderr
     assert not (city / "tries").exists(), (city / "tries").read_text()
 
 

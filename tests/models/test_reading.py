@@ -62,7 +62,7 @@ def test_common_wrappings_are_peeled_and_told(prefix: str, wrappers: tuple[str, 
     torch.save(content, tmp_path / "x.pth")
     found = read_state_dict(tmp_path / "x.pth")
     assert found.keys() == STATE.keys() and torch.equal(found["a.weight"], STATE["a.weight"])
-    told = peeled(content)
+    told = peeled(tmp_path / "x.pth", content)
     if prefix != "module.":
         assert told is not None and repr(prefix) in told
     elif len(wrappers) < 2:  # what files of this kind always were

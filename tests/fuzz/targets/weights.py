@@ -40,7 +40,7 @@ ARTEFACT = {"name": "one", "what": "weights", "path": "weights/x.pth", "page": "
 def read_checkpoint(data: bytes, folder: Path) -> None:
     (folder / "x.pth").write_bytes(data)
     content = read_content(folder / "x.pth")
-    peeled(content)
+    peeled(folder, content)
     state_dict_in(folder / "x.pth", content)
 
 
@@ -50,7 +50,7 @@ def read_meta(data: bytes, folder: Path) -> None:
     except (ValueError, RecursionError):
         return
     checked_meta(folder, meta)
-    peeled(meta)
+    peeled(folder, meta)
 
 
 def read_mxnet(data: bytes, _folder: Path) -> None:
