@@ -120,6 +120,13 @@ class Workspace:
             )
         return folders[-1]
 
+    def report(self, checkpoint: Path, name: str) -> Path:
+        """Where the report on a checkpoint lies: beside it, or in ``scores`` where its folder may not be written."""
+        beside = checkpoint.parent / name
+        if os.access(beside if beside.exists() else beside.parent, os.W_OK | os.X_OK):
+            return beside
+        return self.root / "scores" / f"{checkpoint.parent.name}-{name}"
+
     def newest_checkpoint(self, source: str) -> Path:
         """``best.pt`` of the newest run, else its ``last.pt``.
 

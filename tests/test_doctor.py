@@ -35,6 +35,7 @@ from tests.support.command_lines import (
     make_cityscapes,
     make_workspace,
     shell,
+    without_superpowers,
 )
 
 SMALL = '[train]\nbackbone = "tiny"\nsize = "64x32"\ncrop = "32x16"\nbatch-size = 2\nsteps = 2\nworkers = 1\n'
@@ -233,17 +234,6 @@ def test_images_that_share_a_name(tmp_path: Path) -> None:
     twin.touch()
     _, found = doctor("--workspace", root)
     assert f"two images are called {TRAIN[0]}" in found["target images"][0]["text"]
-
-
-def without_superpowers() -> list[str]:
-    """What to put before a command so that permissions hold for root, too."""
-    if sys.platform == "win32":
-        pytest.skip("permissions of another kind")
-    if os.geteuid() != 0:
-        return []
-    if shutil.which("setpriv") is None:
-        pytest.skip("root may read everything")
-    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def run(options: Test) -> None:
     - `endauda test --predictions outputs/labels --source synthia`
     """
     from endauda_cli.config import InferenceConfig
-    from endauda_cli.progress import phase
+    from endauda_cli.progress import Note, phase
 
     if options.predictions is not None and options.weights is not None:
         raise ConfigError("give either --weights or --predictions")
@@ -96,7 +96,11 @@ def run(options: Test) -> None:
                 path, session.task.classes, options.arch, options.backbone, options.size, terminal.report
             )
         elsewhere = network.meta.get("target", domain.name) != domain.name
-        out = path.parent / f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
+        out = session.workspace.report(
+            path, f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
+        )
+        if out.parent != path.parent:
+            terminal.report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
         procedure = PROCEDURE.with_passes(options.scales, options.flip)
         segmenter = Segmenter(network.model, network.preprocessing, procedure)
         scoring = Scoring(domain, str(path), split, out if options.save_images else None)

@@ -39,6 +39,7 @@ from tests.support.command_lines import (
     scene,
     seed_of,
     succeed,
+    without_superpowers,
 )
 
 FUSED = CITIES / "gtFine"
@@ -145,6 +146,24 @@ def test_shards_are_the_whole(trained: Path, tmp_path: Path) -> None:
     second = result_of(*line, "parts", "--shard", "2/2")
     assert (first["images"], second["images"], second["skipped"]) == (3, 2, 0)
     assert contents(tmp_path / "certainty/gta5/parts") == contents(tmp_path / "certainty/gta5/whole")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_a_folder_that_may_not_be_written(trained: Path, tmp_path: Path) -> None:
+    """A colleague's, on a share: its score goes to the workspace."""
+    shared = tmp_path / "theirs"
+    shared.mkdir()
+    shutil.copy(trained / "runs/gta5/student/last.pt", shared)
+    shared.chmod(0o500)
+    words = [sys.executable, "-m", "endauda_cli", "test", "--weights", f"{shared}/last.pt"]
+    line = [*without_superpowers(), *words]
+    done = subprocess.run(line, cwd=trained, capture_output=True, text=True, timeout=120, check=False)
+    shared.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert f"{shared} cannot be written, so the report goes to " in done.stderr
+    score = json.loads((trained / "scores/theirs-test-last-val/eval.json").read_text())
+    assert score["scored"] == str(shared / "last.pt")
+    shutil.rmtree(trained / "scores")
 
 
 def test_import_of_both_layouts_is_the_same_archive(tmp_path: Path) -> None:
