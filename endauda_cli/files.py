@@ -129,6 +129,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from error
 
 
+def toml_line(key: str, value: str | float | bool | list[str]) -> str:
+    """A key of letters, digits and dashes with its value, as :func:`read_toml` reads it; a float is written in full."""
+    if isinstance(value, list):
+        return f"{key} = [{', '.join(map(_toml_text, value))}]"
+    if isinstance(value, str):
+        return f"{key} = {_toml_text(value)}"
+    return f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+
+
+def _toml_text(text: str) -> str:
+    told = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 or c in '"\\' else c for c in text)
+    return f'"{told}"'
+
+
 def _too_large(path: Path | str, size: str, most: int) -> OSError:
     return OSError(errno.EFBIG, f"{size}, but a file of this kind has at most {size_text(most)}", str(path))
 

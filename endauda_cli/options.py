@@ -11,6 +11,7 @@ Classes that are only inherited from are declared without what they do not need 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from endauda_cli.errors import ConfigError
@@ -60,6 +61,13 @@ class Option:
             ConfigError: if it makes no sense.
         """
         return typed if self.parse is None or typed is None else self.parse(typed)
+
+    def words(self, value: Any) -> Any:
+        """What one would type, or write in ``endauda.toml``, for a value of the field: :meth:`value` backwards."""
+        if isinstance(value, tuple | list):
+            words = [str(part) for part in value]
+            return words if self.typed == list[str] else "x".join(words)
+        return str(value) if isinstance(value, str | Path) else value
 
 
 def option(

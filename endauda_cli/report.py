@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
     from pathlib import Path
 
+    from markupsafe import Markup
     from numpy.typing import NDArray
 
     from endauda_cli.domains import Colour
@@ -47,6 +48,8 @@ class Table:
     rows: Sequence[Row]
     text: Sequence[str] = ()
     kind: str = "table"
+    left: bool = False
+    """Words rather than figures: set to the left, without a head."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,25 @@ class Figure:
     kind: str = "figure"
 
 
-Section = Table | Gallery | Figure
+@dataclass(frozen=True)
+class Drawing:
+    """A title, and SVG that may stand in a page as it is."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """A section with drawings side by side, as many as there is room for."""
+
+    title: str
+    drawings: Sequence[Drawing]
+    text: Sequence[str] = ()
+    kind: str = "drawings"
+
+
+Section = Table | Gallery | Figure | Drawings
 
 
 @dataclass(frozen=True)
@@ -200,8 +221,8 @@ class _EmbeddedFigure:
     kind: str = "figure"
 
 
-def _embedded(section: Section) -> Table | Gallery | _EmbeddedFigure:
-    if isinstance(section, Table):
+def _embedded(section: Section) -> Table | Gallery | Drawings | _EmbeddedFigure:
+    if isinstance(section, Table | Drawings):
         return section
     if isinstance(section, Figure):
         # Drawn at twice the size it is shown at, for sharp letters on any screen.

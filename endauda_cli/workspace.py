@@ -40,6 +40,8 @@ LAST_FILE, BEST_FILE = "last.pt", "best.pt"
 """A run's checkpoints: what it goes on from, and the one that scored best."""
 METRICS_FILE, RUN_FILE = "metrics.jsonl", "config.json"
 """What a run logs, a line each time, and what it was told."""
+RECIPE_FILE, REPORT_FILE = "config.toml", "report.html"
+"""The options of a run as ``train --config`` takes them back, and the page that shows how it goes."""
 ORDER = "order"
 """In ``RECORD_FILE`` and ``RUN_FILE``: of two, the newer has the higher number, see ``next_order``."""
 
@@ -102,6 +104,14 @@ class Workspace:
         inside = self.root / given
         # os.path, for pathlib raises for what is too long to be a path.
         return inside if not os.path.exists(given) and os.path.exists(inside) else given
+
+    def written(self, given: Path) -> str:
+        """A path as a file of options has it: one in the workspace where it is there, else a whole one."""
+        path = self.path(given)
+        if not os.path.exists(path):
+            return given.as_posix()
+        whole = path.resolve()
+        return (whole.relative_to(self.root) if whole.is_relative_to(self.root) else whole).as_posix()
 
     def newest_labels(self, target: Domain, source: str) -> Path:
         """The label set of train images that was fused last.
@@ -167,12 +177,16 @@ def find_workspace(given: Path | None) -> Workspace:
 
 
 def read_config(workspace: Workspace) -> dict[str, Any]:
-    """What ``endauda.toml`` holds: a table of options per command, and options of all above them. Empty without it.
+    """What ``endauda.toml`` holds; see :func:`read_options`."""
+    return read_options(workspace.root / CONFIG_FILE)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """What a file of options holds: a table of options per command, and options of all above them. Empty without it.
 
     Raises:
         ConfigError: if the file is not TOML.
     """
-    path = workspace.root / CONFIG_FILE
     if not path.is_file():
         return {}
     try:

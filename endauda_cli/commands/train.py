@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
-from endauda_cli.options import chosen, option
+from endauda_cli.options import chosen, option, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
 
     from endauda_cli.commands.session import Session
     from endauda_cli.results import EvalResult
+    from endauda_cli.training.data import Stream
 
-_LEARNT, _NETWORK, _IMAGES = "What is learnt", "Network", "Images"
+_LEARNT, _NETWORK, _IMAGES, _SCHEDULE = "What is learnt", "Network", "Images", "Schedule"
+MOST_PROFILED = 1000
+"""Steps of which the trace can still be opened."""
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
@@ -44,6 +47,10 @@ class _Run(StudentOptions):
     resume: bool = option(
         False, "--resume", panel=_LEARNT, help="Go on with the run; an error if there is none."
     )
+    config: Path | None = option(
+        None, "--config", panel=_LEARNT,
+        help="File with options, such as the config.toml of another run; what is typed or in the environment beats it.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -57,6 +64,10 @@ class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
     cache: Path | None = option(
         None, "--cache", panel=_IMAGES, help="Folder for decoded images. [default: WORKSPACE/cache]"
     )
+    profile: int = option(
+        0, "--profile", panel=_SCHEDULE, metavar="STEPS",
+        help="Write a trace of so many steps, and a table of the dearest operators, into the run's folder; 0 = none.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Checked when the recipe is made of it, with the method's own defaults."""
@@ -65,13 +76,14 @@ class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
 def run(options: Train) -> None:
     """Train a student on fused labels, or a source model on the labelled source.
 
-    Checkpoints, metrics.jsonl and TensorBoard events go to runs/SOURCE/NAME. The same line again goes on
-    where the run was stopped.
+    Checkpoints, report.html, config.toml, metrics.jsonl and TensorBoard events go to runs/SOURCE/NAME. The same line
+    again goes on where the run was stopped.
 
     **Examples**
 
     - `endauda train --backbone drn`
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
+    - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
@@ -85,6 +97,8 @@ def run(options: Train) -> None:
     for change in options.augment:
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
+    if not 0 <= options.profile <= MOST_PROFILED:
+        raise ConfigError(f"--profile {options.profile}: 0 (none) to {MOST_PROFILED} steps; 20 tell enough")
     method, task, workspace = METHODS[options.method], session.task, session.workspace
     defaults = {name: value for name, value in method.defaults.items() if name not in options.given}
     area = options.crop[0] * options.crop[1]
@@ -99,8 +113,35 @@ def run(options: Train) -> None:
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
         validate, truth = _validation(session, options, out, where)
-        run = Run(task, streams, out, cache, where, init, options.resume, validate, truth)
+        said = _recipe(session, options, config, streams, init)
+        run = Run(
+            task, streams, out, cache, where, init, options.resume, validate, truth, said, options.profile
+        )
         terminal.show(train(config, run, terminal.report))
+
+
+def _recipe(
+    session: Session, options: Train, config: TrainConfig, streams: Mapping[str, Stream], init: Path | None
+) -> dict[str, str | float | bool | list[str]]:
+    """What would have to be written in a file of options for the same recipe from the same material."""
+    workspace, target = session.workspace, session.task.target
+    folder = next((stream.labels for stream in streams.values() if stream.labels is not None), None)
+    of_workspace = folder is not None and folder == workspace.labels(target, folder.name)
+    found: dict[str, Any] = {
+        "labels": folder and (folder.name if of_workspace else workspace.written(folder)),
+        "init": init and workspace.written(init),
+        "source_data": options.source_data and workspace.written(options.source_data),
+        "target_data": options.target_data and workspace.written(options.target_data),
+        "drop_mismatched": options.drop_mismatched,
+    }
+    for name, domain in (("source", options.source), ("target", options.target)):
+        found[name] = workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
+    known = options_of(Train)
+    found |= {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
+    words = {
+        known[name].flags[0].partition("/")[0][2:]: known[name].words(value) for name, value in found.items()
+    }
+    return {key: value for key, value in words.items() if value is not None}
 
 
 def _validation(

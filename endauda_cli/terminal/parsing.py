@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from endauda_cli.errors import ConfigError, EndaudaError, did_you_mean
 from endauda_cli.terminal.multivalue import spread
-from endauda_cli.terminal.settings import Option, Setting, resolve
+from endauda_cli.terminal.settings import CONFIG, Option, Setting, resolve
 from endauda_cli.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -91,8 +91,10 @@ class Command(TyperCommand):
         root: Any = ctx.find_root()
         name = full_name(ctx)
         try:
-            workspace = find_workspace(_workspace_named(args))
-            settings = resolve(name, self.options(), root.command.commands, workspace, os.environ)
+            options = self.options()
+            workspace = find_workspace(_named(args, "workspace"))
+            file = _named(args, CONFIG) if any(option.key == CONFIG for option in options) else None
+            settings = resolve(name, options, root.command.commands, workspace, os.environ, file)
         except (EndaudaError, OSError):
             if not (ctx.resilient_parsing or root.command.entries[name.partition(" ")[0]].tolerant):
                 raise
@@ -246,13 +248,13 @@ def _stand_somewhere() -> None:
         raise ConfigError("the current folder was deleted meanwhile; change into one that exists") from error
 
 
-def _workspace_named(words: Sequence[str]) -> Path | None:
-    """The last ``--workspace``, which is needed before the words are parsed: the other defaults lie there."""
-    named = None
+def _named(words: Sequence[str], option: str) -> Path | None:
+    """The last ``--workspace`` or ``--config``, needed before the words are parsed: the other defaults lie there."""
+    flag, named = f"--{option}", None
     for word, following in pairwise([*words, "--"]):
-        option, equals, value = word.partition("=")
+        name, equals, value = word.partition("=")
         if word == "--":
             break
-        if option == "--workspace" and (equals or following != "--"):
+        if name == flag and (equals or following != "--"):
             named = Path(value if equals else following)
     return named

@@ -2,18 +2,20 @@
 
 A flag beats ``ENDAUDA_<COMMAND>_<OPTION>`` beats ``ENDAUDA_<OPTION>`` beats the command's table in ``endauda.toml``
 beats what stands above the tables there beats the built-in value. The second and fourth hold for every command that
-has the option, so only options that mean the same everywhere can be given there: ``COMMON``.
+has the option, so only options that mean the same everywhere can be given there: ``COMMON``. A command with
+``--config`` takes another file of the same form, which beats ``endauda.toml`` and is beaten by the environment.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, did_you_mean, known_are
 from endauda_cli.terminal.multivalue import split_commas
-from endauda_cli.workspace import CONFIG_FILE, read_config
+from endauda_cli.workspace import CONFIG_FILE, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -33,6 +35,10 @@ COMMON = (
 """Options that may also be set for all commands at once. The workspace is where the file is, so not in the file."""
 
 PREFIX = "ENDAUDA_"
+CONFIG = "config"
+"""The option that names a further file of options."""
+IN_NO_FILE = ("workspace", CONFIG)
+"""Options that say where a file of options is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def resolve(
     commands: Collection[str],
     workspace: Workspace,
     environment: Mapping[str, str],
+    file: Path | None = None,
 ) -> dict[str, Setting]:
     """Settings of a command by the name of the parameter; those that nobody made are left out.
 
@@ -80,12 +87,25 @@ def resolve(
         commands: names of all commands.
         workspace: whose ``endauda.toml`` is read.
         environment: variables.
+        file: what was typed after ``--config``.
 
     Raises:
-        ConfigError: if a table, a key or a variable is unknown, or a value of the wrong kind.
+        ConfigError: if a table, a key or a variable is unknown, or a value of the wrong kind; if there is no such file.
     """
     known = {option.key: option for option in options if option.key != "workspace"}
-    by_key = _from_file(command, known, commands, workspace) | _from_environment(command, known, environment)
+    in_files = {key: option for key, option in known.items() if key not in IN_NO_FILE}
+    by_variable = _from_environment(command, known, environment)
+    if file is None and CONFIG in by_variable:
+        file = Path(by_variable[CONFIG].value)
+    by_key = _from_file(workspace.root / CONFIG_FILE, command, in_files, commands, workspace)
+    if file is not None:
+        named = workspace.path(file)
+        if not os.path.isfile(named):  # pathlib raises for what is too long to be a path
+            raise ConfigError(
+                f"--config {file}: no such file; name a run's config.toml, or another of that form"
+            )
+        by_key |= _from_file(named, command, in_files, commands, workspace)
+    by_key |= by_variable
     return {known[key].parameter: setting for key, setting in by_key.items()}
 
 
@@ -96,10 +116,9 @@ def variable(key: str, command: str | None = None) -> str:
 
 
 def _from_file(
-    command: str, known: Mapping[str, Option], commands: Collection[str], workspace: Workspace
+    path: Path, command: str, known: Mapping[str, Option], commands: Collection[str], workspace: Workspace
 ) -> dict[str, Setting]:
-    path = workspace.root / CONFIG_FILE
-    config = read_config(workspace)
+    config = read_options(path)
     found = {}
 
     def in_workspace(option: Option, value: Any, where: str) -> Any:

@@ -53,12 +53,14 @@ class Stream:
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
+        labels: folder of the label set, if the files are of one.
     """
 
     examples: Sequence[Example]
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
+    labels: Path | None = None
 
 
 class Rows(NamedTuple):

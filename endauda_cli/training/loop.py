@@ -25,7 +25,7 @@ from endauda_cli.results import TrainResult
 from endauda_cli.training import data, resume
 from endauda_cli.training.contents import survey
 from endauda_cli.training.methods import MAIN
-from endauda_cli.training.records import Metrics, refuse_divergence, save_best, save_last, scalars
+from endauda_cli.training.records import Records, refuse_divergence, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Arch
 from endauda_cli.workspace import BEST_FILE, LAST_FILE
@@ -70,7 +70,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     }
     data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
     with phase(report, "opening the run's records"):
-        metrics = Metrics(run.out, state.step)
+        records = Records(config, run, state, rows[MAIN], report)
     model = _distribute(state, config.arch, run.device)
     first, started, loss = state.step, time.monotonic(), math.nan
     saved = first
@@ -80,30 +80,32 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
 
     # ranks cannot agree on a step to stop at
     stopping = signals.deferred() if world_size() == 1 else nullcontext()
-    with ThreadPoolExecutor(config.workers) as pool, closing(metrics), stopping:
+    with ThreadPoolExecutor(config.workers) as pool, closing(records), stopping:
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
         for step, batch in data.batches(config, rows, first, pool):
             # single training step
             loss_now = train_step(state, model, batch, config, run.device)
+            records.stepped()
 
             # once in a while: log
             if step % LOG_EVERY == 0 or state.step == config.steps:
                 loss, rate = float(loss_now), learning_rate(config, step)
                 refuse_divergence(loss, step, config)
                 speed = (state.step - first) * config.batch_size / (time.monotonic() - started)
-                metrics.add(step, scalars(state, loss, rate, batch[MAIN][1], speed))
+                records.logged(step, scalars(state, loss, rate, batch[MAIN][1], speed))
                 note = f"loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s"
                 report(Tick("training", state.step, config.steps, note, "steps", kept=saved))
 
             # once in a while: validate, save; also where a signal asked to stop
             if due(config.validate_every):
-                _validate(state, config, run, record, metrics)
+                _validate(state, config, run, record, records)
             stopped = signals.asked()
             if due(config.save_every):
                 refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
             if due(config.save_every) or (stopped and math.isfinite(float(loss_now))):
                 save_last(run.out / LAST_FILE, state, resume.describe(config, run, record, state))
                 saved = state.step
+                records.saved()
             if stopped and state.step < config.steps:
                 report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
                 raise stopped
@@ -181,7 +183,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _validate(
-    state: TrainState, config: TrainConfig, run: Run, record: dict[str, str], metrics: Metrics
+    state: TrainState, config: TrainConfig, run: Run, record: dict[str, str], records: Records
 ) -> None:
     if run.validate is None:
         return
@@ -193,10 +195,10 @@ def _validate(
     better = result.miou is not None and (
         state.best_miou is None or round(result.miou, 2) > round(state.best_miou, 2)
     )
-    metrics.add(state.step - 1, {"val_miou": math.nan if result.miou is None else result.miou})
     if better:
         state.best_miou, state.best_step = result.miou, state.step
         save_best(run.out / BEST_FILE, state, resume.describe(config, run, record, state))
+    records.validated({"val_miou": math.nan if result.miou is None else result.miou})
 
 
 def _distribute(state: TrainState, arch: str, device: torch.device) -> nn.Module:

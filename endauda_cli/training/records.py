@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, checkpoints."""
+"""What a run leaves behind: ``config.toml``, ``metrics.jsonl``, TensorBoard events, ``report.html``, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,50 +10,150 @@ from endauda_cli import checkpoint
 from endauda_cli.distributed import rank
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import EndaudaError, WorkspaceError
-from endauda_cli.files import RECORD_BYTES, read_bytes
-from endauda_cli.workspace import METRICS_FILE, write_text
+from endauda_cli.files import RECORD_BYTES, read_bytes, toml_line
+from endauda_cli.progress import Note, Reporter
+from endauda_cli.training.pictures import Crops
+from endauda_cli.training.profiling import Profile
+from endauda_cli.training.report import write_run_report
+from endauda_cli.workspace import METRICS_FILE, RECIPE_FILE, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from endauda_cli.config import TrainConfig
-    from endauda_cli.training.run import TrainState
+    from endauda_cli.training.data import Rows
+    from endauda_cli.training.pictures import Seen
+    from endauda_cli.training.run import Run, TrainState
 
 
-class Metrics:
-    """``metrics.jsonl`` and TensorBoard events of a run; entries of steps that will be redone are dropped.
+class Records:
+    """What a run leaves behind beside its checkpoints, while it lasts: the loop tells, and this writes.
 
-    Ranks but the first write nothing.
+    Ranks but the first write nothing. Only figures are worth ending a run for: a page that cannot be written is told,
+    once.
+
+    Args:
+        config: the recipe.
+        run: where it goes.
+        state: where it stands, now and whenever this is told of something.
+        rows: images and labels of its main stream.
+        report: told of what is written, or cannot be.
     """
 
-    def __init__(self, out: Path, first: int) -> None:
+    def __init__(
+        self, config: TrainConfig, run: Run, state: TrainState, rows: Rows, report: Reporter
+    ) -> None:
+        self.config, self.run, self.state, self.report = config, run, state, report
         self.writes = rank() == 0
         if not self.writes:
             return
+        self.metrics = Metrics(run.out, state.step)
+        left = config.steps - state.step
+        if run.options and left:
+            write_text(run.out / RECIPE_FILE, recipe_text(run.options))
+        self.crops = Crops(config, run, rows)
+        self.profile = (
+            Profile(run.out, run.profile, left, run.device, report) if run.profile and left else None
+        )
+        self.shown_at, self.failed = state.step, False
+
+    def stepped(self) -> None:
+        """After each step."""
+        if self.writes and self.profile is not None:
+            self.profile.stepped()
+
+    def logged(self, step: int, scalars: dict[str, float]) -> None:
+        """Figures of a step; NaN is written as null."""
+        if self.writes:
+            self.metrics.add(step, scalars)
+
+    def validated(self, scalars: dict[str, float]) -> None:
+        """Figures of the state as it is now."""
+        self.logged(self.state.step - 1, scalars)
+        self.show()
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self.show()
+
+    def show(self) -> None:
+        """Write ``report.html`` and TensorBoard's pictures, once per step."""
+        if not self.writes or self.shown_at == self.state.step:
+            return
+        self.shown_at = self.state.step
+        seen = self.crops.look(self.state.student)
+        try:
+            self.metrics.show(self.state.step - 1, seen)
+            write_run_report(self.config, self.run, self.state, self.metrics.log, seen)
+        except (EndaudaError, OSError) as error:
+            if not self.failed:
+                self.report(Note(f"{error}; the run goes on without its page", "warning"))
+            self.failed = True
+
+    def close(self) -> None:
+        """At the end, whatever it was."""
+        if self.writes:
+            if self.profile is not None:
+                self.profile.close()
+            self.metrics.close()
+
+
+def recipe_text(options: Mapping[str, str | float | bool | list[str]]) -> str:
+    """The options as a file that ``train --config`` takes."""
+    lines = ["# endauda train --config THIS-FILE --name OTHER trains by this recipe again.", "[train]"]
+    for key, value in options.items():
+        line = toml_line(key, value)
+        # A path may hold bytes that are no text.
+        lines.append(line if line.isprintable() else f"# {key} cannot be written here")
+    return "\n".join(lines) + "\n"
+
+
+class Metrics:
+    """``metrics.jsonl`` and TensorBoard events of a run; entries of steps that will be redone are dropped."""
+
+    def __init__(self, out: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        path = out / METRICS_FILE
-        write_text(path, "".join(f"{line}\n" for line in lines_before(path, first)))
+        path, before = out / METRICS_FILE, lines_before(out / METRICS_FILE, first)
+        self.log: dict[str, list[tuple[float, float]]] = {}
+        """What was logged, by key: (step, value), without what is no number."""
+        for line in before:
+            self._keep(json.loads(line))
+        write_text(path, "".join(f"{line}\n" for line in before))
         self.file = path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first or None)
+        self.pictured: set[str] = set()
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
         """Scalars of a step; NaN is written as null."""
-        if not self.writes:
-            return
         plain = {key: None if math.isnan(value) else value for key, value in scalars.items()}
         self.file.write(json.dumps({"step": step, **plain}) + "\n")
         self.file.flush()
+        self._keep({"step": step, **plain})
         for key, value in scalars.items():
             self.board.add_scalar(key, value, step)
 
+    def show(self, step: int, seen: Sequence[Seen]) -> None:
+        """Pictures for TensorBoard. Image and labels stay what they are, so they are written once."""
+        for one in seen:
+            if one.id not in self.pictured:
+                self.board.add_image(f"{one.id}/1 image", one.image, step, dataformats="HWC")
+                self.board.add_image(f"{one.id}/2 labels", one.labels, step, dataformats="HWC")
+                self.pictured.add(one.id)
+            self.board.add_image(f"{one.id}/3 student", one.prediction, step, dataformats="HWC")
+
     def close(self) -> None:
         """Also where nothing was written."""
-        if self.writes:
-            self.file.close()
-            self.board.close()
+        self.file.close()
+        self.board.close()
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        for key, value in entry.items():
+            if key != "step" and type(value) in (int, float) and math.isfinite(value):
+                self.log.setdefault(key, []).append((entry["step"], value))
 
 
 def lines_before(path: Path, first: int) -> list[str]:

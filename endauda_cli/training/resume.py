@@ -17,6 +17,7 @@ from endauda_cli.files import WriterLock, cannot_write
 from endauda_cli.models import build_student, load_checkpoint, read_state_dict
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.training.methods import MAIN
+from endauda_cli.training.parentage import origin
 from endauda_cli.training.run import make_state
 from endauda_cli.workspace import LAST_FILE, ORDER, RUN_FILE, next_order, write_text
 
@@ -143,8 +144,9 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
         ):
             state.best_miou = state.best_step = state.last_miou = None
             report(Note(_other_truth(state.step, config), "warning"))
+    state.origin = origin(run, data, content["meta"] if content is not None else {})
     if state.step < config.steps and rank() == 0:
-        told = {ORDER: next_order(run.out, RUN_FILE), **describe(config, run, data, None)}
+        told = {ORDER: next_order(run.out, RUN_FILE), **describe(config, run, data, None), **state.origin}
         write_text(run.out / RUN_FILE, json.dumps(told, indent=1, default=str) + "\n")
     return state
 
@@ -282,6 +284,7 @@ def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainSt
             "best_miou": state.best_miou,
             "best_step": state.best_step,
             "initialised_from": state.initialised_from,
+            **state.origin,
         }
     plain: dict[str, Any] = _plain(meta)
     return plain

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,8 @@ class Run:
         resume: insist on going on; without it, an unfinished run with the same options goes on too.
         validate: scores the network on labelled target images; ``None`` without them.
         truth: digest of what ``validate`` scores by; empty where nobody knows.
+        options: as typed, by their names on the command line, for the run's ``config.toml``; empty writes none.
+        profile: steps to write a trace of; 0 is none.
     """
 
     task: Task
@@ -50,6 +52,8 @@ class Run:
     resume: bool = False
     validate: Callable[[nn.Module], EvalResult] | None = None
     truth: str = ""
+    options: Mapping[str, str | float | bool | list[str]] = field(default_factory=dict)
+    profile: int = 0
 
 
 @dataclass
@@ -64,6 +68,8 @@ class TrainState:
     best_step: int | None = None
     last_miou: float | None = None
     initialised_from: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Of what and by what the run was made, see ``parentage``."""
 
     @property
     def loss(self) -> DistillationLoss:

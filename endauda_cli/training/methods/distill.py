@@ -28,7 +28,8 @@ class Distill(Method):
         folder = _label_set(material)
         samples = find_samples(material.task.target, material.target_roots, "train")
         examples = [Example(s.id, s.image, folder / f"{s.id}.png") for s in samples]
-        return {MAIN: Stream(examples, material.task.target, read_fused, label_ids=False)}, folder.name
+        stream = Stream(examples, material.task.target, read_fused, label_ids=False, labels=folder)
+        return {MAIN: stream}, folder.name
 
 
 def read_fused(path: Path, domain: Domain) -> NDArray[np.uint8]:

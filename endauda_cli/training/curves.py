@@ -1,0 +1,94 @@
+"""Curves over the steps of a run, as SVG that stands in a page: no scripts, colours of the page."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+POINTS = 300
+"""A curve of more is thinned: each point is then the mean of some neighbours, in a band of what they span."""
+WIDTH, HEIGHT = 440, 210
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 26
+MARKED = 40
+"""Up to so many points are marked, and say their value when pointed at."""
+
+Point = tuple[float, float]
+
+
+def curve(title: str, points: Sequence[Point]) -> Markup:
+    """A drawing.
+
+    Args:
+        title: said to those who do not see it.
+        points: (step, value), ascending by step, at least one; what is not finite is left out.
+    """
+    known = [(x, y) for x, y in points if math.isfinite(y)]
+    if not known:
+        return Markup('<svg viewBox="0 0 {} {}" role="img"><title>{}: no value</title></svg>').format(
+            WIDTH, HEIGHT, title
+        )
+    shown, band = thinned(known)
+    across = _Axis(known[0][0], known[-1][0], LEFT, WIDTH - RIGHT)
+    up = _Axis(min(y for _, y in known), max(y for _, y in known), HEIGHT - BOTTOM, TOP)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
+    for tick in up.ticks(4):
+        y = up.at(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
+    for tick in across.ticks(5):
+        parts.append(
+            f'<text x="{across.at(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:.10g}</text>'
+        )
+    if band:
+        there = [f"{across.at(x):.1f} {up.at(high):.1f}" for x, _, high in band]
+        back = [f"{across.at(x):.1f} {up.at(low):.1f}" for x, low, _ in reversed(band)]
+        parts.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
+    line = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in shown)
+    parts.append(f'<path class="line" d="M{line}"/>')
+    if len(shown) <= MARKED:
+        parts += [
+            f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="3"><title>step {x:.10g}: {y:.5g}</title></circle>'
+            for x, y in shown
+        ]
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def thinned(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """At most ``POINTS`` of them: means of neighbours, and (step, least, most) of each; no band where nothing is left
+    out."""
+    if len(points) <= POINTS:
+        return list(points), []
+    means, band = [], []
+    for i in range(POINTS):
+        some = points[i * len(points) // POINTS : (i + 1) * len(points) // POINTS]
+        values = [y for _, y in some]
+        step = sum(x for x, _ in some) / len(some)
+        means.append((step, sum(values) / len(values)))
+        band.append((step, min(values), max(values)))
+    return means, band
+
+
+class _Axis:
+    """Values from ``low`` to ``high`` along a side from pixel ``begin`` to pixel ``end``."""
+
+    def __init__(self, low: float, high: float, begin: float, end: float) -> None:
+        room = (high - low) or abs(high) or 1.0
+        self.low, self.high = (low, high) if high > low else (low - room / 2, high + room / 2)
+        self.begin, self.scale = begin, (end - begin) / (self.high - self.low)
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.begin + (value - self.low) * self.scale
+
+    def ticks(self, about: int) -> list[float]:
+        """Round values, about so many."""
+        rough = (self.high - self.low) / about
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [number * step for number in range(first, last + 1)]
