@@ -16,11 +16,15 @@ from endauda_cli.files import IMAGE_BYTES, file_sha256
 from endauda_cli.fusion.rules import RULES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from endauda_cli.archive import TeacherOutputs
     from endauda_cli.domains import Domain
     from endauda_cli.fusion.image import Fusion
 
+OF_A_TEACHER = ("network", "weights_sha256", "temperature", "created_by")
+"""What an archive knows of the network that it is from, for the record of a label set."""
 JOURNAL_VERSION = 2
 """Grows when the counts in a journal's lines change."""
 
@@ -45,6 +49,15 @@ def inputs_digest(fusion: Fusion, image: str) -> str:
         # Other rules are scored too, whatever they depend on.
         digests += json.dumps(_told(fusion), default=str)
     return hashlib.sha256(digests.encode()).hexdigest()[:32]
+
+
+def archive_record(
+    outputs: TeacherOutputs, facts: Mapping[str, Any], images: Sequence[str]
+) -> dict[str, Any]:
+    """What a label set's record says of a teacher: a digest of all it said, and what is known of its network."""
+    digest = hashlib.sha256("".join(outputs.digest(image) for image in images).encode())
+    known = {key: facts[key] for key in OF_A_TEACHER if facts.get(key) is not None}
+    return {"digest": digest.hexdigest()[:32]} | known
 
 
 def file_digest(path: Path) -> str:

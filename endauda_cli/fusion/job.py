@@ -31,7 +31,7 @@ from endauda_cli.fusion.choosing import (
 )
 from endauda_cli.fusion.counting import fuse_one, is_line
 from endauda_cli.fusion.image import Fusion
-from endauda_cli.fusion.inputs import fingerprint, inputs_digest
+from endauda_cli.fusion.inputs import archive_record, fingerprint, inputs_digest
 from endauda_cli.fusion.journal import Journal, refuse_other_set
 from endauda_cli.fusion.policy_files import POLICY_FILE, fitted_teachers, policy_record, write_consensus
 from endauda_cli.fusion.rank_certainty import DELTA_FILE, delta_for
@@ -123,7 +123,14 @@ def fuse(config: FuseConfig, job: Job, report: Reporter) -> FusionResult:
         stack.enter_context(only_recipe(out, fingerprint(fusion), config.shard, report))
         result, whole = _make(fusion, chosen, job, ids, report)
         if whole:
-            about = job.about | {"endauda": __version__, "config": asdict(config), "copies": copies}
+            about: dict[str, Any] = job.about | {
+                "endauda": __version__,
+                "config": asdict(config),
+                "copies": copies,
+            }
+            about["archives"] = {
+                name: archive_record(reader, facts[name], ids) for name, reader in readers.items()
+            }
             record = about | asdict(result) | {ORDER: next_order(out, RECORD_FILE)}
             write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result

@@ -46,9 +46,10 @@ def origin(run: Run, data: Mapping[str, Any], earlier: Mapping[str, Any]) -> dic
         earlier: what its last checkpoint says of itself; empty for a fresh run.
 
     Returns:
-        ``parents``: ``labels`` and ``init``, as far as there are any; ``made_by``: run, versions, device and host.
+        ``parents``: the digest of all images and labels, and ``labels`` and ``init`` as far as there are any;
+        ``made_by``: versions, device and host.
     """
-    parents: dict[str, Any] = {}
+    parents: dict[str, Any] = {"content": data.get("content")}
     if (
         folder := next((stream.labels for stream in run.streams.values() if stream.labels), None)
     ) is not None:
@@ -57,7 +58,7 @@ def origin(run: Run, data: Mapping[str, Any], earlier: Mapping[str, Any]) -> dic
         init = {"file": data["init"], "sha256": data["init_sha256"]}
         known = _kept(_dict(earlier.get("parents")), ("init",))  # the file may be gone since
         parents |= known or {"init": init | (_of_checkpoint(run.init) if run.init is not None else {})}
-    return {"parents": parents, "made_by": {"run": run.out.name} | surroundings(run.device)}
+    return {"parents": parents, "made_by": surroundings(run.device)}
 
 
 def surroundings(device: torch.device) -> dict[str, str | int | None]:
@@ -80,20 +81,20 @@ def surroundings(device: torch.device) -> dict[str, str | int | None]:
 def _of_checkpoint(path: Path) -> dict[str, Any]:
     """What the checkpoint says of its run; nothing if it is not of a run of ours."""
     try:
-        return _of_meta(checkpoint.read_meta(path), GENERATIONS)
+        return {"run": path.resolve().parent.name} | _of_meta(checkpoint.read_meta(path), GENERATIONS)
     except CheckpointError:
         return {}
 
 
 def _of_meta(meta: Mapping[str, Any], generations: int) -> dict[str, Any]:
     parents, told = _dict(meta.get("parents")), _kept(meta, OF_A_RUN)
-    told |= _kept(_dict(meta.get("made_by")), ("run",))
     if labels := _kept(_dict(parents.get("labels")), ("folder", *OF_A_FUSION)):
         told["labels"] = labels
     if generations > 1 and (init := _dict(parents.get("init"))):
         # Told in the same words as a checkpoint, but for the parents' place.
-        again = _of_meta(init | {"parents": init, "made_by": init}, generations - 1)
-        told["init"] = _kept(init, ("file", "sha256")) | again
+        told["init"] = _kept(init, ("file", "sha256", "run")) | _of_meta(
+            init | {"parents": init}, generations - 1
+        )
     return told
 
 

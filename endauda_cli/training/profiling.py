@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -35,6 +36,7 @@ class Profile:
     def __init__(self, out: Path, steps: int, left: int, device: torch.device, report: Reporter) -> None:
         self.out, self.steps, self.report, self.on_card = out, steps, report, device.type == "cuda"
         self.written = False
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr where the bars are
         warm_up = max(1, min(WARM_UP, left - steps))
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_card else [])]
         # The last step of the warm-up is with the profiler, whose own beginning is slow.

@@ -11,7 +11,7 @@ import typer
 
 from endauda_cli.cli import COMMANDS, app
 from endauda_cli.terminal.parsing import Command, Group
-from endauda_cli.terminal.settings import COMMON, NAMES_TOO, PATHS, variable
+from endauda_cli.terminal.settings import COMMON, IN_NO_FILE, NAMES_TOO, PATHS, variable
 from endauda_cli.types import FusionRule
 from tests.support.command_lines import CITIES, endauda, make_workspace, refused, result_of, succeed
 
@@ -125,6 +125,51 @@ def test_one_line_sets_the_target_of_all_commands(city: Path) -> None:
     assert "certainty/street" in refused("fuse")
 
 
+# ---------------------------------------------------------------------------- a further file
+
+
+def test_a_file_of_options_stands_between_the_environment_and_the_workspace(
+    city: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (city / "endauda.toml").write_text("[train]\nsteps = 3\nseed = 3\nlr = 0.3\nwarm-up = 3\n")
+    (city / "it.toml").write_text("[train]\nsteps = 4\nseed = 4\nlr = 0.4\n[fuse]\nthreshold = 5\n")
+    monkeypatch.setenv("ENDAUDA_TRAIN_SEED", "5")
+    monkeypatch.setenv("ENDAUDA_TRAIN_CONFIG", "it.toml")
+    found = shown("train")
+    assert found["train", "steps"] == ("4", "it.toml [train]")
+    assert found["train", "seed"] == ("5", "ENDAUDA_TRAIN_SEED")
+    assert found["train", "warm-up"] == ("3", f"{city / 'endauda.toml'} [train]")
+    assert found["train", "config"] == ("it.toml", "ENDAUDA_TRAIN_CONFIG")
+    assert shown("fuse")["fuse", "threshold"][1] == "built-in", "the file is train's"
+    monkeypatch.delenv("ENDAUDA_TRAIN_CONFIG")
+    message = refused("train", "--config", "it.toml", "--steps", "0", "--labels", "none")
+    assert message == "--steps 0: must be at least 1", "what is typed beats the file"
+    (city / "it.toml").write_text("[train]\nsteps = 0\n")
+    for words in (("--config", "it.toml"), ("--config=it.toml",), ("--config", "nil", "--config", "it.toml")):
+        assert refused("train", *words).endswith("(the value is from it.toml [train])")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nstepz = 70\n", "[train] has no option 'stepz'; did you mean steps?"),
+        ("[trian]\nsteps = 70\n", "[trian] is no command; did you mean train?"),
+        ("steps = 70\n", "steps stands outside a table"),
+        ("[train]\nconfig = 'other.toml'\n", "[train] has no option 'config'"),
+        ("[train]\nmirror = 1\n", "[train] mirror is 1; expected true or false"),
+        ("[train\n", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_file_of_options(city: Path, text: str, message: str) -> None:
+    (city / "it.toml").write_text(text)
+    assert message in refused("train", "--config", "it.toml")
+
+
+@pytest.mark.parametrize("file", ["none.toml", ".", "x" * 5000, "a\0b"])
+def test_a_file_of_options_that_is_none(city: Path, file: str) -> None:
+    assert "no such file; name a run's config.toml" in refused("train", "--config", file)
+
+
 # ---------------------------------------------------------------------------- every option
 
 
@@ -135,7 +180,7 @@ def test_every_option_can_be_set_in_both_places(city: Path, monkeypatch: pytest.
     for name, command in commands().items():
         _, _, sub = name.partition(" ")
         for option in command.options():
-            if option.key == "workspace":
+            if option.key in IN_NO_FILE:
                 continue
             toml, text = (
                 ("true", "true")
@@ -358,7 +403,7 @@ def test_all_options_that_take_a_path_are_known() -> None:
         for parameter in command.params
         if getattr(getattr(parameter, "type_descriptor", None), "annotation", None) is Path
     }
-    assert paths - {"workspace"} <= {*PATHS, *NAMES_TOO}
+    assert paths - set(IN_NO_FILE) <= {*PATHS, *NAMES_TOO}
 
 
 @pytest.mark.parametrize(
