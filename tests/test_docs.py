@@ -55,6 +55,10 @@ def parse(line: str) -> None:
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}-{line}" for page, line in LINES])
 def test_command_lines_parse(page: Path, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if named := re.search(r"--config (\S+)", line):  # read before all else
+        file = tmp_path / named[1]
+        file.parent.mkdir(parents=True)
+        file.write_text("")
     parse(line)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init", "config"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 POINTS = 300
 """A curve of more is thinned: each point is then the mean of some neighbours, in a band of what they span."""
 WIDTH, HEIGHT = 440, 210
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 12, 26
 MARKED = 40
 """Up to so many points are marked, and say their value when pointed at."""
+
+GRID, TEXT = 'fill="none" stroke="#dfe4ea"', 'font-size="12" fill="#5d6878"'
+LINE = 'fill="none" stroke="#2e6fb7" stroke-width="1.6" stroke-linejoin="round"'
+BAND, DOT = 'fill="#2e6fb7" opacity="0.2"', 'fill="#2e6fb7"'
+"""Looks of what stands alone; the page's style sheet has its own, for light and dark."""
 
 Point = tuple[float, float]
 
@@ -38,23 +43,22 @@ def curve(title: str, points: Sequence[Point]) -> Markup:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
     for tick in up.ticks(4):
         y = up.at(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
+        parts.append(f'<path class="grid" {GRID} d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text {TEXT} x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.6g}</text>')
     for tick in across.ticks(5):
         parts.append(
-            f'<text x="{across.at(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:.10g}</text>'
+            f'<text {TEXT} x="{across.at(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{tick:.10g}</text>'
         )
     if band:
         there = [f"{across.at(x):.1f} {up.at(high):.1f}" for x, _, high in band]
         back = [f"{across.at(x):.1f} {up.at(low):.1f}" for x, low, _ in reversed(band)]
-        parts.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
+        parts.append(f'<path class="band" {BAND} d="M{"L".join(there + back)}Z"/>')
     line = "L".join(f"{across.at(x):.1f} {up.at(y):.1f}" for x, y in shown)
-    parts.append(f'<path class="line" d="M{line}"/>')
+    parts.append(f'<path class="line" {LINE} d="M{line}"/>')
     if len(shown) <= MARKED:
-        parts += [
-            f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="3"><title>step {x:.10g}: {y:.5g}</title></circle>'
-            for x, y in shown
-        ]
+        for x, y in shown:
+            said = f"<title>step {x:.10g}: {y:.5g}</title>"
+            parts.append(f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="3" {DOT}>{said}</circle>')
     return Markup("".join([*parts, "</svg>"]))
 
 

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 OF_A_FUSION = (
     "source", "target", "split", "endauda", "rule", "policy", "threshold", "teachers", "copies", "archives",
-    "used_labels", "images", "coverage", "config",
+    "used_labels", "images", "coverage",
 )  # fmt: skip
-"""What is kept of a label set's ``fusion.json``."""
+"""What is kept of a label set's ``fusion.json``,"""
+OPTIONS_OF_A_FUSION = ("few_shot", "window", "border", "unclaimed", "delta", "renormalise")
+"""and of the options in it."""
 OF_A_RUN = ("endauda", "arch", "backbone", "source", "target", "step", "miou")
 """What is kept of the checkpoint that a run starts from, if it is one of ours."""
 GENERATIONS = 5
@@ -53,7 +55,9 @@ def origin(run: Run, data: Mapping[str, Any], earlier: Mapping[str, Any]) -> dic
     if (
         folder := next((stream.labels for stream in run.streams.values() if stream.labels), None)
     ) is not None:
-        parents["labels"] = {"folder": str(folder)} | _kept(read_json(folder / RECORD_FILE), OF_A_FUSION)
+        record = read_json(folder / RECORD_FILE) or {}
+        options = _kept(_dict(record.get("config")), OPTIONS_OF_A_FUSION)
+        parents["labels"] = {"folder": str(folder)} | _kept(record, OF_A_FUSION) | options
     if "init_sha256" in data:
         init = {"file": data["init"], "sha256": data["init_sha256"]}
         known = _kept(_dict(earlier.get("parents")), ("init",))  # the file may be gone since
@@ -88,7 +92,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
 
 def _of_meta(meta: Mapping[str, Any], generations: int) -> dict[str, Any]:
     parents, told = _dict(meta.get("parents")), _kept(meta, OF_A_RUN)
-    if labels := _kept(_dict(parents.get("labels")), ("folder", *OF_A_FUSION)):
+    if labels := _kept(_dict(parents.get("labels")), ("folder", *OF_A_FUSION, *OPTIONS_OF_A_FUSION)):
         told["labels"] = labels
     if generations > 1 and (init := _dict(parents.get("init"))):
         # Told in the same words as a checkpoint, but for the parents' place.
@@ -98,11 +102,11 @@ def _of_meta(meta: Mapping[str, Any], generations: int) -> dict[str, Any]:
     return told
 
 
-def _kept(record: Mapping[str, Any] | None, keys: tuple[str, ...]) -> dict[str, Any]:
+def _kept(record: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """Those of the values that are there, plain and of reasonable length."""
     kept = {}
     for key in keys:
-        value = (record or {}).get(key)
+        value = record.get(key)
         try:
             text = json.dumps(value, default=str)
         except (ValueError, RecursionError):

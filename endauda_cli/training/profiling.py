@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from endauda_cli.errors import EndaudaError
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.workspace import write_text
 
@@ -35,9 +36,9 @@ class Profile:
 
     def __init__(self, out: Path, steps: int, left: int, device: torch.device, report: Reporter) -> None:
         self.out, self.steps, self.report, self.on_card = out, steps, report, device.type == "cuda"
-        self.written = False
+        self.written, self.seen = False, 0
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr where the bars are
-        warm_up = max(1, min(WARM_UP, left - steps))
+        self.warm_up = warm_up = max(1, min(WARM_UP, left - steps))
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_card else [])]
         # The last step of the warm-up is with the profiler, whose own beginning is slow.
         plan = schedule(skip_first=warm_up - 1, wait=0, warmup=1, active=steps, repeat=1)
@@ -47,6 +48,7 @@ class Profile:
     def stepped(self) -> None:
         """After each step."""
         if not self.written:
+            self.seen += 1
             self.profiler.step()
             if self.written:
                 self.profiler.stop()
@@ -60,15 +62,18 @@ class Profile:
 
     def _write(self, seen: profile) -> None:
         self.written = True
-        self.out.mkdir(parents=True, exist_ok=True)
-        seen.export_chrome_trace(str(self.out / TRACE_FILE))
+        trace, operators = self.out / TRACE_FILE, self.out / OPERATORS_FILE
         by = "self_cuda_time_total" if self.on_card else "self_cpu_time_total"
-        write_text(
-            self.out / OPERATORS_FILE, seen.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n"
-        )
+        try:
+            write_text(operators, seen.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n")
+            seen.export_chrome_trace(str(trace))
+        except (EndaudaError, OSError, RuntimeError) as error:
+            self.report(Note(f"--profile: {error}; the run goes on without", "warning"))
+            return
+        steps = self.seen - self.warm_up
         self.report(
             Note(
-                f"--profile: {self.steps} steps are in {self.out / TRACE_FILE}, which ui.perfetto.dev and "
-                f"chrome://tracing show; the dearest operators in {OPERATORS_FILE} beside it"
+                f"--profile: {steps} steps are in {trace}, which ui.perfetto.dev and chrome://tracing show; the "
+                f"dearest operators are in {operators.name} beside it"
             )
         )

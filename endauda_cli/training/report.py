@@ -115,7 +115,7 @@ def lines(record: object, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(record, list) and not any(isinstance(value, dict | list) for value in record):
         yield key, ", ".join(map(str, record))
     elif record is not None:
-        yield key, str(record)
+        yield key, f"{record:.6g}" if isinstance(record, float) else str(record)
 
 
 def _recipe(config: TrainConfig) -> Table:
