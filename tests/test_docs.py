@@ -57,7 +57,7 @@ def test_command_lines_parse(page: Path, line: str, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     if named := re.search(r"--config (\S+)", line):  # read before all else
         file = tmp_path / named[1]
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("")
     parse(line)
 
