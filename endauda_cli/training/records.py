@@ -84,11 +84,11 @@ class Records:
         if not self.writes or self.shown_at == self.state.step:
             return
         self.shown_at = self.state.step
-        seen = self.crops.look(self.state.student)
         try:
+            seen = self.crops.look(self.state.student)
             self.metrics.show(self.state.step - 1, seen)
             write_run_report(self.config, self.run, self.state, self.metrics.log, seen)
-        except (EndaudaError, OSError) as error:
+        except (EndaudaError, OSError, RuntimeError) as error:  # torch's want of memory is a RuntimeError
             if not self.failed:
                 self.report(Note(f"{error}; the run goes on without its page", "warning"))
             self.failed = True
