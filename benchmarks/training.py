@@ -1,6 +1,6 @@
 """Speed of ``train``: images per second against the bare network, and against a research script's loop.
 
-    python benchmarks/training.py [--network mobilenet] [--crop 512x256] [--batch-size 10] [--precision fp32]
+    python benchmarks/training.py [--network mobilenet] [--crop 512x256] [--batch-size 10] [--precision auto]
 
 Three ways over the same generated street scenes, in the same process on the same device, rounds in turn, medians:
 
@@ -23,7 +23,6 @@ import random
 import statistics
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,9 +43,10 @@ from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.methods.distill import read_fused
+from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.run import Run, make_optimizer
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT
-from endauda_cli.types import Arch, Backbone
+from endauda_cli.types import Arch, Backbone, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,17 +54,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSES = len(CITYSCAPES.classes)
-KNOWN = {field.name for field in fields(TrainConfig)}
-
-# ---------------------------------------------------------------------------- precision: all of it is here
-
-PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {"amp": False}, "amp": {"amp": True}}
-"""Name -> the fields of the recipe that choose it."""
 
 
 def in_precision(config: TrainConfig, device: torch.device) -> Any:
-    """What the bare network and the plain loop run their forward pass in."""
-    return autocast(device, config.amp)
+    """What the bare network and the plain loop run their forward pass in, as the run does."""
+    precision = chosen_precision(config.precision, device)
+    set_precision(precision, device)
+    return autocast(device, precision == Precision.BF16)
 
 
 # ---------------------------------------------------------------------------- the three ways
@@ -222,8 +218,6 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Example]:
 def make_config(given: argparse.Namespace) -> TrainConfig:
     width, height = size_of(given.crop)
     augmented: dict[str, Any] = {"mirror": True, "augment": tuple(AUGMENTATIONS)} if given.augment else {}
-    if given.compile:
-        augmented["compile"] = True
     return TrainConfig(
         backbone=given.network,
         arch=given.arch,
@@ -235,7 +229,9 @@ def make_config(given: argparse.Namespace) -> TrainConfig:
         steps=max(given.warm_up, 1) + max(given.steps, 11),
         save_every=1_000_000,
         balance_area=max(1, width * height // 32),
-        **PRECISIONS[given.precision],
+        ramp=0,
+        precision=given.precision,
+        compile=given.compile,
         **augmented,
     )
 
@@ -263,13 +259,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", choices=list(PRECISIONS))
+    parser.add_argument("--precision", default=Precision.AUTO.value, choices=[p.value for p in Precision])
     parser.add_argument("--augment", action="store_true", help="all of train's augmentations, in train alone")
     parser.add_argument("--compile", action="store_true", help="train's and the bare network's")
     parser.add_argument("--without-loop", action="store_true", help="leave the plain loop out")
     given = parser.parse_args()
-    if given.compile and "compile" not in KNOWN:
-        parser.error("--compile: this version of train has no such option")
     device, config = pick_device(given.device), make_config(given)
 
     with tempfile.TemporaryDirectory() as name:
@@ -300,8 +294,9 @@ def main() -> None:
     card = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     )
+    precision = chosen_precision(given.precision, device)
     compiled, augmented = ", compiled" if given.compile else "", "all" if given.augment else "no"
-    print(f"{given.arch} on {given.network}, {given.precision}{compiled}, crop {given.crop} of {given.size}, files "
+    print(f"{given.arch} on {given.network}, {precision}{compiled}, crop {given.crop} of {given.size}, files "
           f"{given.image_size}, batch {given.batch_size}, {augmented} augmentations, {given.workers} workers, {device} "
           f"({card}), torch {torch.__version__}; medians of {given.rounds} rounds of {given.steps} steps")  # fmt: skip
     step, used = ({way: statistics.median(times) for way, times in of.items()} for of in (clock, work))

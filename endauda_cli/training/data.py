@@ -16,6 +16,7 @@ from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
+from endauda_cli.training.feeding import Fed
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
 
 if TYPE_CHECKING:
@@ -112,22 +113,20 @@ def load_rows(
 
 def batches(
     config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
-    """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
-
-    Yields:
-        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels.
-    """
+) -> Iterator[Fed]:
+    """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU."""
     share = config.batch_size // world_size()
 
-    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, Tensor]]]:
+    def prepare(step: int) -> Fed:
         start = step * config.batch_size + rank() * share
         batch = {}
+        labelled = 0
         for stream in rows:
             crops = [crop_at(config, rows[stream], position) for position in range(start, start + share)]
             pixels, classes = zip(*crops, strict=True)
             batch[stream] = torch.stack(pixels), torch.stack(classes)
-        return step, batch
+            labelled += int(torch.count_nonzero(batch[stream][1] != IGNORE))
+        return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 

@@ -50,18 +50,21 @@ class Crops:
     """
 
     def __init__(self, config: TrainConfig, run: Run, rows: Rows) -> None:
-        self.config, self.device = config, run.device
+        self.device = run.device
         self.palette = run.streams[MAIN].domain.palette
         count = min(CROPS, len(rows.images))
         order = order_of(config.seed, 0, len(rows.images))[:count]
         self.ids = [run.streams[MAIN].examples[int(i)].id for i in order]
         self.crops = [crop_at(config, rows, position) for position in range(count)]
 
-    def look(self, student: nn.Module) -> list[Seen]:
+    def look(self, student: nn.Module, half: bool = False) -> list[Seen]:
         """What the student says of them now; at least of the first, of the others as far as time allows.
 
-        The student is left in training mode, as it was but for that.
+        Args:
+            student: left as it was.
+            half: whether it computes in bfloat16.
         """
+        training = student.training
         begin, seen, cudnn = time.monotonic(), [], torch.backends.cudnn
         searched, cudnn.benchmark = (
             cudnn.benchmark,
@@ -72,21 +75,21 @@ class Crops:
             for id, (pixels, labels) in zip(self.ids, self.crops, strict=True):
                 small = (
                     thumbnail(values, flat=True)
-                    for values in (labels.numpy(), self._predict(student, pixels))
+                    for values in (labels.numpy(), self._predict(student, pixels, half))
                 )
                 seen.append(Seen(id, thumbnail(pixels.numpy()), *(colourise(v, self.palette) for v in small)))
                 if time.monotonic() - begin > BUDGET_S:
                     break
         finally:
-            student.train()
+            student.train(training)
             cudnn.benchmark = searched
         return seen
 
     @torch.no_grad()
-    def _predict(self, student: nn.Module, pixels: Tensor) -> UInt8:
+    def _predict(self, student: nn.Module, pixels: Tensor, half: bool) -> UInt8:
         """(h, w) uint8 train ids."""
         x = STUDENT.normalise(pixels[None].to(self.device)).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, self.config.amp):
+        with autocast(self.device, half):
             logits = student(x)
         large = F.interpolate(logits.float(), pixels.shape[:2], mode="bilinear", align_corners=True)
         label: UInt8 = large[0].argmax(0).to(torch.uint8).cpu().numpy()
