@@ -18,6 +18,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from endauda_cli import signals
+from endauda_cli.augmentation import augment
 from endauda_cli.distributed import rank, share_buffers, sum_over_ranks, world_size
 from endauda_cli.inference import autocast
 from endauda_cli.progress import Reporter, Tick, phase
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from endauda_cli.config import TrainConfig
+    from endauda_cli.training.data import Crops
     from endauda_cli.training.methods import Batch
     from endauda_cli.training.run import Run, TrainState
 
@@ -91,7 +93,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
                 loss, rate = float(loss_now), learning_rate(config, step)
                 refuse_divergence(loss, step, config)
                 speed = (state.step - first) * config.batch_size / (time.monotonic() - started)
-                metrics.add(step, scalars(state, loss, rate, batch[MAIN][1], speed))
+                metrics.add(step, scalars(state, loss, rate, batch[MAIN].labels, speed))
                 note = f"loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s"
                 report(Tick("training", state.step, config.steps, note, "steps", kept=saved))
 
@@ -129,7 +131,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
 def train_step(
     state: TrainState,
     model: nn.Module,
-    batch: Mapping[str, tuple[Tensor, Tensor]],
+    batch: Mapping[str, Crops],
     config: TrainConfig,
     device: torch.device,
 ) -> Tensor:
@@ -138,16 +140,21 @@ def train_step(
     Args:
         state: optimizer, method and step.
         model: the student, possibly wrapped for several devices.
-        batch: per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels, on the CPU.
+        batch: crops per stream, on the CPU.
         config: the recipe.
         device: where to compute.
     """
 
-    def shown(pixels: Tensor) -> Tensor:
-        x = STUDENT.normalise(_pinned(pixels, device).to(device, non_blocking=True))
-        return x.contiguous(memory_format=torch.channels_last)
+    def shown(crops: Crops) -> Tensor:
+        pixels, changes = (
+            _pinned(part, device).to(device, non_blocking=True) for part in (crops.pixels, crops.changes)
+        )
+        if config.augment:
+            planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            pixels = augment(planes, config.augment, changes).permute(0, 2, 3, 1)
+        return STUDENT.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
-    inputs = {name: (shown(pixels), _pinned(labels, device)) for name, (pixels, labels) in batch.items()}
+    inputs = {name: (shown(crops), _pinned(crops.labels, device)) for name, crops in batch.items()}
     return optimise(state, model, inputs, config)
 
 
