@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from endauda_cli.augmentation import AUGMENTATIONS
 from endauda_cli.config import TrainConfig
 from endauda_cli.demo.street import TARGET_LOOK, draw_scene, paint
 from endauda_cli.distributed import pick_device
@@ -45,7 +46,7 @@ from endauda_cli.training.methods import MAIN
 from endauda_cli.training.methods.distill import read_fused
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.run import Run, make_optimizer
-from endauda_cli.transforms import AUGMENTATIONS, STUDENT
+from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Arch, Backbone, Precision
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Example]:
 
 def make_config(given: argparse.Namespace) -> TrainConfig:
     width, height = size_of(given.crop)
-    augmented: dict[str, Any] = {"mirror": True, "augment": tuple(AUGMENTATIONS)} if given.augment else {}
+    augmented: dict[str, Any] = {"mirror": True, "augment": tuple(AUGMENTATIONS), "scale_jitter": (0.5, 2.0)} if given.augment else {}
     return TrainConfig(
         backbone=given.network,
         arch=given.arch,

@@ -42,6 +42,7 @@ class Option:
         complete: name of a completer in ``completion.values``.
         typed: type of the typed value, where it is not the field's own.
         parse: makes the field's value of the typed one.
+        between: what stands between the parts of a value that has several, but is typed as one word.
         more: further arguments of Typer's own option.
     """
 
@@ -52,6 +53,7 @@ class Option:
     complete: str | None = None
     typed: Any = None
     parse: Callable[[Any], Any] | None = None
+    between: str = "x"
     more: tuple[tuple[str, Any], ...] = ()
 
     def value(self, typed: Any) -> Any:
@@ -66,7 +68,7 @@ class Option:
         """What one would type, or write in ``endauda.toml``, for a value of the field: :meth:`value` backwards."""
         if isinstance(value, tuple | list):
             words = [str(part) for part in value]
-            return words if self.typed == list[str] else "x".join(words)
+            return words if self.typed == list[str] else self.between.join(words)
         return str(value) if isinstance(value, str | Path) else value
 
 
@@ -79,6 +81,7 @@ def option(
     typed: Any = None,
     parse: Callable[[Any], Any] | None = None,
     unset: bool = False,
+    between: str = "x",
     **more: Any,
 ) -> Any:
     """A field that is an option (an argument, without flags); see :class:`Option`.
@@ -86,7 +89,7 @@ def option(
     Args:
         default: as typed; ``...`` is none, so that something has to be typed. With ``unset`` it is the field's own.
     """
-    told = Option(flags, None if unset else default, help, panel, complete, typed, parse, tuple(more.items()))
+    told = Option(flags, None if unset else default, help, panel, complete, typed, parse, between, tuple(more.items()))
     if default is ...:
         return field(metadata={"option": told})
     return field(default=default if unset else told.value(default), metadata={"option": told})
@@ -173,6 +176,19 @@ def parse_temperature(text: str) -> float:
     if not 0.01 <= value <= 100:
         raise ConfigError(f"--temperature {text}: expected auto, val, source or a number from 0.01 to 100")
     return value
+
+
+def parse_jitter(text: str) -> tuple[float, float]:
+    """``"0.5-2"`` as (0.5, 2.0).
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    try:
+        least, most = map(float, text.split("-"))
+    except ValueError as error:
+        raise ConfigError(f"--scale-jitter {text:.80}: expected LEAST-MOST, such as 0.5-2") from error
+    return least, most
 
 
 def parse_window(text: str) -> tuple[int, int]:

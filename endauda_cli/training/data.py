@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from endauda_cli.augmentation import drawn
 from endauda_cli.distributed import barrier, rank, world_size
 from endauda_cli.domains import IGNORE, Domain
 from endauda_cli.errors import DataError
@@ -16,8 +17,8 @@ from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
-from endauda_cli.training.feeding import Fed
-from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
+from endauda_cli.training.feeding import Crops, Fed
+from endauda_cli.transforms import STUDENT, cut, random_crop, resize, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
+BEYOND = [round(value) for value in reversed(STUDENT.mean)]
+"""RGB of what lies beyond an image: nothing, to the network."""
 DECODING = "2"
 """Version of how files become rows; what an earlier one put into the cache is not used."""
 
@@ -119,30 +122,43 @@ def batches(
 
     def prepare(step: int) -> Fed:
         start = step * config.batch_size + rank() * share
+        positions = range(start, start + share)
+        changes = torch.tensor([drawn(config.augment, config.seed, position) for position in positions])
         batch = {}
         labelled = 0
         for stream in rows:
-            crops = [crop_at(config, rows[stream], position) for position in range(start, start + share)]
+            crops = [crop_at(config, rows[stream], position) for position in positions]
             pixels, classes = zip(*crops, strict=True)
-            batch[stream] = torch.stack(pixels), torch.stack(classes)
-            labelled += int(torch.count_nonzero(batch[stream][1] != IGNORE))
+            batch[stream] = Crops(torch.stack(pixels), torch.stack(classes), changes)
+            labelled += int(torch.count_nonzero(batch[stream].labels != IGNORE))
         return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
 
 def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Tensor]:
-    """The crop at a position of the run's endless sequence: (h, w, 3) and (h, w) uint8."""
+    """The crop at a position of the run's endless sequence: (h, w, 3) and (h, w) uint8.
+
+    Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
+    """
     images, labels = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {position}")
     width, height = config.crop
-    crop = random_crop((images.shape[1], images.shape[2]), (height, width), rng, config.mirror)
-    pixels = torch.from_numpy(np.array(cut(images[index], crop, (height, width))))  # a copy: rows are shared
-    for name in config.augment:
-        pixels = AUGMENTATIONS[name](pixels.permute(2, 0, 1), rng).permute(1, 2, 0)
-    return pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
+    scale = scale_at(config, position)
+    window = max(1, round(height / scale)), max(1, round(width / scale))
+    crop = random_crop((images.shape[1], images.shape[2]), window, rng, config.mirror, beyond=scale < 1)
+    pixels = scaled(cut(images[index], crop, window, BEYOND), (height, width), smooth=True)
+    return pixels, scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
+
+
+def scale_at(config: TrainConfig, position: int) -> float:
+    """How much larger than the resized image the crop at a position shows things; as often halved as doubled."""
+    if config.scale_jitter is None:
+        return 1.0
+    least, most = config.scale_jitter
+    return float(least * (most / least) ** random.Random(f"{config.seed} {position} scale").random())
 
 
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:

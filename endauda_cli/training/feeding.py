@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Crops(NamedTuple):
+    """A stream's part of a batch."""
+
+    pixels: Tensor
+    """(B, h, w, 3) uint8 RGB, before any photometric change."""
+    labels: Tensor
+    """(B, h, w) uint8 train ids, 255 = none."""
+    changes: Tensor
+    """(B, n) float32: what ``augmentation.augment`` does to each."""
+
+
 class Fed(NamedTuple):
     """What a step is given."""
 
     step: int
-    streams: Mapping[str, tuple[Tensor, Tensor]]
-    """Per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels."""
+    streams: Mapping[str, Crops]
     labelled: int
     """Pixels with a label, in this rank's part of the batch: counted on the CPU, so that nobody asks the device."""
 
@@ -46,7 +56,7 @@ def _copied_ahead(batches: Iterable[Fed], device: torch.device) -> Iterator[Fed]
                     if key not in buffers or buffers[key].shape != tensor.shape:
                         buffers[key] = torch.empty_like(tensor, pin_memory=True)
                     moved.append(buffers[key].copy_(tensor).to(device, non_blocking=True))
-                streams[name] = moved[0], moved[1]
+                streams[name] = Crops(*moved)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(side)
         copied[number % 2] = done

@@ -40,8 +40,8 @@ class Seen(NamedTuple):
     prediction: UInt8
 
 
-class Crops:
-    """The first crops of the run's sequence, as the student was or will be shown them.
+class FixedCrops:
+    """The first crops of the run's sequence, before their colours are changed.
 
     Args:
         config: the recipe.

@@ -15,7 +15,7 @@ from endauda_cli.distributed import rank, total_over_ranks
 from endauda_cli.errors import EndaudaError, WorkspaceError
 from endauda_cli.files import RECORD_BYTES, read_bytes, toml_line
 from endauda_cli.progress import Note, Reporter
-from endauda_cli.training.pictures import Crops
+from endauda_cli.training.pictures import FixedCrops
 from endauda_cli.training.profiling import Profile
 from endauda_cli.training.report import write_run_report
 from endauda_cli.workspace import LAST_FILE, METRICS_FILE, RECIPE_FILE, write_text
@@ -61,7 +61,7 @@ class Records:
         left = config.steps - state.step
         if run.options and left:
             write_text(run.out / RECIPE_FILE, recipe_text(run.options))
-        self.crops = Crops(config, run, rows)
+        self.crops = FixedCrops(config, run, rows)
         self.profile = (
             Profile(run.out, run.profile, left, run.device, report) if run.profile and left else None
         )

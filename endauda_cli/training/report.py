@@ -95,7 +95,7 @@ def _gallery(run: Run, state: TrainState, seen: Sequence[Seen]) -> Gallery:
     domain = run.streams[MAIN].domain
     rows = [PictureRow(one.id, [one.image, one.labels, one.prediction]) for one in seen]
     legend = list(zip(domain.classes, domain.palette, strict=True))
-    text = ["Always the same crops of training images, as the student is shown them; black is no label."]
+    text = ["Always the same crops of training images, before their colours are changed; black is no label."]
     columns = ["crop", "labels it learns", f"student at step {state.step:,}"]
     return Gallery("What it sees and says", columns, rows, legend, text)
 

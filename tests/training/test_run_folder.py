@@ -128,6 +128,7 @@ def test_defaults_are_written_as_they_came_out(city: Path) -> None:
 
 def test_every_option_of_the_recipe_can_be_written_and_read() -> None:
     odd = dataclasses.replace(CONFIG, augment=("light",), crop=(16, 32), size=(48, 64), hard_percentile=2.5)
+    odd = dataclasses.replace(odd, scale_jitter=(0.5, 2.0))
     for config in (TrainConfig(), CONFIG, odd):
         for name, option in options_of(TrainConfig).items():
             value = getattr(config, name)
