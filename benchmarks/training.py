@@ -218,7 +218,8 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Example]:
 
 def make_config(given: argparse.Namespace) -> TrainConfig:
     width, height = size_of(given.crop)
-    augmented: dict[str, Any] = {"mirror": True, "augment": tuple(AUGMENTATIONS), "scale_jitter": (0.5, 2.0)} if given.augment else {}
+    every = {"mirror": True, "scale_jitter": (0.5, 2.0), "augment": tuple(AUGMENTATIONS)}
+    augmented: dict[str, Any] = every if given.augment else {}
     return TrainConfig(
         backbone=given.network,
         arch=given.arch,

@@ -89,7 +89,9 @@ def option(
     Args:
         default: as typed; ``...`` is none, so that something has to be typed. With ``unset`` it is the field's own.
     """
-    told = Option(flags, None if unset else default, help, panel, complete, typed, parse, between, tuple(more.items()))
+    told = Option(
+        flags, None if unset else default, help, panel, complete, typed, parse, between, tuple(more.items())
+    )
     if default is ...:
         return field(metadata={"option": told})
     return field(default=default if unset else told.value(default), metadata={"option": told})
