@@ -13,7 +13,7 @@ from pathlib import Path
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
 from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
-from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Unclaimed
+from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Labelled, Method, Unclaimed
 
 
 def check_name(name: str, what: str) -> None:
@@ -254,6 +254,8 @@ class TrainConfig(StudentOptions, Amp, Workers):
         size: (width, height) that images are resized to.
         crop: (width, height) of the random crop.
         augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
+        labelled: whose true labels are mixed into every batch; ``None`` = nobody's.
+        labelled_share: of a batch's images, those with true labels; only with ``labelled``.
         class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
         validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
@@ -280,6 +282,15 @@ class TrainConfig(StudentOptions, Amp, Workers):
     augment: tuple[str, ...] = option(
         (), "--augment", panel=_IMAGES, metavar="A B", complete="augmentations", typed=list[str], parse=tuple,
         unset=True, help="Photometric changes: colour, light, texture. [default: none]",
+    )  # fmt: skip
+    labelled: str | None = option(
+        None, "--labelled", panel=_LEARNT, typed=Labelled,
+        help="Mix true labels into every batch: of the few target train images that have some, or of the source. "
+        "[default: none]",
+    )  # fmt: skip
+    labelled_share: float = option(
+        0.2, "--labelled-share", panel=_LEARNT,
+        help="Share of a batch's images that have true labels, with --labelled; the batch stays as large.",
     )  # fmt: skip
     class_balance: bool = option(
         True, "--class-balance/--no-class-balance", panel=_LOSS,
@@ -326,6 +337,38 @@ class TrainConfig(StudentOptions, Amp, Workers):
             )
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
+        self._check_labelled()
+
+    @property
+    def true_images(self) -> int:
+        """Images of a batch that have true labels, over all devices."""
+        return round(self.batch_size * self.labelled_share) if self.labelled is not None else 0
+
+    def _check_labelled(self) -> None:
+        told = f"--labelled-share {self.labelled_share:g}"
+        if not 0 < self.labelled_share < 1:  # NaN is not, either
+            percent = (
+                f"; did you mean {self.labelled_share / 100:g}?" if 1 < self.labelled_share < 100 else ""
+            )
+            raise ConfigError(
+                f"{told}: a share of the batch is above 0 and below 1, not a number of images{percent}"
+            )
+        if self.labelled is None:
+            if self.labelled_share != TrainConfig.labelled_share:
+                raise ConfigError(
+                    f"{told}: there are no true labels to share out; add --labelled target or --labelled source"
+                )
+            return
+        if not 0 < self.true_images < self.batch_size:
+            raise ConfigError(
+                f"{told}: comes to {self.true_images} of the {self.batch_size} images of a batch; at least one must "
+                "have a true label, and at least one another: change the share or --batch-size"
+            )
+        if self.labelled == Labelled.SOURCE and self.method == Method.SOURCE:
+            raise ConfigError(
+                "--labelled source: --method source learns these labels already; leave --labelled out, or say "
+                "--labelled target"
+            )
 
 
 def check_shard(shard: tuple[int, int]) -> None:

@@ -117,6 +117,8 @@ class TrainResult:
     best_step: int | None
     checkpoint: Path
     initialised_from: str | None
+    labelled_images: int = 0
+    """Images with true labels that were mixed in, beside ``images``."""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,13 @@ class Method(StrEnum):
     SOURCE = "source"
 
 
+class Labelled(Described):
+    """Whose true labels ``train`` mixes into every batch."""
+
+    TARGET = "target", "the target's train images that have some"
+    SOURCE = "source", "all of the source's train images"
+
+
 class Codec(Described):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 

@@ -72,10 +72,12 @@ def run(options: Train) -> None:
 
     - `endauda train --backbone drn`
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
+    - `endauda train --labelled target --labelled-share 0.2`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
         from endauda_cli.distributed import process_group
+        from endauda_cli.training.labelled import with_true_labels
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
@@ -95,6 +97,8 @@ def run(options: Train) -> None:
         check_name(options.name, "--name")
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
+        if config.labelled is not None:
+            streams = with_true_labels(streams, config.labelled, material, config.workers, terminal.report)
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"

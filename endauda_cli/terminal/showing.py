@@ -130,8 +130,10 @@ class Page:
     def _(self, r: TrainResult) -> None:
         speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
         resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
+        labelled = f" and {r.labelled_images} with true labels" if r.labelled_images else ""
         self._line(
-            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images in {r.seconds:.0f} s{speed}"
+            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
+            f"{speed}"
         )
         if r.last_loss is not None:
             self._line(f"last loss {r.last_loss:.4f}")

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     UInt8 = NDArray[np.uint8]
 
+MAIN = "main"
+"""Name of the stream that a run counts its images and epochs by."""
+LABELLED = "labelled"
+"""Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
 DECODING = "2"
@@ -113,29 +117,42 @@ def batches(
 ) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
     """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
 
+    Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
+    classes.
+
     Yields:
         The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels.
     """
-    share = config.batch_size // world_size()
+    images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
+
+    def crops_of(stream: str, step: int) -> list[tuple[Tensor, Tensor]]:
+        every = images.get(stream, config.batch_size)
+        mine = every // world_size()
+        start = step * every + rank() * mine
+        draw = "true " if stream == LABELLED else ""  # or it would mirror the main stream's crops
+        return [crop_at(config, rows[stream], position, draw) for position in range(start, start + mine)]
 
     def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, Tensor]]]:
-        start = step * config.batch_size + rank() * share
+        crops = {stream: crops_of(stream, step) for stream in rows}
+        crops[MAIN] += crops.pop(LABELLED, [])
         batch = {}
-        for stream in rows:
-            crops = [crop_at(config, rows[stream], position) for position in range(start, start + share)]
-            pixels, classes = zip(*crops, strict=True)
+        for stream, found in crops.items():
+            pixels, classes = zip(*found, strict=True)
             batch[stream] = torch.stack(pixels), torch.stack(classes)
         return step, batch
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
 
-def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Tensor]:
-    """The crop at a position of the run's endless sequence: (h, w, 3) and (h, w) uint8."""
+def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> tuple[Tensor, Tensor]:
+    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8.
+
+    Streams with another ``draw`` draw other windows and augmentations at equal positions.
+    """
     images, labels = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
-    rng = random.Random(f"{config.seed} {position}")
+    rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
     crop = random_crop((images.shape[1], images.shape[2]), (height, width), rng, config.mirror)
     pixels = torch.from_numpy(np.array(cut(images[index], crop, (height, width))))  # a copy: rows are shared
@@ -149,8 +166,12 @@ def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(length)
 
 
-def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:
+def tell_histogram(
+    labels: UInt8 | RowFile, domain: Domain, report: Reporter, true: UInt8 | RowFile | None = None
+) -> None:
     """Say what the labels hold, before hours are spent on them: of a sample, if it shows all classes, else of all.
+
+    What only the ``true`` labels beside them show is not said to be absent.
 
     Raises:
         DataError: if they hold nothing.
@@ -172,6 +193,8 @@ def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) ->
     sample = f" ({len(chosen)} of {every} images)" if len(chosen) < every else ""
     none = f"none {100 * counts[IGNORE] / counts.sum():.1f}"
     report(Note(f"labels in percent of pixels{sample}: {shares}, {none}"))
+    if true is not None and not classes.all():
+        classes = classes + _count(true, np.arange(len(true)))[:num_classes]
     absent = [name for name, n in zip(domain.classes, classes, strict=True) if n == 0]
     if absent:
         report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))

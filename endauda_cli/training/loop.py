@@ -68,7 +68,8 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         name: data.load_rows(config, stream, contents[name], run.cache, report)
         for name, stream in run.streams.items()
     }
-    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
+    true = rows[data.LABELLED].labels if data.LABELLED in rows else None
+    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report, true)
     with phase(report, "opening the run's records"):
         metrics = Metrics(run.out, state.step)
     model = _distribute(state, config.arch, run.device)
@@ -115,6 +116,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         steps=state.step,
         resumed_from=first,
         images=len(run.streams[MAIN].examples),
+        labelled_images=len(run.streams[data.LABELLED].examples) if data.LABELLED in run.streams else 0,
         seconds=seconds,
         images_per_second=(state.step - first) * config.batch_size / seconds if state.step > first else None,
         last_loss=None if math.isnan(loss) else loss,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from endauda_cli import __version__, checkpoint
+from endauda_cli.config import TrainConfig
 from endauda_cli.distributed import rank, world_size
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, WorkspaceError
 from endauda_cli.files import WriterLock, cannot_write
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from endauda_cli.config import TrainConfig
     from endauda_cli.models import Student
     from endauda_cli.training.contents import Contents
     from endauda_cli.training.run import Run, TrainState
@@ -51,6 +51,11 @@ def check(config: TrainConfig, run: Run) -> None:
     if config.batch_size // world_size() < 2:
         raise ConfigError(
             f"--batch-size {config.batch_size}: every one of {world_size()} processes needs 2 or more"
+        )
+    if config.true_images % world_size():
+        raise ConfigError(
+            f"--labelled-share {config.labelled_share:g}: {config.true_images} of the {config.batch_size} images of a "
+            f"batch, which do not divide over {world_size()} processes"
         )
     for examples in (stream.examples for stream in streams.values()):
         missing = [(e.id, e.label) for e in examples if e.label is not None and not e.label.is_file()]
@@ -233,7 +238,8 @@ def initialise(student: Student, path: Path) -> str | None:
 
 def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta: dict[str, Any]) -> None:
     holds, other = f"{run.out} holds a run", "; name another with --name, or delete that folder"
-    before, now = meta["config"], _plain(asdict(config))
+    # An earlier version knew fewer options, and did as their defaults do.
+    before, now = _plain(asdict(TrainConfig())) | meta["config"], _plain(asdict(config))
     for key in now:
         if key not in VOLATILE and before.get(key) != now[key]:
             flag = FLAGS.get(key, key.replace("_", "-"))

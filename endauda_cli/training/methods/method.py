@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from endauda_cli.domains import IGNORE
+from endauda_cli.training.data import MAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from endauda_cli.training.data import Stream
     from endauda_cli.workspace import Workspace
 
-MAIN = "main"
-"""Name of the stream that a run counts its images and epochs by."""
+__all__ = ["MAIN", "Batch", "Forward", "Material", "Method"]
 
 Batch = Mapping[str, tuple[Tensor, Tensor]]
 """Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8 on the CPU."""
