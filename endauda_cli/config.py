@@ -13,7 +13,7 @@ from pathlib import Path
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
 from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
-from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Labelled, Method, Unclaimed
+from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Labelled, Loss, Method, Unclaimed
 
 
 def check_name(name: str, what: str) -> None:
@@ -220,6 +220,8 @@ class ExportConfig(ArchiveOptions):
         check_shard(self.shard)
 
 
+SOFT_STRIDE = 4
+"""Soft targets are kept for every fourth row and column: the student decides no finer."""
 _LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS = "What is learnt", "Network", "Schedule", "Images", "Loss"
 
 
@@ -256,7 +258,8 @@ class TrainConfig(StudentOptions, Amp, Workers):
         augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
         labelled: whose true labels are mixed into every batch; ``None`` = nobody's.
         labelled_share: of a batch's images, those with true labels; only with ``labelled``.
-        class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``.
+        loss: what the teachers' word is taken for; ``soft`` and ``weighted`` read their archives.
+        class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``; not with ``soft``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
         validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
         workers: threads that prepare batches.
@@ -291,6 +294,11 @@ class TrainConfig(StudentOptions, Amp, Workers):
     labelled_share: float = option(
         0.2, "--labelled-share", panel=_LEARNT,
         help="Share of a batch's images that have true labels, with --labelled; the batch stays as large.",
+    )  # fmt: skip
+    loss: str = option(
+        Loss.HARD, "--loss", panel=_LOSS,
+        help="Learn the fused labels; or weigh each pixel by how certain its teachers are of them, on average; or "
+        "learn that average of every class (soft, without balance and mining). The last two read the archives.",
     )  # fmt: skip
     class_balance: bool = option(
         True, "--class-balance/--no-class-balance", panel=_LOSS,
@@ -338,6 +346,16 @@ class TrainConfig(StudentOptions, Amp, Workers):
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
         self._check_labelled()
+        if self.loss != Loss.HARD and self.method == Method.SOURCE:
+            raise ConfigError(
+                f"--loss {self.loss}: there are no teachers with --method source; leave one of them out"
+            )
+        for flag, sides in (("--size", self.size), ("--crop", self.crop)):
+            if self.loss == Loss.SOFT and any(side % SOFT_STRIDE for side in sides):
+                raise ConfigError(
+                    f"{flag} {sides[0]}x{sides[1]}: both sides must be multiples of {SOFT_STRIDE} with --loss soft, "
+                    "whose targets are kept at a quarter of that"
+                )
 
     @property
     def true_images(self) -> int:

@@ -104,6 +104,14 @@ class Labelled(Described):
     SOURCE = "source", "all of the source's train images"
 
 
+class Loss(Described):
+    """What ``train`` takes the teachers' word for."""
+
+    HARD = "hard", "the fused label"
+    SOFT = "soft", "their mean certainty of every class"
+    WEIGHTED = "weighted", "the fused label, as far as they are certain of it"
+
+
 class Codec(Described):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 

@@ -77,6 +77,7 @@ def run(options: Train) -> None:
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
         from endauda_cli.distributed import process_group
+        from endauda_cli.training.certainties import with_certainties
         from endauda_cli.training.labelled import with_true_labels
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
@@ -100,6 +101,7 @@ def run(options: Train) -> None:
         if config.labelled is not None:
             streams = with_true_labels(streams, config.labelled, material, config.workers, terminal.report)
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
+        streams = with_certainties(streams, config.loss, material)
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
         validate, truth = _validation(session, options, out, where)

@@ -32,6 +32,8 @@ class Contents(NamedTuple):
     images: str
     labels: str
     """With the class table, if the files hold its label ids."""
+    certainty: str = ""
+    """Of what the teachers said of the images, if that is learnt from."""
 
 
 def survey(stream: Stream, workers: int, report: Reporter) -> Contents:
@@ -55,7 +57,17 @@ def survey(stream: Stream, workers: int, report: Reporter) -> Contents:
             images.update(f"{example.id}\0{image}\n".encode())
             labels.update(f"{example.id}\0{label}\n".encode())
             report(Tick("looking at labels", done, len(examples)))
-    return Contents(images.hexdigest()[:32], labels.hexdigest()[:32])
+    return Contents(images.hexdigest()[:32], labels.hexdigest()[:32], _certainty(stream))
+
+
+def _certainty(stream: Stream) -> str:
+    """Archives know digests of what is in them: nothing is decoded."""
+    if stream.certainties is None:
+        return ""
+    digest = hashlib.sha256()
+    for example in stream.examples:
+        digest.update(f"{example.id}\0{stream.certainties.digest(example.id)}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def digest_of_truth(domain: Domain, files: Sequence[Path]) -> str:

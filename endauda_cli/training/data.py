@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from endauda_cli.config import SOFT_STRIDE
 from endauda_cli.distributed import barrier, rank, world_size
 from endauda_cli.domains import IGNORE, Domain
 from endauda_cli.errors import DataError
 from endauda_cli.labels import read_image
+from endauda_cli.losses import TRUE
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
-from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
+from endauda_cli.transforms import AUGMENTATIONS, STUDENT, Crop, cut, random_crop, resize
+from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +51,23 @@ class Example(NamedTuple):
     label: Path | None
 
 
+class Certainties(Protocol):
+    """The mean certainty of some teachers, as a loss wants it. Threads may share it."""
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Of a row of an image whose labels are of this size (h, w)."""
+
+    def row(self, image: str, labels: UInt8) -> UInt8:
+        """Uint8 percent of an image, whose labels (h, w) at the recipe's size are given.
+
+        Raises:
+            ArchiveError: if there is no such image, or it is damaged.
+        """
+
+    def digest(self, image: str) -> str:
+        """Another one means other certainties."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """Images that crops are drawn from.
@@ -57,12 +77,14 @@ class Stream:
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
+        certainties: of the teachers, if they are learnt from beside the labels.
     """
 
     examples: Sequence[Example]
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
+    certainties: Certainties | None = None
 
 
 class Rows(NamedTuple):
@@ -72,20 +94,24 @@ class Rows(NamedTuple):
     """(N, h, w, 3) uint8 RGB."""
     labels: UInt8 | RowFile
     """(N, h, w) uint8 train ids, 255 = none."""
+    certainty: UInt8 | RowFile | None = None
+    """The teachers' mean certainty, uint8 percent: of the labels (N, h, w) with ``--loss weighted``, of all classes
+    (N, C, h / 4, w / 4) with ``soft``."""
 
 
 def load_rows(
-    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+    config: TrainConfig, stream: Stream, contents: tuple[str, str, str], cache: Path, report: Reporter
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
-    ``contents`` are digests of the image files and of the label files; others make another cache.
+    ``contents`` are digests of the image files, the label files and the certainties; others make another cache.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
     """
     width, height = config.size
     examples = stream.examples
+    of_images, of_labels, of_certainties = contents
 
     def image(i: int) -> UInt8:
         return resize(read_image(examples[i].image), config.size, STUDENT.filter)
@@ -99,66 +125,85 @@ def load_rows(
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
-        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
+        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {of_images}",
         (height, width, 3), image, config.workers, report,
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
-        f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
+        f"{DECODING} {config.size} {config.method} {of_labels}", (height, width), label, config.workers,
         report,
     )  # fmt: skip
+    certainties, said = None, stream.certainties
+    if said is not None:
+        certainties = cached_rows(
+            cache, "caching certainties", [e.label or e.image for e in examples],
+            f"{DECODING} {config.size} {config.loss} {of_labels} {of_certainties}",
+            said.shape((height, width)), lambda i: said.row(examples[i].id, labels[i]), config.workers, report,
+        )  # fmt: skip
     if rank() == 0:
         barrier()
-    return Rows(images, labels)
+    return Rows(images, labels, certainties)
 
 
 def batches(
     config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
+) -> Iterator[tuple[int, dict[str, tuple[Tensor, ...]]]]:
     """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
 
     Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
     classes.
 
     Yields:
-        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels.
+        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels; then (B, ...) uint8
+        certainties, if its rows have some, ``TRUE`` for images with true labels.
     """
     images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
 
-    def crops_of(stream: str, step: int) -> list[tuple[Tensor, Tensor]]:
+    def crops_of(stream: str, step: int) -> list[tuple[Tensor, ...]]:
         every = images.get(stream, config.batch_size)
         mine = every // world_size()
         start = step * every + rank() * mine
         draw = "true " if stream == LABELLED else ""  # or it would mirror the main stream's crops
         return [crop_at(config, rows[stream], position, draw) for position in range(start, start + mine)]
 
-    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, Tensor]]]:
+    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, ...]]]:
         crops = {stream: crops_of(stream, step) for stream in rows}
-        crops[MAIN] += crops.pop(LABELLED, [])
-        batch = {}
-        for stream, found in crops.items():
-            pixels, classes = zip(*found, strict=True)
-            batch[stream] = torch.stack(pixels), torch.stack(classes)
+        certainties = crops[MAIN][0][2:]
+        for true in crops.pop(LABELLED, []):
+            crops[MAIN].append((*true, *(torch.full_like(one, TRUE) for one in certainties)))
+        batch = {stream: tuple(map(torch.stack, zip(*found, strict=True))) for stream, found in crops.items()}
         return step, batch
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
 
-def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> tuple[Tensor, Tensor]:
-    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8.
+def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> tuple[Tensor, ...]:
+    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8, then its certainties.
 
     Streams with another ``draw`` draw other windows and augmentations at equal positions.
     """
-    images, labels = rows
+    images, labels, certainties = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
     crop = random_crop((images.shape[1], images.shape[2]), (height, width), rng, config.mirror)
+    if config.loss == Loss.SOFT:  # whole rows and columns of the targets
+        crop = crop._replace(
+            row=crop.row - crop.row % SOFT_STRIDE, column=crop.column - crop.column % SOFT_STRIDE
+        )
     pixels = torch.from_numpy(np.array(cut(images[index], crop, (height, width))))  # a copy: rows are shared
     for name in config.augment:
         pixels = AUGMENTATIONS[name](pixels.permute(2, 0, 1), rng).permute(1, 2, 0)
-    return pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
+    planes = pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
+    if certainties is None:
+        return planes
+    percent = certainties[index]
+    if percent.ndim == 2:
+        return *planes, torch.from_numpy(np.array(cut(percent, crop, (height, width))))
+    coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
+    window = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
+    return *planes, torch.from_numpy(np.ascontiguousarray(window.transpose(2, 0, 1)))
 
 
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:

@@ -131,7 +131,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
 def train_step(
     state: TrainState,
     model: nn.Module,
-    batch: Mapping[str, tuple[Tensor, Tensor]],
+    batch: Mapping[str, tuple[Tensor, ...]],
     config: TrainConfig,
     device: torch.device,
 ) -> Tensor:
@@ -140,7 +140,8 @@ def train_step(
     Args:
         state: optimizer, method and step.
         model: the student, possibly wrapped for several devices.
-        batch: per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels, on the CPU.
+        batch: per stream (B, h, w, 3) uint8 RGB crops, (B, h, w) uint8 labels and what certainties there are, on the
+            CPU.
         config: the recipe.
         device: where to compute.
     """
@@ -149,7 +150,10 @@ def train_step(
         x = STUDENT.normalise(_pinned(pixels, device).to(device, non_blocking=True))
         return x.contiguous(memory_format=torch.channels_last)
 
-    inputs = {name: (shown(pixels), _pinned(labels, device)) for name, (pixels, labels) in batch.items()}
+    inputs = {
+        name: (shown(pixels), *(_pinned(one, device) for one in labels))
+        for name, (pixels, *labels) in batch.items()
+    }
     return optimise(state, model, inputs, config)
 
 

@@ -101,7 +101,7 @@ def data_record(run: Run, contents: Mapping[str, Contents]) -> dict[str, str]:
         for example in stream.examples:
             sizes = example.image.stat().st_size, (example.label or example.image).stat().st_size
             digest.update(f"{example.id}\0{sizes}\n".encode())
-        whole.update(f"{name} {contents[name].images} {contents[name].labels}\n".encode())
+        whole.update(f"{name} {' '.join(filter(None, contents[name]))}\n".encode())
     first = run.streams[MAIN].examples[0]
     return {
         "labels": str((first.label or first.image).parent),

@@ -186,7 +186,7 @@ def stacks(count: int = 5) -> tuple[Any, Any]:
     return images, labels
 
 
-def crop(position: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
+def crop(position: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, ...]:
     return crop_at(config, Rows(*stacks()), position)
 
 
