@@ -13,7 +13,18 @@ from pathlib import Path
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
 from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
-from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Labelled, Loss, Method, Unclaimed
+from endauda_cli.types import (
+    Arch,
+    Backbone,
+    BestBy,
+    Border,
+    Codec,
+    FusionRule,
+    Labelled,
+    Loss,
+    Method,
+    Unclaimed,
+)
 
 
 def check_name(name: str, what: str) -> None:
@@ -261,7 +272,11 @@ class TrainConfig(StudentOptions, Amp, Workers):
         loss: what the teachers' word is taken for; ``soft`` and ``weighted`` read their archives.
         class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``; not with ``soft``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
-        validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
+        validate_every: steps between evaluations on labelled target images, and on those held out; 0 = never, no
+            ``best`` then.
+        hold_out: images that are not trained on, to see how far the student agrees with their fused labels.
+        best_by: what ``best`` is chosen by.
+        patience: validations without a gain after which the run ends; 0 = it never does so.
         workers: threads that prepare batches.
     """
 
@@ -320,6 +335,19 @@ class TrainConfig(StudentOptions, Amp, Workers):
         0, "--validate-every", panel=_SCHEDULE,
         help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",
     )  # fmt: skip
+    hold_out: int = option(
+        0, "--hold-out", panel=_SCHEDULE,
+        help="Train images to learn nothing from; at each test the student's agreement with their fused labels is "
+        "logged.",
+    )  # fmt: skip
+    best_by: str = option(
+        BestBy.MIOU, "--best-by", panel=_SCHEDULE,
+        help="Choose best.pt by the score on labelled images; or by agreement on those of --hold-out, which needs no "
+        "label.",
+    )  # fmt: skip
+    patience: int = option(
+        0, "--patience", panel=_SCHEDULE, help="End after so many tests without a gain; 0 = train all steps."
+    )
     warm_up: int = option(0, "--warm-up", help="Steps of linear warm-up.", panel=_SCHEDULE)
 
     def __post_init__(self) -> None:
@@ -346,6 +374,7 @@ class TrainConfig(StudentOptions, Amp, Workers):
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
         self._check_labelled()
+        self._check_tests()
         if self.loss != Loss.HARD and self.method == Method.SOURCE:
             raise ConfigError(
                 f"--loss {self.loss}: there are no teachers with --method source; leave one of them out"
@@ -361,6 +390,22 @@ class TrainConfig(StudentOptions, Amp, Workers):
     def true_images(self) -> int:
         """Images of a batch that have true labels, over all devices."""
         return round(self.batch_size * self.labelled_share) if self.labelled is not None else 0
+
+    def _check_tests(self) -> None:
+        _at_least(self.hold_out, 0, "--hold-out")
+        _at_least(self.patience, 0, "--patience")
+        for flag, value in (("--hold-out", self.hold_out), ("--patience", self.patience)):
+            if value and not self.validate_every:
+                raise ConfigError(f"{flag} {value}: nothing is tested; say how often, with --validate-every")
+        if self.hold_out and self.method == Method.SOURCE:
+            raise ConfigError(
+                f"--hold-out {self.hold_out}: there are no fused labels to agree with, with --method source; leave "
+                "one of them out"
+            )
+        if self.best_by == BestBy.AGREEMENT and not self.hold_out:
+            raise ConfigError(
+                "--best-by agreement: there are no images to agree on; hold some out, such as with --hold-out 50"
+            )
 
     def _check_labelled(self) -> None:
         told = f"--labelled-share {self.labelled_share:g}"

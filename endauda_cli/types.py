@@ -112,6 +112,13 @@ class Loss(Described):
     WEIGHTED = "weighted", "the fused label, as far as they are certain of it"
 
 
+class BestBy(Described):
+    """What the best checkpoint of a run is chosen by."""
+
+    MIOU = "miou", "the score on labelled target images"
+    AGREEMENT = "agreement", "the fused labels of images held out; no label is looked at"
+
+
 class Codec(Described):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 

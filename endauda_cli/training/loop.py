@@ -20,14 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from endauda_cli import signals
 from endauda_cli.distributed import rank, share_buffers, sum_over_ranks, world_size
 from endauda_cli.inference import autocast
-from endauda_cli.progress import Reporter, Tick, phase
+from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.results import TrainResult
 from endauda_cli.training import data, resume
 from endauda_cli.training.contents import survey
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.records import Metrics, refuse_divergence, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
-from endauda_cli.types import Arch
+from endauda_cli.types import Arch, BestBy
 from endauda_cli.workspace import BEST_FILE, LAST_FILE
 
 if TYPE_CHECKING:
@@ -76,14 +76,17 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     first, started, loss = state.step, time.monotonic(), math.nan
     saved = first
 
+    def ended() -> bool:
+        return state.step >= config.steps or 0 < config.patience <= state.idle
+
     def due(every: int) -> bool:
-        return every > 0 and (state.step == config.steps or state.step % every == 0)
+        return every > 0 and (ended() or state.step % every == 0)
 
     # ranks cannot agree on a step to stop at
     stopping = signals.deferred() if world_size() == 1 else nullcontext()
     with ThreadPoolExecutor(config.workers) as pool, closing(metrics), stopping:
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
-        for step, batch in data.batches(config, rows, first, pool):
+        for step, batch in data.batches(config, rows, config.steps if ended() else first, pool):
             # single training step
             loss_now = train_step(state, model, batch, config, run.device)
 
@@ -105,9 +108,14 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
             if due(config.save_every) or (stopped and math.isfinite(float(loss_now))):
                 save_last(run.out / LAST_FILE, state, resume.describe(config, run, record, state))
                 saved = state.step
-            if stopped and state.step < config.steps:
+            if stopped and not ended():
                 report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
                 raise stopped
+            if ended():
+                break
+    stopped_early = state.step < config.steps
+    if stopped_early:
+        report(Note(f"ended after step {state.step} of {config.steps}: {state.idle} tests without a gain"))
     seconds = time.monotonic() - started
     return TrainResult(
         run=run.out,
@@ -116,6 +124,11 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         steps=state.step,
         resumed_from=first,
         images=len(run.streams[MAIN].examples),
+        held_out_images=config.hold_out,
+        last_agreement=state.last_agreement,
+        best_agreement=state.best_agreement,
+        best_by=config.best_by,
+        stopped_early=stopped_early,
         labelled_images=len(run.streams[data.LABELLED].examples) if data.LABELLED in run.streams else 0,
         seconds=seconds,
         images_per_second=(state.step - first) * config.batch_size / seconds if state.step > first else None,
@@ -123,7 +136,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         last_miou=state.last_miou,
         best_miou=state.best_miou,
         best_step=state.best_step,
-        checkpoint=run.out / (BEST_FILE if state.best_miou is not None else LAST_FILE),
+        checkpoint=run.out / (BEST_FILE if state.best_step is not None else LAST_FILE),
         initialised_from=state.initialised_from,
     )
 
@@ -189,19 +202,27 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def _validate(
     state: TrainState, config: TrainConfig, run: Run, record: dict[str, str], metrics: Metrics
 ) -> None:
-    if run.validate is None:
+    tests = {"val_miou": run.validate, "agreement": run.agree}
+    asked = {name: test for name, test in tests.items() if test is not None}
+    if not asked:
         return
     share_buffers(state.student)
-    result = run.validate(state.student)
+    scores = {name: test(state.student).miou for name, test in asked.items()}
     state.student.train()
-    state.last_miou = result.miou
-    # Rounded as the reference rounds it: "best" is a strict gain in printed digits.
-    better = result.miou is not None and (
-        state.best_miou is None or round(result.miou, 2) > round(state.best_miou, 2)
+    state.last_miou = scores.get("val_miou", state.last_miou)
+    state.last_agreement = scores.get("agreement", state.last_agreement)
+    metrics.add(
+        state.step - 1, {name: math.nan if score is None else score for name, score in scores.items()}
     )
-    metrics.add(state.step - 1, {"val_miou": math.nan if result.miou is None else result.miou})
+    now, best = state.last_miou, state.best_miou
+    if config.best_by == BestBy.AGREEMENT:
+        now, best = state.last_agreement, state.best_agreement
+    # Rounded as the reference rounds it: "best" is a strict gain in printed digits.
+    better = now is not None and (best is None or round(now, 2) > round(best, 2))
+    state.idle = 0 if better else state.idle + 1
     if better:
-        state.best_miou, state.best_step = result.miou, state.step
+        state.best_miou, state.best_agreement = state.last_miou, state.last_agreement
+        state.best_step = state.step
         save_best(run.out / BEST_FILE, state, resume.describe(config, run, record, state))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from endauda_cli.training.contents import Contents
     from endauda_cli.training.run import Run, TrainState
 
-VOLATILE = ("save_every", "validate_every", "workers")
+VOLATILE = ("save_every", "validate_every", "workers", "patience")
 """Options that may differ when a run goes on: they do not change what is learnt."""
 FLAGS = {"learning_rate": "lr"}
 """Options whose flag is not called as the field of ``TrainConfig``."""
@@ -142,11 +142,12 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
         _take_up(state, last, content)
         report(Note(f"{run.out} goes on at step {state.step} of {config.steps}"))
         if (
-            state.best_miou is not None
+            state.best_step is not None
             and run.truth
             and meta["data"].get("truth") not in (None, "", run.truth)
         ):
             state.best_miou = state.best_step = state.last_miou = None
+            state.best_agreement, state.last_agreement, state.idle = None, None, 0
             report(Note(_other_truth(state.step, config), "warning"))
     if state.step < config.steps and rank() == 0:
         told = {ORDER: next_order(run.out, RUN_FILE), **describe(config, run, data, None)}
@@ -165,6 +166,8 @@ def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
         raise _unfit(last, "optimizer or loss", type(error).__name__) from error
     state.step, state.best_miou, state.best_step = meta["step"], meta["best_miou"], meta["best_step"]
     state.last_miou, state.initialised_from = meta["miou"], meta["initialised_from"]
+    state.last_agreement, state.best_agreement = meta.get("agreement"), meta.get("best_agreement")
+    state.idle = meta.get("idle", 0)
 
 
 def _other_truth(step: int, config: TrainConfig) -> str:
@@ -186,6 +189,12 @@ _META: dict[str, tuple[type, ...]] = {
     "best_step": (int, *_OPTIONAL),
     "initialised_from": (str, *_OPTIONAL),
 }
+_LATER: dict[str, tuple[type, ...]] = {
+    "agreement": (int, float, *_OPTIONAL),
+    "best_agreement": (int, float, *_OPTIONAL),
+    "idle": (int,),
+}
+"""Not in checkpoints of earlier versions."""
 _DATA: dict[str, tuple[type, ...]] = {"labels": (str,), "digest": (str,)}
 _MOST_STEPS = 1 << 62
 
@@ -198,12 +207,13 @@ def check_meta(last: Path, meta: Any) -> dict[str, Any]:
     """
     whole = meta if isinstance(meta, dict) else {}
     data = whole.get("data")
-    for fields, found in ((_META, whole), (_DATA, data if isinstance(data, dict) else {})):
+    later = {key: kinds for key, kinds in _LATER.items() if key in whole}
+    for fields, found in ((_META | later, whole), (_DATA, data if isinstance(data, dict) else {})):
         for key, kinds in fields.items():
             value = found.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool) or key not in found:
                 raise _unfit(last, key, value)
-    for key in ("step", "miou", "best_miou", "best_step"):
+    for key in ("step", "miou", "best_miou", "best_step", *later):
         if not 0 <= (whole[key] or 0) <= _MOST_STEPS:  # NaN is not, either
             raise _unfit(last, key, whole[key])
     return whole
@@ -287,6 +297,9 @@ def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainSt
             "miou": state.last_miou,
             "best_miou": state.best_miou,
             "best_step": state.best_step,
+            "agreement": state.last_agreement,
+            "best_agreement": state.best_agreement,
+            "idle": state.idle,
             "initialised_from": state.initialised_from,
         }
     plain: dict[str, Any] = _plain(meta)

@@ -38,7 +38,8 @@ class Run:
         init: weights to start from; ``None`` is random.
         resume: insist on going on; without it, an unfinished run with the same options goes on too.
         validate: scores the network on labelled target images; ``None`` without them.
-        truth: digest of what ``validate`` scores by; empty where nobody knows.
+        truth: digest of the labels that ``best`` is chosen by; empty where nobody knows.
+        agree: scores the network on fused labels of images held out; ``None`` without them.
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Run:
     resume: bool = False
     validate: Callable[[nn.Module], EvalResult] | None = None
     truth: str = ""
+    agree: Callable[[nn.Module], EvalResult] | None = None
 
 
 @dataclass
@@ -63,6 +65,10 @@ class TrainState:
     best_miou: float | None = None
     best_step: int | None = None
     last_miou: float | None = None
+    best_agreement: float | None = None
+    last_agreement: float | None = None
+    idle: int = 0
+    """Validations since that of the best, or since the first if there is none."""
     initialised_from: str | None = None
 
     @property
