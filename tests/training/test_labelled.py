@@ -16,6 +16,7 @@ from endauda_cli.domains import IGNORE, Task
 from endauda_cli.errors import ConfigError, DataError
 from endauda_cli.labels import write_label
 from endauda_cli.progress import Note, Tick, silent
+from endauda_cli.training import data, resume
 from endauda_cli.training.data import LABELLED, MAIN, Rows, Stream, batches, crop_at, tell_histogram
 from endauda_cli.training.labelled import with_true_labels
 from endauda_cli.training.loop import train
@@ -133,6 +134,34 @@ def test_a_class_that_only_true_labels_show_is_not_absent(tiny_set: TinySet) -> 
     assert [note for note in notes if "never show" in note] == [
         "the labels never show sky; the student cannot learn them"
     ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_what_one_process_shows(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(MIXED, labelled_share=0.5, batch_size=8, steps=4)
+    rows = {MAIN: rows_of(0, 5), LABELLED: rows_of(1, 3)}
+
+    def shown(rank: int, ranks: int) -> list[set[bytes]]:
+        monkeypatch.setattr(data, "rank", lambda: rank)
+        monkeypatch.setattr(data, "world_size", lambda: ranks)
+        with ThreadPoolExecutor(1) as pool:
+            found = [batch[MAIN] for _, batch in batches(config, rows, 0, pool)]
+        assert all(int((labels[:, 0, 0] == 1).sum()) == 4 // ranks for _, labels in found)
+        return [{crop.numpy().tobytes() for crop in pixels} for pixels, _ in found]
+
+    parts = [shown(rank, ranks) for rank in range(ranks)]
+    assert [set().union(*step) for step in zip(*parts, strict=True)] == shown(0, 1)
+
+
+def test_true_images_that_do_not_divide_over_ranks_are_refused(
+    tiny_set: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_labels(tiny_set, "1")
+    monkeypatch.setattr(resume, "world_size", lambda: 2)
+    with pytest.raises(
+        ConfigError, match=r"--labelled-share 0\.25: 1 of the 4 images of a batch, which do not div"
+    ):
+        run(tiny_set, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------- runs
