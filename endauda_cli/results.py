@@ -129,6 +129,9 @@ class TrainResult:
     """What ``best.pt`` was chosen by: ``miou`` or ``agreement``."""
     stopped_early: bool = False
     """Whether the run ended before its last step, because it had stopped getting better."""
+    precision: str = "fp32"
+    empty_steps: int = 0
+    """Steps whose batch had no label, which learnt nothing."""
 
 
 @dataclass(frozen=True)

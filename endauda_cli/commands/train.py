@@ -12,7 +12,7 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
-from endauda_cli.types import BestBy
+from endauda_cli.types import BestBy, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,9 +94,10 @@ def run(options: Train) -> None:
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
     method, task, workspace = METHODS[options.method], session.task, session.workspace
-    defaults = {name: value for name, value in method.defaults.items() if name not in options.given}
     area = options.crop[0] * options.crop[1]
-    config = chosen(TrainConfig, options, **{"balance_area": max(1, area // 32), **defaults})
+    defaults = {"balance_area": max(1, area // 32), **method.defaults}
+    own = {name: value for name, value in defaults.items() if name not in options.given}
+    config = chosen(TrainConfig, options, **own)
     material = Material(task, workspace, session.source_roots, session.target_roots, options.labels)
     streams, word = method.streams(material)
     if options.name is not None:
@@ -126,6 +127,7 @@ def _tests(
     from endauda_cli.segmenter import Segmenter
     from endauda_cli.training.contents import digest_of_truth
     from endauda_cli.training.methods.distill import read_fused
+    from endauda_cli.training.precision import chosen_precision
     from endauda_cli.transforms import Preprocessing
 
     if not config.validate_every:
@@ -136,7 +138,8 @@ def _tests(
         samples = session.labelled_if_any("val")
     else:
         samples = session.target_samples("val", need_labels=True)
-    inference = InferenceConfig(amp=config.amp, workers=config.workers)
+    half = chosen_precision(config.precision, device) == Precision.BF16
+    inference = InferenceConfig(amp=half, workers=config.workers)
 
     def test_on(samples: Sequence[Sample], scoring: Scoring) -> Test | None:
         def test(model: nn.Module) -> EvalResult:

@@ -18,6 +18,7 @@ from endauda_cli.losses import TRUE
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
+from endauda_cli.training.feeding import Fed
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, Crop, cut, random_crop, resize
 from endauda_cli.types import Loss
 
@@ -147,15 +148,11 @@ def load_rows(
 
 def batches(
     config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, dict[str, tuple[Tensor, ...]]]]:
-    """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
+) -> Iterator[Fed]:
+    """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU.
 
     Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
-    classes.
-
-    Yields:
-        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels; then (B, ...) uint8
-        certainties, if its rows have some, ``TRUE`` for images with true labels.
+    classes. In place of certainties, where the others have some, they have ``TRUE``.
     """
     images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
 
@@ -166,13 +163,14 @@ def batches(
         draw = "true " if stream == LABELLED else ""  # or it would mirror the main stream's crops
         return [crop_at(config, rows[stream], position, draw) for position in range(start, start + mine)]
 
-    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, ...]]]:
+    def prepare(step: int) -> Fed:
         crops = {stream: crops_of(stream, step) for stream in rows}
         certainties = crops[MAIN][0][2:]
         for true in crops.pop(LABELLED, []):
             crops[MAIN].append((*true, *(torch.full_like(one, TRUE) for one in certainties)))
         batch = {stream: tuple(map(torch.stack, zip(*found, strict=True))) for stream, found in crops.items()}
-        return step, batch
+        labelled = sum(int(torch.count_nonzero(labels != IGNORE)) for _, labels, *_ in batch.values())
+        return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 

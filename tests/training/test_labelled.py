@@ -107,7 +107,8 @@ def test_every_batch_shows_its_share_of_true_labels(share: float, size: int, tru
     config = dataclasses.replace(MIXED, labelled_share=share, batch_size=size, steps=5)
     rows = {MAIN: rows_of(0, 5), LABELLED: rows_of(1, 3)}
     with ThreadPoolExecutor(2) as pool:
-        for step, batch in batches(config, rows, 0, pool):
+        for step, batch, labelled in batches(config, rows, 0, pool):
+            assert labelled == size * 16 * 32
             assert list(batch) == [MAIN]
             pixels, labels = batch[MAIN]
             assert pixels.shape == (size, 16, 32, 3)
@@ -145,7 +146,7 @@ def test_ranks_share_what_one_process_shows(ranks: int, monkeypatch: pytest.Monk
         monkeypatch.setattr(data, "rank", lambda: rank)
         monkeypatch.setattr(data, "world_size", lambda: ranks)
         with ThreadPoolExecutor(1) as pool:
-            found = [batch[MAIN] for _, batch in batches(config, rows, 0, pool)]
+            found = [batch[MAIN] for _, batch, _ in batches(config, rows, 0, pool)]
         assert all(int((labels[:, 0, 0] == 1).sum()) == 4 // ranks for _, labels in found)
         return [{crop.numpy().tobytes() for crop in pixels} for pixels, _ in found]
 

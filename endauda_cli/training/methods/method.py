@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from endauda_cli.domains import IGNORE
 from endauda_cli.losses import soft_divergence, soft_targets
 from endauda_cli.training.data import MAIN
 from endauda_cli.types import Loss
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["MAIN", "Batch", "Forward", "Material", "Method"]
 
 Batch = Mapping[str, tuple[Tensor, ...]]
-"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8 on the CPU; where
-the loss asks for them, then certainties, see ``data.Rows``."""
+"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8, there too; where the
+loss asks for them, then certainties, see ``data.Rows``."""
 Forward = Callable[[Tensor], Tensor]
 """The student under autocast, over all devices: input to logits (B, C, h', w')."""
 
@@ -77,17 +76,13 @@ class Method:
     def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
         """The loss of a batch, a scalar on the device.
 
-        Class counts are summed over ranks, and each of them has to take part: also without any label.
+        A batch has labels somewhere, or it is left out; but this rank's part of it need not have any.
         """
-        x, labels, *more = batch[MAIN]
+        x, labels, *certainties = batch[MAIN]
         logits = forward(x)
-        there = labels.to(x.device, non_blocking=True)
-        certainties = [percent.to(x.device, non_blocking=True) for percent in more]
         if self.config.loss == Loss.SOFT:
-            return soft_divergence(logits, soft_targets(certainties[0], there))
-        loss: Tensor = self.criterion(logits, there, *(c.clamp(max=100) / 100 for c in certainties))
-        if not bool((labels != IGNORE).any()):
-            return logits.sum() * 0  # nothing to learn: the mean over no pixel would be NaN and end the run
+            return soft_divergence(logits, soft_targets(certainties[0], labels))
+        loss: Tensor = self.criterion(logits, labels, *(c.clamp(max=100) / 100 for c in certainties))
         return loss
 
     def after_step(self, student: Student, step: int) -> None:
