@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
+from endauda_cli.training.pruning import Use
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
 
 if TYPE_CHECKING:
@@ -71,11 +73,22 @@ class Rows(NamedTuple):
 
 
 def load_rows(
-    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+    config: TrainConfig,
+    stream: Stream,
+    contents: tuple[str, str],
+    cache: Path,
+    report: Reporter,
+    user: tuple[Path, str] | None = None,
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
-    ``contents`` are digests of the image files and of the label files; others make another cache.
+    Args:
+        config: the recipe.
+        stream: what is read.
+        contents: digests of the image files and of the label files; others make another cache.
+        cache: folder of caches.
+        report: told of progress.
+        user: folder of the run and the stream's name in it; what they no longer use is removed.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -94,14 +107,18 @@ def load_rows(
 
     if rank() > 0:
         barrier()  # the first rank fills the cache
+
+    def use(kind: str) -> Use | None:
+        return None if user is None else Use(f"{kind} {width}x{height}", *user)
+
     images = cached_rows(
         cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
-        (height, width, 3), image, config.workers, report,
+        (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
         f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
-        report,
+        report, use(f"labels of {stream.domain.name} for {config.method}"),
     )  # fmt: skip
     if rank() == 0:
         barrier()
@@ -144,9 +161,14 @@ def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Ten
     return pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
 
 
+@lru_cache(
+    maxsize=16
+)  # all crops of an epoch ask; at its end some threads are in the next one, in each stream
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the images."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
+    """The order in which an epoch shows the images: (N,), not to be written to."""
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.flags.writeable = False
+    return order
 
 
 def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:

@@ -65,7 +65,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     with phase(report, "building the network"):
         state = resume.start(config, run, record, report)
     rows = {
-        name: data.load_rows(config, stream, contents[name], run.cache, report)
+        name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
         for name, stream in run.streams.items()
     }
     data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
