@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,12 +55,14 @@ class Stream:
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
+        contents: digests of image and label files, if they were looked at before; see ``contents.survey``.
     """
 
     examples: Sequence[Example]
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
+    contents: tuple[str, str] | None = field(default=None, compare=False)
 
 
 class Rows(NamedTuple):

@@ -135,8 +135,10 @@ class _Record(NamedTuple):
     @staticmethod
     def read(path: Path) -> _Record | None:
         """``None`` if there is none that is one of ours."""
+        if _NAME.fullmatch(path.stem) is None:
+            return None
         found: dict[str, Any] = read_json(path.with_suffix(RECORD)) or {}
-        if _NAME.fullmatch(path.stem) is None or found.keys() != set(_Record._fields):
+        if found.keys() != set(_Record._fields):
             return None
         kind, folder, files, uses = (found[name] for name in _Record._fields)
         if not all(isinstance(text, str) for text in (kind, folder, files)) or not isinstance(uses, list):
