@@ -13,7 +13,7 @@ from pathlib import Path
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
 from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
-from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Unclaimed
+from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Precision, Unclaimed
 
 
 def check_name(name: str, what: str) -> None:
@@ -220,7 +220,9 @@ class ExportConfig(ArchiveOptions):
         check_shard(self.shard)
 
 
-_LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS = "What is learnt", "Network", "Schedule", "Images", "Loss"
+_LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS, _COMPUTED = (
+    "What is learnt", "Network", "Schedule", "Images", "Loss", "How it is computed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
@@ -241,7 +243,7 @@ class StudentOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(StudentOptions, Amp, Workers):
+class TrainConfig(StudentOptions, Workers):
     """Options of ``train``: the distillation recipe of EnD-UDA.
 
     Attributes:
@@ -251,6 +253,17 @@ class TrainConfig(StudentOptions, Amp, Workers):
         power: of the polynomial schedule.
         warm_up: steps over which the rate rises linearly from a tenth.
         momentum, weight_decay: of Nesterov SGD.
+        head_rate: learning rate of ASPP, decoder and head, as a multiple of the backbone's.
+        clip: the longest gradient, over all parameters together; 0 = any.
+        accumulate: parts that a step's images go through the network in, one after the other. Each counts its classes
+            and mines for itself; their gradients' mean is the step's.
+        recompute: keep no activations within blocks of the backbone, but compute them again in the backward pass.
+        ema: decay of averaged weights, which are validated and saved as the student; 0 = none.
+        precision: a ``Precision``.
+        compile: let torch compile the network.
+        ramp: steps over which mining and class weights rise from nothing to their strength; ``None`` is 0 where there
+            are weights to start from, else half of the steps.
+        keep: checkpoints of earlier steps that stay beside ``last.pt``, it included.
         size: (width, height) that images are resized to.
         crop: (width, height) of the random crop.
         augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
@@ -265,9 +278,20 @@ class TrainConfig(StudentOptions, Amp, Workers):
     learning_rate: float = option(
         1e-4, "--lr", panel=_SCHEDULE, help="Learning rate of the backbone; the rest gets ten times that."
     )
-    power: float = 0.9
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    head_rate: float = option(
+        10.0,
+        "--head-rate",
+        panel=_SCHEDULE,
+        help="Learning rate of all but the backbone, in multiples of --lr.",
+    )
+    power: float = option(0.9, "--power", help="Of the learning rate's polynomial fall.", panel=_SCHEDULE)
+    momentum: float = option(0.9, "--momentum", help="Of Nesterov SGD.", panel=_SCHEDULE)
+    weight_decay: float = option(5e-4, "--weight-decay", help="Of all weights.", panel=_SCHEDULE)
+    clip: float = option(0.0, "--clip", help="Longest gradient; 0 = any.", panel=_SCHEDULE)
+    ema: float = option(
+        0.0, "--ema", panel=_SCHEDULE,
+        help="Decay of averaged weights, such as 0.999, which become the student; 0 = none.",
+    )  # fmt: skip
     size: tuple[int, int] = option(
         "1024x512", "--size", panel=_IMAGES, metavar="WxH", complete="sizes", parse=parse_size("--size"),
         help="Images are resized to this.",
@@ -293,8 +317,16 @@ class TrainConfig(StudentOptions, Amp, Workers):
         80, "--hard-percentile", panel=_LOSS,
         help="Learn from pixels with a loss above this percentile; 0 = all.",
     )  # fmt: skip
-    max_value: float = 7.0
-    balance_area: int = 64 * 64
+    max_value: float = option(7.0, "--max-value", help="Weight of rare classes.", panel=_LOSS)
+    balance_area: int = option(
+        64 * 64, "--balance-area", panel=_LOSS, unset=True,
+        help="Pixels per image below which a class is rare. [default: 1/32 of the crop]",
+    )  # fmt: skip
+    ramp: int | None = option(
+        None, "--ramp", panel=_LOSS,
+        help="Steps over which mining and class weights set in; 0 = at once. "
+        "[default: 0 with --init, else half of the steps]",
+    )  # fmt: skip
     seed: int = option(0, "--seed", help="Of order, crops, dropout and initial weights.", panel=_SCHEDULE)
     save_every: int = option(1000, "--save-every", help="Steps between checkpoints.", panel=_SCHEDULE)
     validate_every: int = option(
@@ -302,6 +334,19 @@ class TrainConfig(StudentOptions, Amp, Workers):
         help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",
     )  # fmt: skip
     warm_up: int = option(0, "--warm-up", help="Steps of linear warm-up.", panel=_SCHEDULE)
+    keep: int = option(3, "--keep", help="Checkpoints that are kept, the newest included.", panel=_SCHEDULE)
+    precision: str = option(Precision.AUTO, "--precision", help="Of the computation.", panel=_COMPUTED)
+    accumulate: int = option(
+        1, "--accumulate", panel=_COMPUTED,
+        help="Parts that a step's images are computed in, one after the other, to save memory.",
+    )  # fmt: skip
+    recompute: bool = option(
+        False, "--recompute", panel=_COMPUTED,
+        help="Compute the backbone twice rather than keep all of it in memory.",
+    )  # fmt: skip
+    compile: bool = option(
+        False, "--compile", help="Let torch compile the network: minutes at the start.", panel=_COMPUTED
+    )
 
     def __post_init__(self) -> None:
         _at_least(self.steps, 1, "--steps")
@@ -324,8 +369,29 @@ class TrainConfig(StudentOptions, Amp, Workers):
                 f"--hard-percentile {self.hard_percentile:g}: a percentile is 0 (off) to below 100, not 0 to 1; "
                 f"did you mean {100 * self.hard_percentile:g}?"
             )
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"--lr {self.learning_rate:g}: must be above 0, and finite")
+        for value, flag in ((self.learning_rate, "--lr"), (self.head_rate, "--head-rate")):
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{flag} {value:g}: must be above 0, and finite")
+        for value, flag in (
+            (self.power, "--power"), (self.weight_decay, "--weight-decay"), (self.clip, "--clip"),
+        ):  # fmt: skip
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{flag} {value:g}: must be 0 or more, and finite")
+        for value, flag in ((self.momentum, "--momentum"), (self.ema, "--ema")):
+            if not 0 <= value < 1:
+                raise ConfigError(f"{flag} {value:g}: must be from 0 to below 1")
+        if not 1 <= self.max_value < math.inf:
+            raise ConfigError(f"--max-value {self.max_value:g}: must be 1 or more, and finite")
+        _at_least(self.balance_area, 0, "--balance-area")
+        if self.ramp is not None:
+            _at_least(self.ramp, 0, "--ramp")
+        _at_least(self.keep, 1, "--keep")
+        _at_least(self.accumulate, 1, "--accumulate")
+        if self.batch_size < 2 * self.accumulate or self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"--accumulate {self.accumulate}: --batch-size {self.batch_size} does not divide into so many parts of "
+                "2 images or more"
+            )
 
 
 def check_shard(shard: tuple[int, int]) -> None:

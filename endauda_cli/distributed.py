@@ -52,7 +52,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     with signals.watched():
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            # What the processes tell each other in numbers does not wait for the cards.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(_not_met(error)) from error
         try:
@@ -118,12 +120,23 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The tensor's mean over all ranks."""
+    return sum_over_ranks(tensor) / world_size()
+
+
+def gather_over_ranks(tensor: Tensor) -> Tensor:
+    """The ranks' tensors (N,) in a row, (world size * N,)."""
+    every = tensor.new_empty(world_size() * tensor.numel())
+    dist.all_gather_into_tensor(every, tensor.contiguous())
+    return every
+
+
 def total_over_ranks(*counts: int) -> list[int]:
     """Each count's sum over all ranks; waits for all of them."""
     if world_size() == 1:
         return list(counts)
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    totals: list[int] = sum_over_ranks(torch.tensor(counts, device=device)).tolist()
+    totals: list[int] = sum_over_ranks(torch.tensor(counts)).tolist()
     return totals
 
 

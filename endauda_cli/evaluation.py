@@ -324,8 +324,7 @@ def _over_ranks(confusion: ConfusionMatrix) -> ConfusionMatrix:
         n = confusion.num_classes
         counts = [confusion.pixels, confusion.labelled]
         flat = np.concatenate([confusion.matrix.ravel(), confusion.missed, counts])
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        flat = sum_over_ranks(torch.from_numpy(flat).to(device)).cpu().numpy()
+        flat = sum_over_ranks(torch.from_numpy(flat)).numpy()
         confusion.matrix, confusion.missed = flat[: n * n].reshape(n, n), flat[n * n : -2]
         confusion.pixels, confusion.labelled = int(flat[-2]), int(flat[-1])
     return confusion

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class Ranks(NamedTuple):
+    """What joins processes that share a batch, each with an equal part of its images."""
+
+    size: int
+    """How many there are."""
+    sum: Callable[[Tensor], Tensor]
+    """A tensor's sum over them."""
+    gather: Callable[[Tensor], Tensor]
+    """Their tensors (N,) in a row, (size * N,)."""
+
+
 class Mining(NamedTuple):
     """What hard-label mining did in a step."""
 
     threshold: Tensor
     """The percentile of the weighted per-pixel losses; pixels below it are dropped. Scalar float32."""
     kept: Tensor
-    """How many pixels took part in the loss. Scalar int64."""
+    """How many pixels of the batch took part in the loss. Scalar int64."""
+    pixels: int
+    """Of the batch."""
 
 
 class DistillationLoss(nn.Module):
@@ -35,6 +48,9 @@ class DistillationLoss(nn.Module):
     (factor 0.9) that multiplies its weight. Hard-label mining keeps the pixels whose weighted loss is at
     or above the ``hard_percentile`` of *all* pixels of the batch, unlabelled ones (loss 0) included. Both
     weights are buffers: they belong to the state of a run.
+
+    Several processes that share a batch see one loss: counts, percentile and normaliser are those of the whole batch.
+    Nothing here waits for the device, and nothing depends on values, so the loss can be traced.
 
     Args:
         num_classes: C.
@@ -65,8 +81,10 @@ class DistillationLoss(nn.Module):
         self.hard_percentile = hard_percentile
         self.max_value = max_value
         self.balance_area = balance_area
-        self.reduce_counts: Callable[[Tensor], Tensor] | None = None
-        """Sums the class counts (C,) over ranks when several of them share a batch."""
+        self.ranks: Ranks | None = None
+        """Those that share the batch; ``None`` on one device."""
+        self.strength = 1.0
+        """0..1, of mining and of the class weights: 0 is the plain cross entropy."""
         self.mining: Mining | None = None
         """What the last call dropped, for logs and tests."""
         self.register_buffer("often_weight", torch.ones(num_classes))
@@ -80,8 +98,9 @@ class DistillationLoss(nn.Module):
             labels: (B, H, W) integer train ids, 255 = none.
 
         Returns:
-            The mean over the kept pixels, weighted. NaN if every pixel is unlabelled, as in the reference;
-            a caller that trains on it should skip such a batch.
+            The mean over the kept pixels, weighted. NaN if every pixel is unlabelled, as in the reference: a caller
+            that trains skips such a batch. Of several ranks each has its own pixels' part, times their number: its mean
+            over the ranks is the loss of the batch, and so with gradients.
         """
         logits = logits.float()  # the loss stays in float32 under autocast
         labels = labels.long()
@@ -89,31 +108,55 @@ class DistillationLoss(nn.Module):
             logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=True)
         if self.class_balance:
             self._update_weights(labels)
-        loss_BHW = F.cross_entropy(
-            logits, labels, weight=self.class_weight, ignore_index=IGNORE, reduction="none"
-        )
+        class_weight = self.class_weight
+        if self.strength < 1:
+            class_weight = 1 + self.strength * (class_weight - 1)
+        loss_BHW = F.cross_entropy(logits, labels, weight=class_weight, ignore_index=IGNORE, reduction="none")
         labelled_BHW = labels != IGNORE
         kept_BHW = labelled_BHW
         threshold = loss_BHW.new_zeros(())
-        if self.hard_percentile > 0:
-            threshold = percentile(loss_BHW.detach(), self.hard_percentile)
+        if self.hard_percentile * self.strength > 0:
+            every = loss_BHW.detach()
+            if self.ranks is not None:
+                every = self.ranks.gather(every.flatten())
+            threshold = percentile(every, self.hard_percentile * self.strength)
             kept_BHW = labelled_BHW & (loss_BHW.detach() >= threshold)
-        self.mining = Mining(threshold, kept_BHW.sum())
-        weight_BHW = self.class_weight[labels.clamp(max=self.num_classes - 1)]
-        return (loss_BHW * kept_BHW).sum() / (weight_BHW * kept_BHW).sum()
+        weight_BHW = class_weight[labels.clamp(max=self.num_classes - 1)]
+        kept, normaliser = kept_BHW.sum(), (weight_BHW * kept_BHW).sum()
+        loss = (loss_BHW * kept_BHW).sum()
+        if self.ranks is not None:
+            kept, normaliser = self.ranks.sum(kept), self.ranks.sum(normaliser) / self.ranks.size
+        size = 1 if self.ranks is None else self.ranks.size
+        self.mining = Mining(threshold, kept, labels.numel() * size)
+        return loss / normaliser
 
     @torch.no_grad()
     def _update_weights(self, labels: Tensor) -> None:
-        counts = torch.bincount(labels.flatten(), minlength=IGNORE + 1)[: self.num_classes]
-        images = torch.tensor(labels.shape[0], device=labels.device)
-        if self.reduce_counts is not None:
-            summed = self.reduce_counts(torch.cat([counts, images[None]]))
-            counts, images = summed[:-1], summed[-1]
+        counts, images = count_classes(labels, self.num_classes), labels.shape[0]
+        if self.ranks is not None:
+            counts, images = self.ranks.sum(counts), images * self.ranks.size
         one = torch.ones_like(self.class_weight)
         rare = torch.where(counts < self.balance_area * images, self.max_value * one, one)
-        absent = torch.where((counts == 0) & self.often_balance, self.max_value * one, one)
-        self.often_weight.mul_(0.9).add_(0.1 * absent)
+        self.often_weight.mul_(0.9)
+        if self.often_balance:
+            absent = torch.where(counts == 0, self.max_value * one, one)
+            self.often_weight.add_(0.1 * absent)
+        else:
+            self.often_weight.add_(0.1)
         self.class_weight.copy_(rare * self.often_weight)
+
+
+def count_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """How many pixels each class has: (C,) int64, on the labels' device and without waiting for it.
+
+    Args:
+        labels: int64 train ids, any shape; other values are not counted.
+        num_classes: C.
+    """
+    if labels.device.type == "cpu":
+        return torch.bincount(labels.flatten(), minlength=IGNORE + 1)[:num_classes]
+    # torch.bincount asks the device how many there are.
+    return torch.stack([(labels == id).sum() for id in range(num_classes)])
 
 
 def percentile(values: Tensor, percent: float) -> Tensor:
@@ -133,7 +176,11 @@ def percentile(values: Tensor, percent: float) -> Tensor:
     rank = np.float32(flat.numel() - 1) * (np.float32(percent) / np.float32(100))
     below = int(np.floor(rank))
     share = float(rank - np.float32(below))
-    low = flat.kthvalue(below + 1).values
-    high = flat.kthvalue(min(below + 2, flat.numel())).values
+    above = min(below + 1, flat.numel() - 1)
+    if flat.device.type == "cpu":  # where two selections are faster than sorting
+        low, high = (flat.kthvalue(place + 1).values for place in (below, above))
+    else:
+        ordered = flat.sort().values
+        low, high = ordered[below], ordered[above]
     step = high - low
     return high - step * (1 - share) if share >= 0.5 else low + step * share

@@ -117,6 +117,9 @@ class TrainResult:
     best_step: int | None
     checkpoint: Path
     initialised_from: str | None
+    precision: str = "fp32"
+    empty_steps: int = 0
+    """Steps whose batch had no label, which learnt nothing."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ class _State:
     came_at: float = 0.0
     working: int = 0
     deferring: int = 0
+    heard: bool = False
+    """Whether a thread hears of signals."""
     leaving: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that ends the process."""
     leaver: int | None = None
@@ -129,7 +131,8 @@ def watched() -> Iterator[None]:
 def _heard(listen: Callable[[socket.socket, _State], None]) -> Iterator[None]:
     """While open, a thread hears of signals as they come: Python tells its handlers only between two calls, and of two
     signals that came during one it tells once."""
-    if threading.current_thread() is not threading.main_thread() or _state.leave in (None, _raise):
+    here = threading.current_thread() is threading.main_thread()
+    if not here or _state.heard or _state.leave in (None, _raise):
         yield
         return
     import socket  # every start imports this module
@@ -138,9 +141,11 @@ def _heard(listen: Callable[[socket.socket, _State], None]) -> Iterator[None]:
     mouth.setblocking(False)
     before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=listen, args=(ear, _state), name="signals", daemon=True).start()
+    state, _state.heard = _state, True
     try:
         yield
     finally:
+        state.heard = False
         signal.set_wakeup_fd(before)
         mouth.close()  # ends the thread
 
@@ -202,6 +207,12 @@ def _end(state: _State, number: int) -> None:
 def asked() -> Stopped | None:
     """What a signal asked for, if one came."""
     return None if _state.first is None else Stopped(_state.first)
+
+
+def heed(stopped: Stopped) -> None:
+    """Take up a signal that came to another process of the same job, as if it had come here."""
+    if _state.first is None:
+        _state.first, _state.came_at = stopped.number, time.monotonic()
 
 
 def remind() -> None:

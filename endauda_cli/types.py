@@ -97,6 +97,15 @@ class Method(StrEnum):
     SOURCE = "source"
 
 
+class Precision(Described):
+    """What ``train`` computes in (``training.precision``)."""
+
+    AUTO = "auto", "bf16 on cards that have it, else fp32"
+    BF16 = "bf16", "bfloat16 where it helps, the loss in float32"
+    TF32 = "tf32", "float32 with TensorFloat-32 products, on cards alone"
+    FP32 = "fp32", "float32"
+
+
 class Codec(Described):
     """Lossless compressions of certainty planes (``archive.CODECS``)."""
 

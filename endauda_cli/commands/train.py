@@ -12,6 +12,7 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
+from endauda_cli.types import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,9 +87,10 @@ def run(options: Train) -> None:
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
     method, task, workspace = METHODS[options.method], session.task, session.workspace
-    defaults = {name: value for name, value in method.defaults.items() if name not in options.given}
     area = options.crop[0] * options.crop[1]
-    config = chosen(TrainConfig, options, **{"balance_area": max(1, area // 32), **defaults})
+    defaults = {"balance_area": max(1, area // 32), **method.defaults}
+    own = {name: value for name, value in defaults.items() if name not in options.given}
+    config = chosen(TrainConfig, options, **own)
     material = Material(task, workspace, session.source_roots, session.target_roots, options.labels)
     streams, word = method.streams(material)
     if options.name is not None:
@@ -112,13 +114,15 @@ def _validation(
     from endauda_cli.progress import Note
     from endauda_cli.segmenter import Segmenter
     from endauda_cli.training.contents import digest_of_truth
+    from endauda_cli.training.precision import chosen_precision
     from endauda_cli.transforms import Preprocessing
 
     if not options.validate_every:
         return None, ""
     target, report = session.task.target, session.terminal.report
     samples, scoring = session.target_samples("val", need_labels=True), Scoring(target, str(out))
-    inference = InferenceConfig(amp=options.amp, workers=options.workers)
+    half = chosen_precision(options.precision, device) == Precision.BF16
+    inference = InferenceConfig(amp=half, workers=options.workers)
     files = [sample.label for sample in samples if sample.label is not None]
     if not shows_class(files, target):
         report(

@@ -23,14 +23,14 @@ from endauda_cli.models.layers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 
 class Student(nn.Module):
     """A segmentation network: images (B, 3, H, W), normalised floats, to logits (B, C, ...)."""
 
-    # Whether the optimiser updates the norm layers' weights and biases.
-    trains_norm: ClassVar[bool]
+    trains_norm: ClassVar[bool] = True
+    """Whether the optimiser moves the weights and biases of batch norms."""
 
     def __init__(self, backbone: FeatureExtractor) -> None:
         super().__init__()
@@ -128,8 +128,6 @@ class Decoder(nn.Module):
 class DeepLabV3Plus(Student):
     """Images (B, 3, H, W) to logits (B, C, H, W). In train mode B must be 2 or more (see ``ASPP``)."""
 
-    trains_norm = True
-
     def __init__(self, backbone: FeatureExtractor, aspp: ASPP, decoder: Decoder) -> None:
         super().__init__(backbone)
         self.aspp = aspp
@@ -195,17 +193,16 @@ class ParameterGroups(NamedTuple):
 def parameter_groups(student: Student) -> ParameterGroups:
     """The published split: the backbone at the base learning rate, everything else at ten times that.
 
-    DeepLabv2's norm layers are in neither group, so their weights and biases keep their values.
+    Every parameter that needs a gradient is in one of them, whatever layer it is of; but for those of DeepLabv2's norm
+    layers, whose weights and biases keep their values.
     """
-    kinds = (nn.Conv2d, nn.BatchNorm2d) if student.trains_norm else (nn.Conv2d,)
-
-    def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-        return [
-            p for module in modules if isinstance(module, kinds) for p in module.parameters(recurse=False)
-        ]
-
-    rest = (child for name, child in student.named_children() if name != "backbone")
+    backbone = {id(parameter) for parameter in student.backbone.parameters()}
+    kept: set[int] = set()
+    if not student.trains_norm:
+        norms = (module for module in student.modules() if isinstance(module, nn.BatchNorm2d))
+        kept = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    trained = [p for p in student.parameters() if p.requires_grad and id(p) not in kept]
     return ParameterGroups(
-        base=parameters(student.backbone.modules()),
-        tenfold=parameters(module for child in rest for module in child.modules()),
+        base=[parameter for parameter in trained if id(parameter) in backbone],
+        tenfold=[parameter for parameter in trained if id(parameter) not in backbone],
     )

@@ -50,6 +50,28 @@ class UncountedBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+class UncountedSyncBatchNorm(nn.SyncBatchNorm):
+    """The same over several devices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.sub_(1)
+        return y
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The network with its batch norms over all devices; parameters and buffers are the same tensors.
+
+    torch's own conversion makes one kind of them, which counts its batches.
+    """
+    uncounted = [name for name, child in module.named_modules() if isinstance(child, UncountedBatchNorm2d)]
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    for name in uncounted:
+        converted.get_submodule(name).__class__ = UncountedSyncBatchNorm
+    return converted
+
+
 def conv_norm_relu(
     in_channels: int,
     out_channels: int,

@@ -54,6 +54,8 @@ _PACKED = {
 """How a packed file begins: by what it was packed, and what unpacks it."""
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What a file in PyTorch's old format holds right after two bytes that say how it is pickled."""
+_TORCH_BEGINS = (b"PK", b"\x80")
+"""How its files begin: a zip since 1.6, before that a pickle. It also reads safetensors: a length, then JSON."""
 _SAVE_PLAIN = "ask its author for the plain state dict, torch.save(model.state_dict(), path)"
 
 
@@ -80,6 +82,9 @@ def read_content(path: Path, in_memory: bool = True) -> object:
     _refuse_other_kinds(path, head, members)
     if members and all(name.endswith(".npy") for name in members):
         return _read_npz(path)
+    # At once: gigabytes need not be read for that.
+    if not head.startswith(_TORCH_BEGINS) and head[8:9] != b"{":
+        raise _refusal(path, head, ValueError("no format that torch writes"))
     _refuse_allocation(path, members)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):

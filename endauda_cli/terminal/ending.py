@@ -186,10 +186,10 @@ def _leave(answer: Answer, stopped: Stopped) -> None:
 # ---------------------------------------------------------------------------- what a user can mend
 
 LESS_MEMORY = {
-    "export-teacher": "a smaller --batch-size or --tile, or fewer --workers",
+    "export-teacher": "--amp, a smaller --batch-size or --tile, or fewer --workers",
     "fuse": "fewer --workers",
-    "train": "a smaller --batch-size, --crop or --size",
-    "test": "a smaller --batch-size or --tile, or fewer --workers",
+    "train": "--accumulate 2, --recompute, --precision bf16, or a smaller --crop",
+    "test": "--amp, a smaller --batch-size or --tile, or fewer --workers",
 }
 """By command, the options that save memory."""
 
@@ -222,7 +222,7 @@ def mending(error: Exception, answer: Answer) -> str | None:
     less = LESS_MEMORY.get(answer.command or "", "smaller inputs")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
-        return f"the memory of the graphics card ran out; use {less}, --amp, or --device cpu"
+        return f"the memory of the graphics card ran out; use {less}, or --device cpu"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in first or first == "std::bad_alloc":
         return f"memory ran out; use {less}, or close other programs"
     if isinstance(error, RuntimeError) and first.startswith(

@@ -17,6 +17,7 @@ from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
+from endauda_cli.training.feeding import Fed
 from endauda_cli.training.pruning import Use
 from endauda_cli.transforms import AUGMENTATIONS, STUDENT, cut, random_crop, resize
 
@@ -107,12 +108,11 @@ def load_rows(
             return np.full((height, width), IGNORE, np.uint8)
         return resize(stream.read(file, stream.domain), config.size, "nearest")
 
-    if rank() > 0:
-        barrier()  # the first rank fills the cache
-
     def use(kind: str) -> Use | None:
         return None if user is None else Use(f"{kind} {width}x{height}", *user)
 
+    if rank() > 0:
+        barrier()  # the first rank fills the cache
     images = cached_rows(
         cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
         (height, width, 3), image, config.workers, report, use("images"),
@@ -129,22 +129,20 @@ def load_rows(
 
 def batches(
     config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, dict[str, tuple[Tensor, Tensor]]]]:
-    """This rank's part of each batch from step ``first`` on, prepared ahead in threads.
-
-    Yields:
-        The step, and per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels.
-    """
+) -> Iterator[Fed]:
+    """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU."""
     share = config.batch_size // world_size()
 
-    def prepare(step: int) -> tuple[int, dict[str, tuple[Tensor, Tensor]]]:
+    def prepare(step: int) -> Fed:
         start = step * config.batch_size + rank() * share
         batch = {}
+        labelled = 0
         for stream in rows:
             crops = [crop_at(config, rows[stream], position) for position in range(start, start + share)]
             pixels, classes = zip(*crops, strict=True)
             batch[stream] = torch.stack(pixels), torch.stack(classes)
-        return step, batch
+            labelled += int(torch.count_nonzero(batch[stream][1] != IGNORE))
+        return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
@@ -163,11 +161,12 @@ def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Ten
     return pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
 
 
-@lru_cache(
-    maxsize=16
-)  # all crops of an epoch ask; at its end some threads are in the next one, in each stream
+@lru_cache(maxsize=16)
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the images: (N,), not to be written to."""
+    """The order in which an epoch shows the images: (N,), not to be written to.
+
+    Kept, for every crop asks; two epochs of each stream, for some threads are ahead in the next one.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(length)
     order.flags.writeable = False
     return order

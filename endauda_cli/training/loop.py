@@ -18,16 +18,29 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from endauda_cli import signals
-from endauda_cli.distributed import rank, share_buffers, sum_over_ranks, world_size
+from endauda_cli.distributed import (
+    gather_over_ranks,
+    mean_over_ranks,
+    rank,
+    share_buffers,
+    sum_over_ranks,
+    total_over_ranks,
+    world_size,
+)
 from endauda_cli.inference import autocast
+from endauda_cli.losses import Ranks
+from endauda_cli.models.layers import synchronised
 from endauda_cli.progress import Reporter, Tick, phase
 from endauda_cli.results import TrainResult
+from endauda_cli.signals import Stopped
 from endauda_cli.training import data, resume
 from endauda_cli.training.contents import survey
+from endauda_cli.training.feeding import feed
 from endauda_cli.training.methods import MAIN
-from endauda_cli.training.records import Metrics, refuse_divergence, save_best, save_last, scalars
+from endauda_cli.training.precision import chosen_precision, set_precision
+from endauda_cli.training.records import Metrics, all_finite, diverged, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
-from endauda_cli.types import Arch
+from endauda_cli.types import Arch, Precision
 from endauda_cli.workspace import BEST_FILE, LAST_FILE
 
 if TYPE_CHECKING:
@@ -59,11 +72,14 @@ def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
 
 
 def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
+    precision = chosen_precision(config.precision, run.device)
+    set_precision(precision, run.device)
     # build or resume
     contents = {name: survey(stream, config.workers, report) for name, stream in run.streams.items()}
     record = resume.data_record(run, contents)
     with phase(report, "building the network"):
         state = resume.start(config, run, record, report)
+    state.half = precision == Precision.BF16
     rows = {
         name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
         for name, stream in run.streams.items()
@@ -71,39 +87,46 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
     with phase(report, "opening the run's records"):
         metrics = Metrics(run.out, state.step)
-    model = _distribute(state, config.arch, run.device)
+    model = _distribute(state, config, run.device)
     first, started, loss = state.step, time.monotonic(), math.nan
-    saved = first
+    saved, loss_now = first, None
 
     def due(every: int) -> bool:
         return every > 0 and (state.step == config.steps or state.step % every == 0)
 
-    # ranks cannot agree on a step to stop at
-    stopping = signals.deferred() if world_size() == 1 else nullcontext()
-    with ThreadPoolExecutor(config.workers) as pool, closing(metrics), stopping:
+    with ThreadPoolExecutor(config.workers) as pool, closing(metrics), signals.deferred():
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
-        for step, batch in data.batches(config, rows, first, pool):
-            # single training step
-            loss_now = train_step(state, model, batch, config, run.device)
+        for step, batch, labelled in feed(data.batches(config, rows, first, pool), run.device):
+            labelled, stopped = _agree(labelled, signals.asked())
+
+            # single training step, if there is something to learn
+            if labelled:
+                loss_now = train_step(state, model, batch, config)
+            else:
+                state.step, state.empty = state.step + 1, state.empty + 1
 
             # once in a while: log
-            if step % LOG_EVERY == 0 or state.step == config.steps:
-                loss, rate = float(loss_now), learning_rate(config, step)
-                refuse_divergence(loss, step, config)
+            if (step % LOG_EVERY == 0 or state.step == config.steps) and loss_now is not None:
+                loss, rate = float(mean_over_ranks(loss_now)), learning_rate(config, step)
+                if not math.isfinite(loss):
+                    raise diverged(f"the loss became {loss}", step, saved, run.out, config)
                 speed = (state.step - first) * config.batch_size / (time.monotonic() - started)
-                metrics.add(step, scalars(state, loss, rate, batch[MAIN][1], speed))
+                pixels = world_size() * sum(labels.numel() for _, labels in batch.values())
+                metrics.add(step, scalars(state, loss, rate, labelled / pixels, speed))
                 note = f"loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s"
                 report(Tick("training", state.step, config.steps, note, "steps", kept=saved))
 
             # once in a while: validate, save; also where a signal asked to stop
             if due(config.validate_every):
                 _validate(state, config, run, record, metrics)
-            stopped = signals.asked()
-            if due(config.save_every):
-                refuse_divergence(float(loss_now), step, config)  # rather than overwrite a good checkpoint
-            if due(config.save_every) or (stopped and math.isfinite(float(loss_now))):
-                save_last(run.out / LAST_FILE, state, resume.describe(config, run, record, state))
-                saved = state.step
+            if world_size() == 1:  # others have to agree, which they do before a step
+                stopped = signals.asked()
+            if due(config.save_every) or stopped:
+                if all_finite(state):
+                    save_last(run.out, state, resume.describe(config, run, record, state), config.keep)
+                    saved = state.step
+                elif not stopped:  # rather than overwrite a good checkpoint
+                    raise diverged("the weights became infinite or no numbers", step, saved, run.out, config)
             if stopped and state.step < config.steps:
                 report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
                 raise stopped
@@ -123,32 +146,42 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         best_step=state.best_step,
         checkpoint=run.out / (BEST_FILE if state.best_miou is not None else LAST_FILE),
         initialised_from=state.initialised_from,
+        precision=precision,
+        empty_steps=state.empty,
     )
 
 
+def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
+    """Pixels with a label over all ranks, and whether any of them was asked to stop: then all stop after this step."""
+    if world_size() == 1:
+        return labelled, asked
+    numbers = [int(asked is not None and asked.number == number) for number in signals.SIGNALS]
+    labelled, *came = total_over_ranks(labelled, *numbers)
+    for number, n in zip(signals.SIGNALS, came, strict=True):
+        if n:
+            signals.heed(Stopped(number))
+            return labelled, Stopped(number)
+    return labelled, None
+
+
 def train_step(
-    state: TrainState,
-    model: nn.Module,
-    batch: Mapping[str, tuple[Tensor, Tensor]],
-    config: TrainConfig,
-    device: torch.device,
+    state: TrainState, model: nn.Module, batch: Mapping[str, tuple[Tensor, Tensor]], config: TrainConfig
 ) -> Tensor:
     """One optimiser step; returns the loss (a scalar on the device) and advances ``state.step``.
 
     Args:
         state: optimizer, method and step.
         model: the student, possibly wrapped for several devices.
-        batch: per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels, on the CPU.
+        batch: per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels, on the device.
         config: the recipe.
-        device: where to compute.
     """
 
     def shown(pixels: Tensor) -> Tensor:
-        x = STUDENT.normalise(_pinned(pixels, device).to(device, non_blocking=True))
-        return x.contiguous(memory_format=torch.channels_last)
+        return STUDENT.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
-    inputs = {name: (shown(pixels), _pinned(labels, device)) for name, (pixels, labels) in batch.items()}
-    return optimise(state, model, inputs, config)
+    return optimise(
+        state, model, {name: (shown(pixels), labels) for name, (pixels, labels) in batch.items()}, config
+    )
 
 
 def optimise(state: TrainState, model: nn.Module, batch: Batch, config: TrainConfig) -> Tensor:
@@ -161,16 +194,38 @@ def optimise(state: TrainState, model: nn.Module, batch: Batch, config: TrainCon
     state.optimizer.zero_grad(set_to_none=True)
 
     def forward(x: Tensor) -> Tensor:
-        with autocast(device, config.amp):
+        with autocast(device, state.half):
             logits: Tensor = model(x)
         return logits
 
-    loss = state.method.loss(forward, batch, state.step)
-    loss.backward()  # type: ignore[no-untyped-call]
+    state.loss.strength = min(1.0, state.step / state.ramp) if state.ramp else 1.0
+    parts = _parts(batch, config.accumulate)
+    losses = []
+    for number, part in enumerate(parts, 1):
+        # Gradients are summed over ranks once, with the last part.
+        waits = isinstance(model, DistributedDataParallel) and number < len(parts)
+        with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            loss = state.method.loss(forward, part, state.step) / len(parts)
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    if config.clip:
+        torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.clip)
     state.optimizer.step()
     state.method.after_step(state.student, state.step)
     state.step += 1
-    return loss.detach()
+    if state.average is not None:
+        state.average.update(state.step)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _parts(batch: Batch, number: int) -> list[Batch]:
+    if number == 1:
+        return [batch]
+    split = {
+        name: zip(*(tensor.chunk(number) for tensor in tensors), strict=True)
+        for name, tensors in batch.items()
+    }
+    return [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -185,8 +240,8 @@ def _validate(
 ) -> None:
     if run.validate is None:
         return
-    share_buffers(state.student)
-    result = run.validate(state.student)
+    share_buffers(state.result)
+    result = run.validate(state.result)
     state.student.train()
     state.last_miou = result.miou
     # Rounded as the reference rounds it: "best" is a strict gain in printed digits.
@@ -199,19 +254,16 @@ def _validate(
         save_best(run.out / BEST_FILE, state, resume.describe(config, run, record, state))
 
 
-def _distribute(state: TrainState, arch: str, device: torch.device) -> nn.Module:
-    if world_size() == 1:
-        return state.student
-    state.loss.reduce_counts = sum_over_ranks
+def _distribute(state: TrainState, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The student over all devices, and compiled if that was asked for."""
     model: nn.Module = state.student
-    if device.type == "cuda":  # the CPU has no synchronised batch norm
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    # DeepLabv2 has parameters that the output does not depend on.
-    return DistributedDataParallel(model, find_unused_parameters=arch == Arch.DEEPLABV2)
-
-
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    if world_size() > 1:
+        state.loss.ranks = Ranks(world_size(), sum_over_ranks, gather_over_ranks)
+        if device.type == "cuda":  # the CPU has no synchronised batch norm
+            model = synchronised(model)
+        # DeepLabv2 has parameters that the output does not depend on.
+        model = DistributedDataParallel(model, find_unused_parameters=config.arch == Arch.DEEPLABV2)
+    return torch.compile(model) if config.compile else model  # type: ignore[return-value]
 
 
 def _seed(*parts: int) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from endauda_cli import checkpoint
-from endauda_cli.distributed import rank
-from endauda_cli.domains import IGNORE
+from endauda_cli.distributed import rank, total_over_ranks
 from endauda_cli.errors import EndaudaError, WorkspaceError
 from endauda_cli.files import RECORD_BYTES, read_bytes
-from endauda_cli.workspace import METRICS_FILE, write_text
+from endauda_cli.workspace import LAST_FILE, METRICS_FILE, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 
     from endauda_cli.config import TrainConfig
     from endauda_cli.training.run import TrainState
+
+
+STEP_FILE = "step-{}.pt"
+"""A checkpoint of an earlier step, as ``last.pt`` was then."""
 
 
 class Metrics:
@@ -84,47 +91,90 @@ def _step_of(line: str) -> float:
     return step if type(step) is int and step >= 0 else math.inf
 
 
-def scalars(state: TrainState, loss: float, rate: float, labels: Tensor, speed: float) -> dict[str, float]:
+def scalars(state: TrainState, loss: float, rate: float, labelled: float, speed: float) -> dict[str, float]:
     """What is logged of a step: its loss and rate, share of labelled pixels, images per second, mining."""
     told = {
         "loss": loss,
         "lr": rate,
-        "labelled": float((labels != IGNORE).float().mean()),
+        "labelled": labelled,
         "images_per_second": speed,
     }
     if state.loss.mining is not None:
         told["mining_threshold"] = float(state.loss.mining.threshold)
-        told["kept"] = float(state.loss.mining.kept) / labels.numel()
+        told["kept"] = float(state.loss.mining.kept) / state.loss.mining.pixels
     return told
 
 
-def refuse_divergence(loss: float, step: int, config: TrainConfig) -> None:
-    """End a run whose loss is no number any more.
+def diverged(what: str, step: int, saved: int, out: Path, config: TrainConfig) -> EndaudaError:
+    """What ends a run whose loss or weights are no numbers any more.
 
-    Raises:
-        EndaudaError: says at which step.
+    Args:
+        what: became no number.
+        step: when that was seen.
+        saved: step of the newest checkpoint; 0 if there is none.
+        out: the run's folder.
+        config: its recipe.
     """
-    if not math.isfinite(loss):
-        raise EndaudaError(
-            f"the loss became {loss} at step {step}; checkpoints of earlier steps are kept; lower --lr "
-            f"(now {config.learning_rate:g}) or check the labels"
+    lower = f"a lower --lr (now {config.learning_rate:g}) or --clip 10, and check the labels"
+    if not saved:
+        return EndaudaError(
+            f"{what} at step {step}, before a checkpoint was written; start again with {lower}"
         )
+    last = out / LAST_FILE
+    return EndaudaError(
+        f"{what} at step {step}; {last} holds step {saved}, when all was well: train on from it as a new run, with "
+        f"--init {last}, another --name, {lower}"
+    )
 
 
-def save_last(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
-    """Write all that it takes to go on; by the first rank."""
-    if rank() == 0:
-        extra = state.method.state_dict()
-        content = {
-            "weights": state.student.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "loss": state.loss.state_dict(),
-            "meta": meta,
-        }
-        checkpoint.save(path, content | ({"method": extra} if extra else {}))
+def all_finite(state: TrainState) -> bool:
+    """Whether everything that a checkpoint would hold is a number, on every rank. Waits for the device."""
+    held: list[Tensor] = []
+    _collect(_content(state), held)
+    floats = [tensor for tensor in held if tensor.is_floating_point()]
+    mine = bool(torch.stack([tensor.isfinite().all().cpu() for tensor in floats]).all())
+    return total_over_ranks(int(not mine)) == [0]
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _collect(part, found)
+
+
+def _content(state: TrainState) -> dict[str, Any]:
+    """All that it takes to go on, but for what is told of it. ``weights`` are what others take as the student."""
+    content = {
+        "weights": state.result.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "loss": state.loss.state_dict(),
+    }
+    if state.average is not None:
+        content["student"] = state.student.state_dict()
+    extra = state.method.state_dict()
+    return content | ({"method": extra} if extra else {})
+
+
+def save_last(out: Path, state: TrainState, meta: dict[str, Any], keep: int) -> None:
+    """Write ``last.pt``, and let the ``keep`` newest stay as ``step-N.pt``; by the first rank."""
+    if rank() > 0:
+        return
+    last, named = out / LAST_FILE, out / STEP_FILE.format(state.step)
+    checkpoint.save(last, {**_content(state), "meta": meta})
+    if keep > 1:
+        named.unlink(missing_ok=True)
+        try:
+            named.hardlink_to(last)  # takes no room
+        except OSError:  # a disk without links
+            shutil.copyfile(last, named)
+    steps = sorted(out.glob(STEP_FILE.format("*")), key=lambda path: int(path.stem.rpartition("-")[2]))
+    for old in steps[: max(0, len(steps) - keep)] if keep > 1 else steps:
+        old.unlink(missing_ok=True)
 
 
 def save_best(path: Path, state: TrainState, meta: dict[str, Any]) -> None:
     """Write the weights alone; by the first rank."""
     if rank() == 0:
-        checkpoint.save(path, {"weights": state.student.state_dict(), "meta": meta})
+        checkpoint.save(path, {"weights": state.result.state_dict(), "meta": meta})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from endauda_cli import __version__, checkpoint
+from endauda_cli.config import TrainConfig
 from endauda_cli.distributed import rank, world_size
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, WorkspaceError
 from endauda_cli.files import WriterLock, cannot_write
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from endauda_cli.config import TrainConfig
     from endauda_cli.models import Student
     from endauda_cli.training.contents import Contents
     from endauda_cli.training.run import Run, TrainState
 
-VOLATILE = ("save_every", "validate_every", "workers")
+VOLATILE = ("save_every", "validate_every", "workers", "keep", "precision", "compile", "recompute")
 """Options that may differ when a run goes on: they do not change what is learnt."""
 FLAGS = {"learning_rate": "lr"}
 """Options whose flag is not called as the field of ``TrainConfig``."""
@@ -48,9 +48,11 @@ def check(config: TrainConfig, run: Run) -> None:
         raise DataError("there is no image to train on")
     if config.batch_size % world_size():
         raise ConfigError(f"--batch-size {config.batch_size} does not divide over {world_size()} processes")
-    if config.batch_size // world_size() < 2:
+    part = config.batch_size // world_size() / config.accumulate
+    if part < 2 or part != int(part):
+        parts = f", and each of its {config.accumulate} parts" if config.accumulate > 1 else ""
         raise ConfigError(
-            f"--batch-size {config.batch_size}: every one of {world_size()} processes needs 2 or more"
+            f"--batch-size {config.batch_size}: every one of {world_size()} processes needs 2 or more{parts}"
         )
     for examples in (stream.examples for stream in streams.values()):
         missing = [(e.id, e.label) for e in examples if e.label is not None and not e.label.is_file()]
@@ -130,12 +132,20 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
         meta = check_meta(last, content["meta"])
         _refuse_other_run(config, run, data, meta)
         data |= meta["data"] | {key: data[key] for key in ("content", "truth")}
-        load_checkpoint(student, last)
+        own = content.get("student", content["weights"])  # the averaged ones are beside it
+        load_checkpoint(student, last, {"weights": own})
     state = make_state(student, config, num_classes, run.device)
     state.initialised_from = str(run.init) if run.init is not None else None
-    if content is not None:
+    state.ramp = _ramp(config, run)
+    if content is None:
+        if state.ramp:
+            report(
+                Note(f"mining and class weights set in over the first {state.ramp} steps (--ramp 0: at once)")
+            )
+    else:
         _take_up(state, last, content)
         report(Note(f"{run.out} goes on at step {state.step} of {config.steps}"))
+        _tell_what_changed(config, meta, report)
         if (
             state.best_miou is not None
             and run.truth
@@ -149,6 +159,31 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
     return state
 
 
+def _ramp(config: TrainConfig, run: Run) -> int:
+    """The recipe is one for weights that know something: the hardest fifth of what random ones see is noise."""
+    if config.ramp is not None:
+        return config.ramp
+    strict = config.hard_percentile > 0 or config.class_balance
+    return config.steps // 2 if run.init is None and strict else 0
+
+
+def _tell_what_changed(config: TrainConfig, meta: dict[str, Any], report: Reporter) -> None:
+    """What makes the rest of the run another than it would have been, and is allowed."""
+    before, processes = meta["config"].get("steps"), meta.get("processes", 1)
+    if before != config.steps:
+        report(
+            Note(
+                f"--steps {config.steps} instead of {before}: the learning rate falls to 0 there, so it rises now"
+            )
+        )
+    if processes != world_size():
+        report(
+            Note(
+                f"processes: {world_size()} instead of {processes}; the batches are the same, dropout and norms not"
+            )
+        )
+
+
 def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
     """The state as the checkpoint has it."""
     meta = content["meta"]
@@ -160,6 +195,9 @@ def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
         raise _unfit(last, "optimizer or loss", type(error).__name__) from error
     state.step, state.best_miou, state.best_step = meta["step"], meta["best_miou"], meta["best_step"]
     state.last_miou, state.initialised_from = meta["miou"], meta["initialised_from"]
+    state.ramp, state.empty = meta.get("ramp", 0), meta.get("empty", 0)
+    if state.average is not None:
+        load_checkpoint(state.average.student, last, {"weights": content["weights"]})
 
 
 def _other_truth(step: int, config: TrainConfig) -> str:
@@ -193,8 +231,8 @@ def check_meta(last: Path, meta: Any) -> dict[str, Any]:
     """
     whole = meta if isinstance(meta, dict) else {}
     data = whole.get("data")
-    for fields, found in ((_META, whole), (_DATA, data if isinstance(data, dict) else {})):
-        for key, kinds in fields.items():
+    for kinds_of, found in ((_META, whole), (_DATA, data if isinstance(data, dict) else {})):
+        for key, kinds in kinds_of.items():
             value = found.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool) or key not in found:
                 raise _unfit(last, key, value)
@@ -231,17 +269,24 @@ def initialise(student: Student, path: Path) -> str | None:
     return load_checkpoint(student.backbone if found & backbone and not found & whole else student, path)
 
 
+def _plain(value: Any) -> Any:
+    """Tuples as lists and enums as strings, as JSON has them."""
+    return json.loads(json.dumps(value))
+
+
+_DEFAULTS = _plain({f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING})
+"""What an earlier version did, which did not know the option."""
+
+
 def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta: dict[str, Any]) -> None:
     holds, other = f"{run.out} holds a run", "; name another with --name, or delete that folder"
     before, now = meta["config"], _plain(asdict(config))
     for key in now:
-        if key not in VOLATILE and before.get(key) != now[key]:
+        if key == "steps" and isinstance(before.get(key), int) and before[key] <= now[key]:
+            continue
+        if key not in VOLATILE and before.get(key, _DEFAULTS.get(key)) != now[key]:
             flag = FLAGS.get(key, key.replace("_", "-"))
             found = f"{holds} with --{flag} {before.get(key)!s:.80}, not {now[key]}"
-            if key == "steps":  # the learning rate falls to 0 at its last step, so it cannot be made longer
-                other += (
-                    f"; to train on from its weights as a new run, add --init {run.out / LAST_FILE} to that"
-                )
             raise ConfigError(f"{found}{other}")
     for key, value in (("classes", list(run.task.classes)), ("target", run.task.target.name)):
         if meta[key] != value:
@@ -254,11 +299,6 @@ def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta:
         )
     if run.init is not None and checkpoint.sha256(run.init) != meta["data"].get("init_sha256"):
         raise ConfigError(f"{holds} from {meta['data'].get('init', 'random weights')}, not {run.init}{other}")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists and enums as strings, as JSON has them."""
-    return json.loads(json.dumps(value))
 
 
 def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainState | None) -> dict[str, Any]:
@@ -282,6 +322,9 @@ def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainSt
             "best_miou": state.best_miou,
             "best_step": state.best_step,
             "initialised_from": state.initialised_from,
+            "ramp": state.ramp,
+            "empty": state.empty,
+            "processes": world_size(),
         }
     plain: dict[str, Any] = _plain(meta)
     return plain

@@ -9,6 +9,8 @@ import torch
 
 from endauda_cli.losses import DistillationLoss
 from endauda_cli.models import parameter_groups
+from endauda_cli.models.recomputing import recompute_blocks
+from endauda_cli.training.averaging import Average
 from endauda_cli.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -64,6 +66,18 @@ class TrainState:
     best_step: int | None = None
     last_miou: float | None = None
     initialised_from: str | None = None
+    average: Average | None = None
+    ramp: int = 0
+    """Steps until mining and class weights have their strength."""
+    half: bool = False
+    """Whether the network computes in bfloat16."""
+    empty: int = 0
+    """Steps whose batch had no label, which learnt nothing."""
+
+    @property
+    def result(self) -> Student:
+        """What is validated and saved as the student: the averaged one, if there is one."""
+        return self.student if self.average is None else self.average.student
 
     @property
     def loss(self) -> DistillationLoss:
@@ -75,15 +89,17 @@ def make_state(student: Student, config: TrainConfig, num_classes: int, device: 
     """The state before the first step; the student is moved to the device."""
     student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = make_loss(config, num_classes).to(device)
-    return TrainState(
-        student, make_optimizer(student, config), METHODS[config.method](config, criterion, student)
-    )
+    method = METHODS[config.method](config, criterion, student)
+    average = Average(student, config.ema) if config.ema else None
+    if config.recompute:
+        recompute_blocks(student.backbone)  # not those of copies
+    return TrainState(student, make_optimizer(student, config), method, average=average)
 
 
 def make_optimizer(student: Student, config: TrainConfig) -> torch.optim.SGD:
-    """Nesterov SGD with the published groups: backbone at the base rate, the rest at ten times that."""
+    """Nesterov SGD with the published groups: backbone at the base rate, the rest at a multiple of that."""
     base, tenfold = parameter_groups(student)
-    groups = [{"params": base, "lr_scale": 1.0}, {"params": tenfold, "lr_scale": 10.0}]
+    groups = [{"params": base, "lr_scale": 1.0}, {"params": tenfold, "lr_scale": config.head_rate}]
     return torch.optim.SGD(
         groups,
         lr=config.learning_rate,

@@ -69,6 +69,21 @@ def test_common_wrappings_are_peeled_and_told(prefix: str, wrappers: tuple[str, 
         assert told is None
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_formats_that_torch_reads(old: bool, tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    assert read_state_dict(tmp_path / "x.pth").keys() == STATE.keys()
+    pytest.importorskip("safetensors.torch").save_file(STATE, tmp_path / "x.safetensors")
+    assert read_state_dict(tmp_path / "x.safetensors").keys() == STATE.keys()
+
+
+def test_gigabytes_of_nothing_are_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "x.pth").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="damaged, cut short or no PyTorch checkpoint"):
+        read_content(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
     "value",

@@ -1,14 +1,18 @@
 """A data set of six tiny images and short runs on it, and a program that can be killed in the middle.
 
-usage: training_runs.py SET OUT WORKERS [KILL_AT]      (with torchrun: as many processes as it starts)
+usage: training_runs.py SET OUT WORKERS [KILL_AT [OPTIONS]]      (with torchrun: as many processes as it starts)
+
+KILL_AT is a step that is reported, or seconds of training, such as 0.3; OPTIONS are fields of the recipe as JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,10 +158,26 @@ def after(step: int, act: Any) -> Reporter:
     return report
 
 
-def main(data: str, out: str, workers: str, kill_at: str = "0") -> None:
-    report = after(int(kill_at), lambda: os.kill(os.getpid(), signal.SIGKILL))
+def in_the_midst(seconds: float, act: Any) -> Reporter:
+    """A reporter that acts so long after training has begun, whatever is done then."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+
+    def report(event: Tick | Note) -> None:
+        if isinstance(event, Tick) and event.task == "training" and timer.ident is None:
+            timer.start()
+
+    return report
+
+
+def main(data: str, out: str, workers: str, kill_at: str = "0", options: str = "{}") -> None:
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    report = in_the_midst(float(kill_at), kill) if "." in kill_at else after(int(kill_at), kill)
     with process_group(torch.device("cpu")):
-        run(TinySet(Path(data)), Path(out), report, workers=int(workers), batch_size=2 * world_size())
+        given = {"workers": int(workers), "batch_size": 2 * world_size(), **json.loads(options)}
+        run(TinySet(Path(data)), Path(out), report, **given)
 
 
 if __name__ == "__main__":

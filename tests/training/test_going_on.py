@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from endauda_cli import checkpoint
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, EndaudaError, WorkspaceError
 from endauda_cli.files import WriterLock
@@ -186,17 +187,15 @@ def test_order_of_runs_is_written(tiny_set: TinySet, tmp_path: Path) -> None:
     assert orders[2] == orders[0], "a finished run is not made newer by looking at it"
 
 
-def test_other_steps_name_the_way_to_train_on(tiny_set: TinySet) -> None:
+def test_more_steps_go_on_and_fewer_are_refused(tiny_set: TinySet) -> None:
     line = words(tiny_set, "--labels", str(tiny_set.root / "fused"), "--name", "it")
     succeed(*line)
     longer = [word for word in line if word != "--quiet"]
     longer[longer.index("--steps") + 1] = "4"
-    message = refused(*longer)
-    last = tiny_set.root / "runs" / "tiny" / "it" / "last.pt"
-    assert "with --steps 2, not 4; name another with --name" in message
-    assert f"to train on from its weights as a new run, add --init {last} to that" in message
-    longer[longer.index("it")] = "on"
-    succeed(*longer, "--init", str(last))
+    told = succeed(*longer).err
+    assert "goes on at step 2 of 4" in told and "--steps 4 instead of 2: the learning rate" in told
+    assert checkpoint.read_meta(tiny_set.root / "runs" / "tiny" / "it" / "last.pt")["step"] == 4
+    assert "with --steps 4, not 2; name another with --name" in refused(*line)
 
 
 # ---------------------------------------------------------------------------- samples and truth

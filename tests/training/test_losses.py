@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import Generator, Philox
 
-from endauda_cli.losses import DistillationLoss, percentile
+from endauda_cli.losses import DistillationLoss, Ranks, percentile
 from tests import support
 
 if TYPE_CHECKING:
@@ -232,8 +232,12 @@ def test_counts_are_those_of_all_ranks() -> None:
     logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     whole, half = (DistillationLoss(3, class_balance=True, often_balance=True, balance_area=20) for _ in "ab")
     whole(logits, labels)
-    other = torch.tensor([0, 64, 0, 1])  # what the second rank counts: classes, then images
-    half.reduce_counts = lambda counts: counts + other
+    other = torch.tensor([0, 64, 0])  # what the second rank counts
+
+    def summed(mine: torch.Tensor) -> torch.Tensor:
+        return mine + other if mine.ndim else mine
+
+    half.ranks = Ranks(2, summed, lambda losses: torch.cat([losses, losses]))
     half(logits[:1], labels[:1])
     torch.testing.assert_close(half.class_weight, whole.class_weight)
     assert half.class_weight.tolist() == pytest.approx([1.0, 1.0, 7 * 1.6])

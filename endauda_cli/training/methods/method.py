@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from endauda_cli.domains import IGNORE
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,7 +22,7 @@ MAIN = "main"
 """Name of the stream that a run counts its images and epochs by."""
 
 Batch = Mapping[str, tuple[Tensor, Tensor]]
-"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8 on the CPU."""
+"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8, there too."""
 Forward = Callable[[Tensor], Tensor]
 """The student under autocast, over all devices: input to logits (B, C, h', w')."""
 
@@ -74,13 +72,10 @@ class Method:
     def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
         """The loss of a batch, a scalar on the device.
 
-        Class counts are summed over ranks, and each of them has to take part: also without any label.
+        A batch has labels somewhere, or it is left out; but this rank's part of it need not have any.
         """
         x, labels = batch[MAIN]
-        logits = forward(x)
-        loss: Tensor = self.criterion(logits, labels.to(x.device, non_blocking=True))
-        if not bool((labels != IGNORE).any()):
-            return logits.sum() * 0  # nothing to learn: the mean over no pixel would be NaN and end the run
+        loss: Tensor = self.criterion(forward(x), labels)
         return loss
 
     def after_step(self, student: Student, step: int) -> None:

@@ -1,0 +1,119 @@
+"""Several processes see one loss, stop together, and save what one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from endauda_cli import checkpoint
+from endauda_cli.models import build_student
+from endauda_cli.models.layers import UncountedBatchNorm2d, UncountedSyncBatchNorm, synchronised
+from tests.support import ROOT
+from tests.support.command_lines import make_workspace, succeed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--backbone", "tiny", "--size", "64x32", "--crop", "64x32", "--batch-size", "4", "--device", "cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def ranks(number: int, *words: str, cwd: Path = ROOT) -> list[subprocess.Popen[str]]:
+    """As a cluster starts them: each process by itself."""
+    meeting = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | meeting | {"RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        )
+        for rank in range(number)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    told = [process.communicate(timeout=180) for process in processes]
+    return [(process.returncode, *said) for process, said in zip(processes, told, strict=True)]
+
+
+def test_two_and_four_ranks_are_one(tmp_path: Path) -> None:
+    """Loss, mining, class weights and weights over 20 steps, with unlabelled shares from 0.1 to all of an image."""
+    found: dict[int, Any] = {}
+    for number in (1, 2, 4):
+        out = tmp_path / f"{number}.pt"
+        for code, _, err in ended(ranks(number, "-m", "tests.support.rank_steps", str(out))):
+            assert code == 0, err
+        found[number] = torch.load(out, weights_only=True)
+    alone = found[1]
+    assert 0 < float(alone["told"][0, 2]) < float(alone["told"][0, 3])
+    for number in (2, 4):
+        torch.testing.assert_close(found[number]["told"][:, :2], alone["told"][:, :2], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[number]["told"][:, 2:], alone["told"][:, 2:], rtol=0, atol=2)
+        for key, value in alone["weights"].items():
+            torch.testing.assert_close(found[number]["weights"][key], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_workspace(tmp_path_factory.mktemp("ranks"))
+    succeed("fuse", "--rule", "majority", "--workspace", root)
+    return root
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_and_saves_all(city: Path, number: int) -> None:
+    name = f"stopped-{number}"
+    line = ("train", *SMALL, "--steps", "20000", "--name", name, "--json")
+    processes = ranks(2, "-m", "endauda_cli", *line, cwd=city)
+    metrics = city / f"runs/gta5/{name}/metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.1)
+    processes[1].send_signal(number)
+    results = ended(processes)
+    assert [code for code, _, _ in results] == [128 + number] * 2, results
+    step = checkpoint.read_meta(city / f"runs/gta5/{name}/last.pt")["step"]
+    assert f"interrupted at step {step} of 20000 (saved)" in results[0][2]
+    assert json.loads(results[0][1])["error"]["kind"] == "Interrupted"
+
+
+def test_another_number_of_processes_is_said(city: Path) -> None:
+    line = ["train", *SMALL, "--steps", "3", "--save-every", "1", "--name", "two"]
+    for code, _, err in ended(ranks(2, "-m", "endauda_cli", *line, cwd=city)):
+        assert code == 0, err
+    line[line.index("3")] = "5"
+    told = succeed(*line, "--workspace", city).err
+    assert "goes on at step 3 of 5" in told and "processes: 1 instead of 2" in told
+    assert checkpoint.read_meta(city / "runs/gta5/two/last.pt")["step"] == 5
+
+
+def test_synchronised_norms_do_not_count_either() -> None:
+    student = build_student("deeplabv3plus", "tiny", 3)
+    uncounted = {name for name, m in student.named_modules() if isinstance(m, UncountedBatchNorm2d)}
+    before = {key: value.data_ptr() for key, value in student.state_dict().items()}
+    converted = synchronised(student)
+    found = {name for name, m in converted.named_modules() if isinstance(m, UncountedSyncBatchNorm)}
+    assert found == uncounted and found
+    assert {key: value.data_ptr() for key, value in converted.state_dict().items()} == before
+    converted.train()(torch.randn(2, 3, 32, 64))
+    counts = [value for key, value in converted.state_dict().items() if key.endswith("num_batches_tracked")]
+    assert counts and not any(map(bool, counts))
+    plain = synchronised(build_student("deeplabv2", "tiny", 3))
+    assert any(type(module) is nn.SyncBatchNorm for module in plain.modules())
