@@ -314,6 +314,8 @@ import numpy as np
 from endauda_cli.errors import DataError
 from endauda_cli.progress import silent
 from endauda_cli.training.cache import cached_rows
+from endauda_cli.training.pruning import Use
+use = Use("labels", Path(sys.argv[1]) / "run", "main")
 folder, files = Path(sys.argv[1]), sorted(Path(sys.argv[1]).glob("*.txt"))
 def read(i):
     print("read", flush=True)
@@ -321,7 +323,7 @@ def read(i):
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    rows = cached_rows(folder / "cache", "filling", files, "2x3", (2, 3), read, 2, silent)
+    rows = cached_rows(folder / "cache", "filling", files, "2x3", (2, 3), read, 2, silent, use)
     print([int(row[0, 0]) for row in rows])
 except DataError as error:
     print(error)
