@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
 from endauda_cli.training.feeding import Crops, Fed
+from endauda_cli.training.pruning import Use
 from endauda_cli.transforms import STUDENT, cut, random_crop, resize, scaled
 
 if TYPE_CHECKING:
@@ -57,12 +59,14 @@ class Stream:
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
+        contents: digests of image and label files, if they were looked at before; see ``contents.survey``.
     """
 
     examples: Sequence[Example]
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
+    contents: tuple[str, str] | None = field(default=None, compare=False)
 
 
 class Rows(NamedTuple):
@@ -75,11 +79,22 @@ class Rows(NamedTuple):
 
 
 def load_rows(
-    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+    config: TrainConfig,
+    stream: Stream,
+    contents: tuple[str, str],
+    cache: Path,
+    report: Reporter,
+    user: tuple[Path, str] | None = None,
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
-    ``contents`` are digests of the image files and of the label files; others make another cache.
+    Args:
+        config: the recipe.
+        stream: what is read.
+        contents: digests of the image files and of the label files; others make another cache.
+        cache: folder of caches.
+        report: told of progress.
+        user: folder of the run and the stream's name in it; what they no longer use is removed.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -96,16 +111,19 @@ def load_rows(
             return np.full((height, width), IGNORE, np.uint8)
         return resize(stream.read(file, stream.domain), config.size, "nearest")
 
+    def use(kind: str) -> Use | None:
+        return None if user is None else Use(f"{kind} {width}x{height}", *user)
+
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
         cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
-        (height, width, 3), image, config.workers, report,
+        (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
         f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
-        report,
+        report, use(f"labels of {stream.domain.name} for {config.method}"),
     )  # fmt: skip
     if rank() == 0:
         barrier()
@@ -159,9 +177,15 @@ def scale_at(config: TrainConfig, position: int) -> float:
     return float(least * (most / least) ** random.Random(f"{config.seed} {position} scale").random())
 
 
+@lru_cache(maxsize=16)
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the images."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
+    """The order in which an epoch shows the images: (N,), not to be written to.
+
+    Kept, for every crop asks; two epochs of each stream, for some threads are ahead in the next one.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.flags.writeable = False
+    return order
 
 
 def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:

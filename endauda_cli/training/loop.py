@@ -83,7 +83,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         state = resume.start(config, run, record, report)
     state.half = precision == Precision.BF16
     rows = {
-        name: data.load_rows(config, stream, contents[name], run.cache, report)
+        name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
         for name, stream in run.streams.items()
     }
     data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
