@@ -12,7 +12,16 @@ from pathlib import Path
 
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
-from endauda_cli.options import COMMON, PASSES, option, parse_shard, parse_size, parse_tile, parse_window
+from endauda_cli.options import (
+    COMMON,
+    PASSES,
+    option,
+    parse_jitter,
+    parse_shard,
+    parse_size,
+    parse_tile,
+    parse_window,
+)
 from endauda_cli.types import (
     Arch,
     Backbone,
@@ -280,7 +289,9 @@ class TrainConfig(StudentOptions, Workers):
         keep: checkpoints of earlier steps that stay beside ``last.pt``, it included.
         size: (width, height) that images are resized to.
         crop: (width, height) of the random crop.
-        augment: keys of ``transforms.AUGMENTATIONS``, applied to every crop.
+        scale_jitter: least and most of the factor by which crops are enlarged, drawn evenly by its logarithm; ``None``
+            is 1.
+        augment: keys of ``augmentation.AUGMENTATIONS``, applied to every crop.
         labelled: whose true labels are mixed into every batch; ``None`` = nobody's.
         labelled_share: of a batch's images, those with true labels; only with ``labelled``.
         loss: what the teachers' word is taken for; ``soft`` and ``weighted`` read their archives.
@@ -322,6 +333,10 @@ class TrainConfig(StudentOptions, Workers):
         help="Random crop.",
     )  # fmt: skip
     mirror: bool = option(False, "--mirror", help="Flip half of the crops.", panel=_IMAGES)
+    scale_jitter: tuple[float, float] | None = option(
+        None, "--scale-jitter", panel=_IMAGES, metavar="LEAST-MOST", parse=parse_jitter,
+        help="Enlarge crops by a random factor, such as 0.5-2. [default: none]",
+    )  # fmt: skip
     augment: tuple[str, ...] = option(
         (), "--augment", panel=_IMAGES, metavar="A B", complete="augmentations", typed=list[str], parse=tuple,
         unset=True, help="Photometric changes: colour, light, texture. [default: none]",
@@ -410,6 +425,13 @@ class TrainConfig(StudentOptions, Workers):
             raise ConfigError(
                 f"--crop {self.crop[0]}x{self.crop[1]} is larger than --size {self.size[0]}x{self.size[1]}"
             )
+        if self.scale_jitter is not None:
+            least, most = self.scale_jitter
+            if not MOST_JITTER >= most >= least >= 1 / MOST_JITTER:
+                raise ConfigError(
+                    f"--scale-jitter {least:g}-{most:g}: two factors, the smaller first, from {1 / MOST_JITTER:g} to "
+                    f"{MOST_JITTER:g}, such as 0.5-2"
+                )
         if not 0 <= self.hard_percentile < 100:
             raise ConfigError(f"--hard-percentile {self.hard_percentile:g}: 0 (off) to below 100")
         if 0 < self.hard_percentile < 1:
@@ -446,6 +468,8 @@ class TrainConfig(StudentOptions, Workers):
             raise ConfigError(
                 f"--loss {self.loss}: there are no teachers with --method source; leave one of them out"
             )
+        if self.loss == Loss.SOFT and self.scale_jitter is not None:
+            raise ConfigError("--loss soft: its targets know one scale; leave out --scale-jitter")
         for flag, sides in (("--size", self.size), ("--crop", self.crop)):
             if self.loss == Loss.SOFT and any(side % SOFT_STRIDE for side in sides):
                 raise ConfigError(
@@ -533,6 +557,8 @@ def _at_least(value: int, least: int, option: str) -> None:
         raise ConfigError(f"{option} {value}: must be at least {least}")
 
 
+MOST_JITTER = 8
+"""What is enlarged or shrunk more is not recognised."""
 MOST_IMAGES = 1 << 16
 """In a batch: more than any memory holds."""
 

@@ -167,6 +167,19 @@ def parse_temperature(text: str) -> float:
     return value
 
 
+def parse_jitter(text: str) -> tuple[float, float]:
+    """``"0.5-2"`` as (0.5, 2.0).
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    try:
+        least, most = map(float, text.split("-"))
+    except ValueError as error:
+        raise ConfigError(f"--scale-jitter {text:.80}: expected LEAST-MOST, such as 0.5-2") from error
+    return least, most
+
+
 def parse_window(text: str) -> tuple[int, int]:
     """``"5"`` as (5, 5), ``"3x7"`` as (3, 7): height, width.
 

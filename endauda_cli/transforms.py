@@ -7,7 +7,6 @@ models, no division). Pillow does the resizing because its filters are part of "
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from endauda_cli.types import Augmentation
-
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -76,7 +72,7 @@ class Preprocessing:
         return resize(image, self.input_size(image.shape[1], image.shape[0], scale), self.filter)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, h, w, 3) uint8 RGB to (B, 3, h, w) float32 network input, on the images' device."""
+        """(B, h, w, 3) RGB, uint8 or float32 of 0 to 255, to (B, 3, h, w) float32 network input on that device."""
         x = images.permute(0, 3, 1, 2).float()  # (B, 3, h, w)
         if self.bgr:
             x = x.flip(1)
@@ -123,7 +119,7 @@ def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
 
 
 class Crop(NamedTuple):
-    """A window of an image: first row, first column, mirrored left to right or not."""
+    """A window of an image: first row, first column (below 0 where it reaches beyond), mirrored or not."""
 
     row: int
     column: int
@@ -131,7 +127,11 @@ class Crop(NamedTuple):
 
 
 def random_crop(
-    size: tuple[int, int], crop: tuple[int, int], rng: random.Random, mirror: bool = False
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    rng: random.Random,
+    mirror: bool = False,
+    beyond: bool = False,
 ) -> Crop:
     """Draw a crop as the reference does: row first, then column, then (only if asked) the mirror.
 
@@ -140,59 +140,41 @@ def random_crop(
         crop: (H, W) of the window.
         rng: source of randomness.
         mirror: flip half of the crops.
+        beyond: a side of the window may be longer than the image's; the image lies anywhere within it then.
 
     Raises:
-        ValueError: if the window is larger than the image.
+        ValueError: if the window is larger than the image, and may not be.
     """
-    if crop[0] > size[0] or crop[1] > size[1]:
+    if not beyond and (crop[0] > size[0] or crop[1] > size[1]):
         raise ValueError(f"a crop of {crop[1]}x{crop[0]} does not fit an image of {size[1]}x{size[0]}")
-    row = rng.randint(0, size[0] - crop[0])
-    column = rng.randint(0, size[1] - crop[1])
+    row = rng.randint(*sorted((0, size[0] - crop[0])))
+    column = rng.randint(*sorted((0, size[1] - crop[1])))
     return Crop(row, column, mirror and rng.random() < 0.5)
 
 
-def cut(array: UInt8, crop: Crop, size: tuple[int, int]) -> UInt8:
-    """The window of (H, W[, 3]) at ``crop`` of ``size`` (H, W)."""
-    window = array[crop.row : crop.row + size[0], crop.column : crop.column + size[1]]
+def cut(array: UInt8, crop: Crop, size: tuple[int, int], beyond: Sequence[int] = (0,)) -> UInt8:
+    """The window of (H, W[, 3]) at ``crop`` of ``size`` (H, W); what is ``beyond`` the image has that value."""
+    top, left = max(0, crop.row), max(0, crop.column)
+    window = array[top : crop.row + size[0], left : crop.column + size[1]]
+    if window.shape[:2] != size:
+        inside, window = window, np.full((*size, *array.shape[2:]), beyond, np.uint8)
+        top, left = top - crop.row, left - crop.column
+        window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return window[:, ::-1] if crop.mirrored else window
 
 
-@cache
-def _photometry() -> ModuleType:
-    """A second to import, which only those pay who augment."""
-    from torchvision.transforms.v2 import functional
+def scaled(window: UInt8, size: tuple[int, int], smooth: bool) -> Tensor:
+    """A copy of (H, W[, 3]) uint8 at ``size`` (h, w).
 
-    return functional  # type: ignore[no-any-return]
-
-
-def _colour(image: Tensor, rng: random.Random) -> Tensor:
-    """Any hue, from grey to vivid: what is left to learn from is texture, shape and place."""
-    image = _photometry().adjust_hue(image, rng.uniform(-0.5, 0.5))
-    image = _photometry().adjust_saturation(image, rng.uniform(0.0, 1.8))
-    return image
-
-
-def _light(image: Tensor, rng: random.Random) -> Tensor:
-    """Day to dusk: gamma, brightness and contrast."""
-    image = _photometry().adjust_gamma(image, rng.uniform(0.5, 2.0))
-    image = _photometry().adjust_brightness(image, rng.uniform(0.5, 1.4))
-    image = _photometry().adjust_contrast(image, rng.uniform(0.5, 1.5))
-    return image
-
-
-def _texture(image: Tensor, rng: random.Random) -> Tensor:
-    """Blur and grain: what is left to learn from is colour, shape and place."""
-    if rng.random() < 0.8:
-        image = _photometry().gaussian_blur(image, [7, 7], [rng.uniform(0.5, 2.5)])
-    if rng.random() < 0.8:
-        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
-        image = (image + rng.uniform(0, 30) * noise).round().clamp(0, 255).to(torch.uint8)
-    return image
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, random.Random], Tensor]] = {
-    Augmentation.COLOUR: _colour,
-    Augmentation.LIGHT: _light,
-    Augmentation.TEXTURE: _texture,
-}
-"""Photometric augmentations of ``train --augment``: (3, H, W) uint8 RGB to the same."""
+    Args:
+        window: of a picture or of labels.
+        size: the copy's.
+        smooth: bilinear, over all pixels that a new one covers; else each is one of the old ones, as labels need.
+    """
+    copy = torch.from_numpy(np.array(window))
+    if copy.shape[:2] == size:
+        return copy
+    planes = copy.view(*window.shape[:2], -1).permute(2, 0, 1)[None]
+    mode = "bilinear" if smooth else "nearest-exact"
+    planes = F.interpolate(planes, size, mode=mode, antialias=smooth)
+    return planes[0].permute(1, 2, 0).reshape(*size, *window.shape[2:])

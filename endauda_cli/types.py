@@ -147,7 +147,7 @@ class FittedOn(Described):
 
 
 class Augmentation(StrEnum):
-    """Photometric changes (``transforms.AUGMENTATIONS``)."""
+    """Photometric changes (``augmentation.AUGMENTATIONS``)."""
 
     COLOUR = "colour"
     LIGHT = "light"

@@ -80,6 +80,7 @@ def run(options: Train) -> None:
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
+        from endauda_cli.augmentation import AUGMENTATIONS
         from endauda_cli.distributed import process_group
         from endauda_cli.training.certainties import with_certainties
         from endauda_cli.training.holding_out import hold_out
@@ -88,7 +89,6 @@ def run(options: Train) -> None:
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
-        from endauda_cli.transforms import AUGMENTATIONS
 
     for change in options.augment:
         if change not in AUGMENTATIONS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from endauda_cli.augmentation import drawn
 from endauda_cli.config import SOFT_STRIDE
 from endauda_cli.distributed import barrier, rank, world_size
 from endauda_cli.domains import IGNORE, Domain
@@ -18,8 +20,9 @@ from endauda_cli.losses import TRUE
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
-from endauda_cli.training.feeding import Fed
-from endauda_cli.transforms import AUGMENTATIONS, STUDENT, Crop, cut, random_crop, resize
+from endauda_cli.training.feeding import Crops, Fed
+from endauda_cli.training.pruning import Use
+from endauda_cli.transforms import STUDENT, Crop, cut, random_crop, resize, scaled
 from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from endauda_cli.config import TrainConfig
 
@@ -40,6 +42,8 @@ LABELLED = "labelled"
 """Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
+BEYOND = [round(value) for value in reversed(STUDENT.mean)]
+"""RGB of what lies beyond an image: nothing, to the network."""
 DECODING = "2"
 """Version of how files become rows; what an earlier one put into the cache is not used."""
 
@@ -78,6 +82,7 @@ class Stream:
         domain: class table of the label files.
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
+        contents: digests of image and label files, if they were looked at before; see ``contents.survey``.
         certainties: of the teachers, if they are learnt from beside the labels.
     """
 
@@ -85,6 +90,7 @@ class Stream:
     domain: Domain
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
+    contents: tuple[str, str] | None = field(default=None, compare=False)
     certainties: Certainties | None = None
 
 
@@ -101,11 +107,22 @@ class Rows(NamedTuple):
 
 
 def load_rows(
-    config: TrainConfig, stream: Stream, contents: tuple[str, str, str], cache: Path, report: Reporter
+    config: TrainConfig,
+    stream: Stream,
+    contents: tuple[str, str, str],
+    cache: Path,
+    report: Reporter,
+    user: tuple[Path, str] | None = None,
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
-    ``contents`` are digests of the image files, the label files and the certainties; others make another cache.
+    Args:
+        config: the recipe.
+        stream: what is read.
+        contents: digests of the image files, the label files and the certainties; others make another cache.
+        cache: folder of caches.
+        report: told of progress.
+        user: folder of the run and the stream's name in it; what they no longer use is removed.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -123,16 +140,19 @@ def load_rows(
             return np.full((height, width), IGNORE, np.uint8)
         return resize(stream.read(file, stream.domain), config.size, "nearest")
 
+    def use(kind: str) -> Use | None:
+        return None if user is None else Use(f"{kind} {width}x{height}", *user)
+
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
         cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {of_images}",
-        (height, width, 3), image, config.workers, report,
+        (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
         f"{DECODING} {config.size} {config.method} {of_labels}", (height, width), label, config.workers,
-        report,
+        report, use(f"labels of {stream.domain.name} for {config.method}"),
     )  # fmt: skip
     certainties, said = None, stream.certainties
     if said is not None:
@@ -140,6 +160,7 @@ def load_rows(
             cache, "caching certainties", [e.label or e.image for e in examples],
             f"{DECODING} {config.size} {config.loss} {of_labels} {of_certainties}",
             said.shape((height, width)), lambda i: said.row(examples[i].id, labels[i]), config.workers, report,
+            use(f"certainties of {stream.domain.name} for {config.loss}"),
         )  # fmt: skip
     if rank() == 0:
         barrier()
@@ -156,7 +177,7 @@ def batches(
     """
     images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
 
-    def crops_of(stream: str, step: int) -> list[tuple[Tensor, ...]]:
+    def crops_of(stream: str, step: int) -> list[Crops]:
         every = images.get(stream, config.batch_size)
         mine = every // world_size()
         start = step * every + rank() * mine
@@ -165,48 +186,74 @@ def batches(
 
     def prepare(step: int) -> Fed:
         crops = {stream: crops_of(stream, step) for stream in rows}
-        certainties = crops[MAIN][0][2:]
         for true in crops.pop(LABELLED, []):
-            crops[MAIN].append((*true, *(torch.full_like(one, TRUE) for one in certainties)))
-        batch = {stream: tuple(map(torch.stack, zip(*found, strict=True))) for stream, found in crops.items()}
-        labelled = sum(int(torch.count_nonzero(labels != IGNORE)) for _, labels, *_ in batch.values())
+            known = crops[MAIN][0].certainties
+            crops[MAIN].append(
+                true._replace(certainties=None if known is None else torch.full_like(known, TRUE))
+            )
+        batch = {stream: _stacked(found) for stream, found in crops.items()}
+        labelled = sum(int(torch.count_nonzero(found.labels != IGNORE)) for found in batch.values())
         return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
 
-def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> tuple[Tensor, ...]:
-    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8, then its certainties.
+def _stacked(crops: Sequence[Crops]) -> Crops:
+    """Single crops as a batch of them."""
+    pixels, labels, changes, certainties = zip(*crops, strict=True)
+    known = None if certainties[0] is None else torch.stack(certainties)
+    return Crops(torch.stack(pixels), torch.stack(labels), torch.stack(changes), known)
 
-    Streams with another ``draw`` draw other windows and augmentations at equal positions.
+
+def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> Crops:
+    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8, and so on.
+
+    Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
+    Streams with another ``draw`` draw other windows and changes at equal positions.
     """
     images, labels, certainties = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
-    crop = random_crop((images.shape[1], images.shape[2]), (height, width), rng, config.mirror)
+    scale = scale_at(config, f"{draw}{position}")
+    window = max(1, round(height / scale)), max(1, round(width / scale))
+    crop = random_crop((images.shape[1], images.shape[2]), window, rng, config.mirror, beyond=scale < 1)
     if config.loss == Loss.SOFT:  # whole rows and columns of the targets
         crop = crop._replace(
             row=crop.row - crop.row % SOFT_STRIDE, column=crop.column - crop.column % SOFT_STRIDE
         )
-    pixels = torch.from_numpy(np.array(cut(images[index], crop, (height, width))))  # a copy: rows are shared
-    for name in config.augment:
-        pixels = AUGMENTATIONS[name](pixels.permute(2, 0, 1), rng).permute(1, 2, 0)
-    planes = pixels.contiguous(), torch.from_numpy(np.array(cut(labels[index], crop, (height, width))))
+    pixels = scaled(cut(images[index], crop, window, BEYOND), (height, width), smooth=True)
+    classes = scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
+    changes = torch.tensor(drawn(config.augment, config.seed, f"{draw}{position}"))
     if certainties is None:
-        return planes
+        return Crops(pixels, classes, changes)
     percent = certainties[index]
     if percent.ndim == 2:
-        return *planes, torch.from_numpy(np.array(cut(percent, crop, (height, width))))
+        known = scaled(cut(percent, crop, window, [0]), (height, width), smooth=False)
+        return Crops(pixels, classes, changes, known)
     coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
-    window = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
-    return *planes, torch.from_numpy(np.ascontiguousarray(window.transpose(2, 0, 1)))
+    part = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
+    return Crops(pixels, classes, changes, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))))
 
 
+def scale_at(config: TrainConfig, position: int | str) -> float:
+    """How much larger than the resized image the crop at a position shows things; as often halved as doubled."""
+    if config.scale_jitter is None:
+        return 1.0
+    least, most = config.scale_jitter
+    return float(least * (most / least) ** random.Random(f"{config.seed} {position} scale").random())
+
+
+@lru_cache(maxsize=16)
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the images."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
+    """The order in which an epoch shows the images: (N,), not to be written to.
+
+    Kept, for every crop asks; two epochs of each stream, for some threads are ahead in the next one.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.flags.writeable = False
+    return order
 
 
 def tell_histogram(

@@ -12,13 +12,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Crops(NamedTuple):
+    """A stream's part of a batch."""
+
+    pixels: Tensor
+    """(B, h, w, 3) uint8 RGB, before any photometric change."""
+    labels: Tensor
+    """(B, h, w) uint8 train ids, 255 = none."""
+    changes: Tensor
+    """(B, n) float32: what ``augmentation.augment`` does to each."""
+    certainties: Tensor | None = None
+    """(B, ...) uint8, if the rows have some."""
+
+
 class Fed(NamedTuple):
     """What a step is given."""
 
     step: int
-    streams: Mapping[str, tuple[Tensor, ...]]
-    """Per stream (B, h, w, 3) uint8 RGB crops and (B, h, w) uint8 labels; then (B, ...) uint8 certainties, if its rows
-    have some."""
+    streams: Mapping[str, Crops]
     labelled: int
     """Pixels with a label, in this rank's part of the batch: counted on the CPU, so that nobody asks the device."""
 
@@ -43,11 +54,13 @@ def _copied_ahead(batches: Iterable[Fed], device: torch.device) -> Iterator[Fed]
             for name, tensors in batch.streams.items():
                 moved = []
                 for place, tensor in enumerate(tensors):
+                    if tensor is None:
+                        continue
                     key = name, place
                     if key not in buffers or buffers[key].shape != tensor.shape:
                         buffers[key] = torch.empty_like(tensor, pin_memory=True)
                     moved.append(buffers[key].copy_(tensor).to(device, non_blocking=True))
-                streams[name] = tuple(moved)
+                streams[name] = Crops(*moved)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(side)
         copied[number % 2] = done
@@ -64,5 +77,6 @@ def _ready(batch: Fed, copied: torch.cuda.Event) -> Fed:
     current.wait_event(copied)
     for tensors in batch.streams.values():
         for tensor in tensors:
-            tensor.record_stream(current)
+            if tensor is not None:
+                tensor.record_stream(current)
     return batch

@@ -41,4 +41,4 @@ def hold_out(streams: Mapping[str, Stream], count: int) -> tuple[dict[str, Strea
     held = {example.id for example in drawn[:count]}
     left = [example for example in main.examples if example.id not in held]
     samples = [Sample(e.id, e.image, e.label) for e in main.examples if e.id in held]
-    return {**streams, MAIN: replace(main, examples=left)}, samples
+    return {**streams, MAIN: replace(main, examples=left, contents=None)}, samples

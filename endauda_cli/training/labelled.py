@@ -68,7 +68,11 @@ def with_true_labels(
             f"fused ones; {len(left)} are"
         )
     )
-    return {**streams, MAIN: replace(main, examples=left), LABELLED: Stream(found, target, read_truth)}
+    return {
+        **streams,
+        MAIN: replace(main, examples=left, contents=None),
+        LABELLED: Stream(found, target, read_truth),
+    }
 
 
 def _labelled_target(material: Material, workers: int, report: Reporter) -> list[Example]:

@@ -18,6 +18,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from endauda_cli import signals
+from endauda_cli.augmentation import augment
 from endauda_cli.distributed import (
     gather_over_ranks,
     mean_over_ranks,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from endauda_cli.config import TrainConfig
+    from endauda_cli.training.feeding import Crops
     from endauda_cli.training.methods import Batch
     from endauda_cli.training.run import Run, TrainState
 
@@ -81,7 +83,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         state = resume.start(config, run, record, report)
     state.half = precision == Precision.BF16
     rows = {
-        name: data.load_rows(config, stream, contents[name], run.cache, report)
+        name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
         for name, stream in run.streams.items()
     }
     true = rows[data.LABELLED].labels if data.LABELLED in rows else None
@@ -116,7 +118,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
                 if not math.isfinite(loss):
                     raise diverged(f"the loss became {loss}", step, saved, run.out, config)
                 speed = (state.step - first) * config.batch_size / (time.monotonic() - started)
-                pixels = world_size() * sum(labels.numel() for _, labels, *_ in batch.values())
+                pixels = world_size() * sum(crops.labels.numel() for crops in batch.values())
                 metrics.add(step, scalars(state, loss, rate, labelled / pixels, speed))
                 note = f"loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s"
                 report(Tick("training", state.step, config.steps, note, "steps", kept=saved))
@@ -181,22 +183,28 @@ def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
 
 
 def train_step(
-    state: TrainState, model: nn.Module, batch: Mapping[str, tuple[Tensor, ...]], config: TrainConfig
+    state: TrainState, model: nn.Module, batch: Mapping[str, Crops], config: TrainConfig
 ) -> Tensor:
     """One optimiser step; returns the loss (a scalar on the device) and advances ``state.step``.
 
     Args:
         state: optimizer, method and step.
         model: the student, possibly wrapped for several devices.
-        batch: per stream (B, h, w, 3) uint8 RGB crops, (B, h, w) uint8 labels and what certainties there are, on the
-            device.
+        batch: crops per stream, on the device.
         config: the recipe.
     """
 
-    def shown(pixels: Tensor) -> Tensor:
+    def shown(crops: Crops) -> Tensor:
+        pixels = crops.pixels
+        if config.augment:
+            planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            pixels = augment(planes, config.augment, crops.changes).permute(0, 2, 3, 1)
         return STUDENT.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
-    inputs = {name: (shown(pixels), *labels) for name, (pixels, *labels) in batch.items()}
+    inputs: dict[str, tuple[Tensor, ...]] = {}
+    for name, crops in batch.items():
+        known = () if crops.certainties is None else (crops.certainties,)
+        inputs[name] = shown(crops), crops.labels, *known
     return optimise(state, model, inputs, config)
 
 

@@ -511,6 +511,13 @@ def test_labels_for_training(city: Path) -> None:
         (("--batch-size", "1"), "--batch-size 1: must be at least 2"),
         (("--steps", "0"), "--steps 0: must be at least 1"),
         (("--augment", "colour", "weather"), "--augment weather: choose among"),
+        (("--scale-jitter", "2"), "--scale-jitter 2: expected LEAST-MOST, such as 0.5-2"),
+        (("--scale-jitter", "2-0.5"), "--scale-jitter 2-0.5: two factors, the smaller first"),
+        (
+            ("--scale-jitter", "0.01-2"),
+            "--scale-jitter 0.01-2: two factors, the smaller first, from 0.125 to 8",
+        ),
+        (("--scale-jitter", "nan-nan"), "--scale-jitter nan-nan: two factors, the smaller first"),
         (("--hard-percentile", "100"), "--hard-percentile 100: 0 (off) to below 100"),
         (("--size", "64x3²"), "--size 64x3²: expected WIDTHxHEIGHT"),
         (("--hard-percentile", "0.8"), "not 0 to 1; did you mean 80?"),

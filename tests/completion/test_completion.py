@@ -17,12 +17,12 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from endauda_cli.augmentation import AUGMENTATIONS
 from endauda_cli.cli import app
 from endauda_cli.completion import shells, values
 from endauda_cli.completion.shells import SHELLS
 from endauda_cli.completion.tab import LINE, REPLACED, VARIABLE, split_line
 from endauda_cli.terminal.parsing import Group
-from endauda_cli.transforms import AUGMENTATIONS
 from endauda_cli.types import Codec
 from endauda_cli.weights.manifest import read_manifest
 from tests.support import ROOT

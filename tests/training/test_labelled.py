@@ -110,7 +110,7 @@ def test_every_batch_shows_its_share_of_true_labels(share: float, size: int, tru
         for step, batch, labelled in batches(config, rows, 0, pool):
             assert labelled == size * 16 * 32
             assert list(batch) == [MAIN]
-            pixels, labels = batch[MAIN]
+            pixels, labels, *_ = batch[MAIN]
             assert pixels.shape == (size, 16, 32, 3)
             assert labels[:, 0, 0].tolist() == [0] * (size - true) + [1] * true
             position = step * (size - true)
@@ -147,8 +147,8 @@ def test_ranks_share_what_one_process_shows(ranks: int, monkeypatch: pytest.Monk
         monkeypatch.setattr(data, "world_size", lambda: ranks)
         with ThreadPoolExecutor(1) as pool:
             found = [batch[MAIN] for _, batch, _ in batches(config, rows, 0, pool)]
-        assert all(int((labels[:, 0, 0] == 1).sum()) == 4 // ranks for _, labels in found)
-        return [{crop.numpy().tobytes() for crop in pixels} for pixels, _ in found]
+        assert all(int((labels[:, 0, 0] == 1).sum()) == 4 // ranks for _, labels, *_ in found)
+        return [{crop.numpy().tobytes() for crop in pixels} for pixels, *_ in found]
 
     parts = [shown(rank, ranks) for rank in range(ranks)]
     assert [set().union(*step) for step in zip(*parts, strict=True)] == shown(0, 1)

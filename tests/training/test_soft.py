@@ -133,7 +133,8 @@ def test_certainties_are_cut_with_the_labels(loss: str) -> None:
     rows = Rows(np.zeros((1, 32, 64, 3), np.uint8), place, coarse if loss == Loss.SOFT else place)
     mirrored = set()
     for position in range(20):
-        _, labels, percent = crop_at(config, rows, position)
+        _, labels, _, percent = crop_at(config, rows, position)
+        assert percent is not None
         mirrored.add(bool(labels[0, 0] > labels[0, 1]))
         if loss == Loss.WEIGHTED:
             assert torch.equal(labels, percent)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from endauda_cli.errors import CheckpointError, ConfigError, DataError, EndaudaE
 from endauda_cli.labels import write_label
 from endauda_cli.models import build_student
 from endauda_cli.progress import Note, Tick, silent
-from endauda_cli.training.data import Example, Rows, Stream, crop_at, order_of
+from endauda_cli.training.data import Example, Rows, Stream, batches, crop_at, order_of
+from endauda_cli.training.feeding import Crops
 from endauda_cli.training.loop import learning_rate, optimise, train, train_step
 from endauda_cli.training.methods import MAIN, METHODS
 from endauda_cli.training.methods.distill import read_fused
@@ -129,6 +131,11 @@ def tiny_state(config: TrainConfig = CONFIG) -> TrainState:
     return make_state(student, config, len(CLASSES), CPU)
 
 
+def unchanged(pixels: torch.Tensor, labels: torch.Tensor) -> Crops:
+    """Crops that nothing is done to."""
+    return Crops(pixels, labels, torch.zeros(len(pixels), 0))
+
+
 def test_step_sees_bgr_pixels_without_their_mean() -> None:
     """``train_step`` is ``optimise`` on what the network is shown."""
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +144,8 @@ def test_step_sees_bgr_pixels_without_their_mean() -> None:
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434])
     x = (pixels.flip(3).float() - mean).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     one, other = tiny_state(), tiny_state()
-    found = train_step(one, one.student, {MAIN: (pixels, labels)}, CONFIG)
+    plain = dataclasses.replace(CONFIG, augment=())
+    found = train_step(one, one.student, {MAIN: unchanged(pixels, labels)}, plain)
     expected = optimise(other, other.student, {MAIN: (x, labels)}, CONFIG)
     assert torch.equal(found, expected)
     assert one.step == 1
@@ -170,7 +178,8 @@ def stacks(count: int = 5) -> tuple[Any, Any]:
 
 
 def crop(position: int, config: TrainConfig = CONFIG) -> tuple[torch.Tensor, ...]:
-    return crop_at(config, Rows(*stacks()), position)
+    """Pixels and labels."""
+    return crop_at(config, Rows(*stacks()), position)[:2]
 
 
 def test_crops_are_pure_functions_of_seed_and_position() -> None:
@@ -199,11 +208,15 @@ def test_every_epoch_shows_every_image_once_in_another_order() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_augmentation_changes_pixels_but_no_labels_and_no_crop() -> None:
+def test_augmentation_changes_what_the_network_sees_but_not_which_crop() -> None:
     plain = dataclasses.replace(CONFIG, augment=())
     for position in range(4):
-        assert torch.equal(crop(position)[1], crop(position, plain)[1])
-        assert not torch.equal(crop(position)[0], crop(position, plain)[0])
+        assert all(map(torch.equal, crop(position), crop(position, plain)))
+    with ThreadPoolExecutor(1) as pool:
+        _, batch, _ = next(batches(CONFIG, {MAIN: Rows(*stacks(len(CLASSES)))}, 0, pool))
+    one, other = tiny_state(), tiny_state(plain)
+    augmented = train_step(one, one.student, batch, CONFIG)
+    assert not torch.equal(augmented, train_step(other, other.student, batch, plain))
 
 
 # ---------------------------------------------------------------------------- runs
@@ -426,7 +439,7 @@ def test_steps_without_any_label_learn_nothing(tiny_set: TinySet, tmp_path: Path
         out = tmp_path / f"run-{steps}"
         result = run(tiny_set, out, steps=CONFIG.steps, save_every=1, keep=CONFIG.steps, validate_every=0)
         assert result.empty_steps == len(empty)
-        return checkpoint.load(out / f"step-{steps}.pt")
+        return checkpoint.load(out / "earlier" / f"step-{steps}.pt")
 
     first = next(step for step in empty if step > 0)
     before, then = after(first), after(first + 1)
@@ -613,8 +626,12 @@ def test_two_processes_make_one_run(tiny_set: TinySet, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     finished = program(tiny_set.root, out, 1, launcher=launcher)
     assert finished.returncode == 0, finished.stderr
-    kept = ["best.pt", "last.pt", "step-12.pt", "step-15.pt", "step-8.pt"]
-    assert sorted(path.name for path in out.glob("*.pt*")) == kept
+    assert sorted(path.name for path in out.glob("*.pt*")) == ["best.pt", "last.pt"]
+    assert sorted(path.name for path in (out / "earlier").iterdir()) == [
+        "step-12.pt",
+        "step-15.pt",
+        "step-8.pt",
+    ]
     content = checkpoint.load(out / "last.pt")
     assert content["meta"]["step"] == CONFIG.steps
     assert all(bool(value.isfinite().all()) for value in content["weights"].values())
