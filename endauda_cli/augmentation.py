@@ -32,7 +32,7 @@ SEEDS = 24
 """Bits of a grain's seed: as many as float32 holds exactly."""
 
 
-def drawn(names: Sequence[str], seed: int, position: int) -> list[float]:
+def drawn(names: Sequence[str], seed: int, position: int | str) -> list[float]:
     """What the changes do to the sample at a position of a run's sequence: the numbers of each, one after another."""
     numbers: list[float] = []
     for name in names:

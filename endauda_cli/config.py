@@ -22,7 +22,19 @@ from endauda_cli.options import (
     parse_tile,
     parse_window,
 )
-from endauda_cli.types import Arch, Backbone, Border, Codec, FusionRule, Method, Precision, Unclaimed
+from endauda_cli.types import (
+    Arch,
+    Backbone,
+    BestBy,
+    Border,
+    Codec,
+    FusionRule,
+    Labelled,
+    Loss,
+    Method,
+    Precision,
+    Unclaimed,
+)
 
 
 def check_name(name: str, what: str) -> None:
@@ -229,6 +241,8 @@ class ExportConfig(ArchiveOptions):
         check_shard(self.shard)
 
 
+SOFT_STRIDE = 4
+"""Soft targets are kept for every fourth row and column: the student decides no finer."""
 _LEARNT, _NETWORK, _SCHEDULE, _IMAGES, _LOSS, _COMPUTED = (
     "What is learnt", "Network", "Schedule", "Images", "Loss", "How it is computed",
 )  # fmt: skip
@@ -278,9 +292,16 @@ class TrainConfig(StudentOptions, Workers):
         scale_jitter: least and most of the factor by which crops are enlarged, drawn evenly by its logarithm; ``None``
             is 1.
         augment: keys of ``augmentation.AUGMENTATIONS``, applied to every crop.
-        class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``.
+        labelled: whose true labels are mixed into every batch; ``None`` = nobody's.
+        labelled_share: of a batch's images, those with true labels; only with ``labelled``.
+        loss: what the teachers' word is taken for; ``soft`` and ``weighted`` read their archives.
+        class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``; not with ``soft``.
         seed: of sample order, crops, augmentation, dropout and initial weights.
-        validate_every: steps between evaluations on labelled target images; 0 = never, no ``best`` then.
+        validate_every: steps between evaluations on labelled target images, and on those held out; 0 = never, no
+            ``best`` then.
+        hold_out: images that are not trained on, to see how far the student agrees with their fused labels.
+        best_by: what ``best`` is chosen by.
+        patience: validations without a gain after which the run ends; 0 = it never does so.
         workers: threads that prepare batches.
     """
 
@@ -320,6 +341,20 @@ class TrainConfig(StudentOptions, Workers):
         (), "--augment", panel=_IMAGES, metavar="A B", complete="augmentations", typed=list[str], parse=tuple,
         unset=True, help="Photometric changes: colour, light, texture. [default: none]",
     )  # fmt: skip
+    labelled: str | None = option(
+        None, "--labelled", panel=_LEARNT, typed=Labelled,
+        help="Mix true labels into every batch: of the few target train images that have some, or of the source. "
+        "[default: none]",
+    )  # fmt: skip
+    labelled_share: float = option(
+        0.2, "--labelled-share", panel=_LEARNT,
+        help="Share of a batch's images that have true labels, with --labelled; the batch stays as large.",
+    )  # fmt: skip
+    loss: str = option(
+        Loss.HARD, "--loss", panel=_LOSS,
+        help="Learn the fused labels; or weigh each pixel by how certain its teachers are of them, on average; or "
+        "learn that average of every class (soft, without balance and mining). The last two read the archives.",
+    )  # fmt: skip
     class_balance: bool = option(
         True, "--class-balance/--no-class-balance", panel=_LOSS,
         help="Weigh classes that are rare in the batch.",
@@ -348,6 +383,19 @@ class TrainConfig(StudentOptions, Workers):
         0, "--validate-every", panel=_SCHEDULE,
         help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",
     )  # fmt: skip
+    hold_out: int = option(
+        0, "--hold-out", panel=_SCHEDULE,
+        help="Train images to learn nothing from; at each test the student's agreement with their fused labels is "
+        "logged.",
+    )  # fmt: skip
+    best_by: str = option(
+        BestBy.MIOU, "--best-by", panel=_SCHEDULE,
+        help="Choose best.pt by the score on labelled images; or by agreement on those of --hold-out, which needs no "
+        "label.",
+    )  # fmt: skip
+    patience: int = option(
+        0, "--patience", panel=_SCHEDULE, help="End after so many tests without a gain; 0 = train all steps."
+    )
     warm_up: int = option(0, "--warm-up", help="Steps of linear warm-up.", panel=_SCHEDULE)
     keep: int = option(3, "--keep", help="Checkpoints that are kept, the newest included.", panel=_SCHEDULE)
     precision: str = option(Precision.AUTO, "--precision", help="Of the computation.", panel=_COMPUTED)
@@ -413,6 +461,67 @@ class TrainConfig(StudentOptions, Workers):
             raise ConfigError(
                 f"--accumulate {self.accumulate}: --batch-size {self.batch_size} does not divide into so many parts of "
                 "2 images or more"
+            )
+        self._check_labelled()
+        self._check_tests()
+        if self.loss != Loss.HARD and self.method == Method.SOURCE:
+            raise ConfigError(
+                f"--loss {self.loss}: there are no teachers with --method source; leave one of them out"
+            )
+        if self.loss == Loss.SOFT and self.scale_jitter is not None:
+            raise ConfigError("--loss soft: its targets know one scale; leave out --scale-jitter")
+        for flag, sides in (("--size", self.size), ("--crop", self.crop)):
+            if self.loss == Loss.SOFT and any(side % SOFT_STRIDE for side in sides):
+                raise ConfigError(
+                    f"{flag} {sides[0]}x{sides[1]}: both sides must be multiples of {SOFT_STRIDE} with --loss soft, "
+                    "whose targets are kept at a quarter of that"
+                )
+
+    @property
+    def true_images(self) -> int:
+        """Images of a batch that have true labels, over all devices."""
+        return round(self.batch_size * self.labelled_share) if self.labelled is not None else 0
+
+    def _check_tests(self) -> None:
+        _at_least(self.hold_out, 0, "--hold-out")
+        _at_least(self.patience, 0, "--patience")
+        for flag, value in (("--hold-out", self.hold_out), ("--patience", self.patience)):
+            if value and not self.validate_every:
+                raise ConfigError(f"{flag} {value}: nothing is tested; say how often, with --validate-every")
+        if self.hold_out and self.method == Method.SOURCE:
+            raise ConfigError(
+                f"--hold-out {self.hold_out}: there are no fused labels to agree with, with --method source; leave "
+                "one of them out"
+            )
+        if self.best_by == BestBy.AGREEMENT and not self.hold_out:
+            raise ConfigError(
+                "--best-by agreement: there are no images to agree on; hold some out, such as with --hold-out 50"
+            )
+
+    def _check_labelled(self) -> None:
+        told = f"--labelled-share {self.labelled_share:g}"
+        if not 0 < self.labelled_share < 1:  # NaN is not, either
+            percent = (
+                f"; did you mean {self.labelled_share / 100:g}?" if 1 < self.labelled_share < 100 else ""
+            )
+            raise ConfigError(
+                f"{told}: a share of the batch is above 0 and below 1, not a number of images{percent}"
+            )
+        if self.labelled is None:
+            if self.labelled_share != TrainConfig.labelled_share:
+                raise ConfigError(
+                    f"{told}: there are no true labels to share out; add --labelled target or --labelled source"
+                )
+            return
+        if not 0 < self.true_images < self.batch_size:
+            raise ConfigError(
+                f"{told}: comes to {self.true_images} of the {self.batch_size} images of a batch; at least one must "
+                "have a true label, and at least one another: change the share or --batch-size"
+            )
+        if self.labelled == Labelled.SOURCE and self.method == Method.SOURCE:
+            raise ConfigError(
+                "--labelled source: --method source learns these labels already; leave --labelled out, or say "
+                "--labelled target"
             )
 
 

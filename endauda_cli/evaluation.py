@@ -44,7 +44,7 @@ PROCEDURE = Procedure(softmax="first")
 """The reference's evaluation: single scale, no flip, softmax before upsampling (exports have it after)."""
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -63,12 +63,14 @@ class Scoring:
         scored: name of the checkpoint, for the result.
         split: likewise.
         save: folder for predictions (train ids) and colour pictures, or ``None``.
+        read: reads a label file as train ids, where it is no ground truth of the domain.
     """
 
     domain: Domain
     scored: str
     split: str = "val"
     save: Path | None = None
+    read: Callable[[Path, Domain], NDArray[np.uint8]] | None = None
 
 
 def evaluate(
@@ -101,7 +103,7 @@ def evaluate(
     strays = Strays(domain)
     report(Tick("testing", 0, len(mine)))
     for done, (sample, (prediction,)) in enumerate(zip(mine, predictions, strict=True), 1):
-        truth = _truth(sample, domain, strays)
+        truth = _truth(sample, domain, strays, scoring.read)
         _refuse_sizes(truth, prediction, sample)
         confusion.update(truth, prediction)
         if save is not None:
@@ -300,9 +302,16 @@ def refuse_unlabelled(samples: Sequence[Sample], domain: Domain, split: str) -> 
     refuse_empty_truth(files, domain, f"{domain.name} {split}")
 
 
-def _truth(sample: Sample, domain: Domain, strays: Strays | None = None) -> NDArray[np.uint8]:
+def _truth(
+    sample: Sample,
+    domain: Domain,
+    strays: Strays | None = None,
+    read: Callable[[Path, Domain], NDArray[np.uint8]] | None = None,
+) -> NDArray[np.uint8]:
     if sample.label is None:
         raise DataError(f"{sample.image}: has no ground truth")
+    if read is not None:
+        return read(sample.label, domain)
     return read_truth(sample.label, domain, strays)
 
 

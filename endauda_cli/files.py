@@ -251,7 +251,7 @@ class WriterLock:
                 raise
             return False
         try:
-            self.enforced = _lock(descriptor)
+            self.enforced = lock_file(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             return False
@@ -259,7 +259,7 @@ class WriterLock:
             os.close(descriptor)
             self._lease = _Lease.begin(self._path)
             return self._lease is not None
-        if not _same_file(descriptor, self._path):  # its holder removed it between open and lock
+        if not is_file_of(descriptor, self._path):  # its holder removed it between open and lock
             os.close(descriptor)
             return False
         with suppress(OSError):  # a full disk: it is held all the same
@@ -376,12 +376,19 @@ def _is_of_dead_process(owner: str) -> bool:
     return False
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the system has locks. Raises BlockingIOError if another process holds this one."""
+def lock_file(descriptor: int, shared: bool = False) -> bool:
+    """Hold an open file until it is closed, alone or with all others that share it.
+
+    Returns:
+        Whether the system has locks.
+
+    Raises:
+        BlockingIOError: if it is held in a way that forbids this.
+    """
     if sys.platform == "win32":
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:
@@ -389,7 +396,8 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _same_file(descriptor: int, path: Path) -> bool:
+def is_file_of(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one that is found under the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:

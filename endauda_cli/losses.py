@@ -90,12 +90,13 @@ class DistillationLoss(nn.Module):
         self.register_buffer("often_weight", torch.ones(num_classes))
         self.register_buffer("class_weight", torch.ones(num_classes))
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, certainty: Tensor | None = None) -> Tensor:
         """The loss of a batch, a scalar.
 
         Args:
             logits: (B, C, h, w), resized to the labels' size if they differ (bilinear, align_corners).
             labels: (B, H, W) integer train ids, 255 = none.
+            certainty: (B, H, W), 0..1: multiplies each pixel's loss, also before mining; ``None`` is 1.
 
         Returns:
             The mean over the kept pixels, weighted. NaN if every pixel is unlabelled, as in the reference: a caller
@@ -112,6 +113,8 @@ class DistillationLoss(nn.Module):
         if self.strength < 1:
             class_weight = 1 + self.strength * (class_weight - 1)
         loss_BHW = F.cross_entropy(logits, labels, weight=class_weight, ignore_index=IGNORE, reduction="none")
+        if certainty is not None:
+            loss_BHW = loss_BHW * certainty
         labelled_BHW = labels != IGNORE
         kept_BHW = labelled_BHW
         threshold = loss_BHW.new_zeros(())
@@ -157,6 +160,41 @@ def count_classes(labels: Tensor, num_classes: int) -> Tensor:
         return torch.bincount(labels.flatten(), minlength=IGNORE + 1)[:num_classes]
     # torch.bincount asks the device how many there are.
     return torch.stack([(labels == id).sum() for id in range(num_classes)])
+
+
+TRUE = 255
+"""In place of a certainty in percent: this image's labels are true."""
+_LEAST = 1e-6
+
+
+def soft_divergence(logits: Tensor, certainty: Tensor) -> Tensor:
+    """Divergence of the student from its teachers' mean certainty, as the follow-up of EnD-UDA has it: a scalar.
+
+    Args:
+        logits: (B, C, h, w), resized to the certainty's size if they differ (bilinear, align_corners).
+        certainty: (B, C, H, W) float32, 0..1; need not sum to 1. A pixel of which it is 0 everywhere teaches nothing.
+
+    Returns:
+        The mean over all elements of q (ln q - ln(p + 1e-6)), where 0 ln 0 = 0.
+    """
+    logits = logits.float()
+    if logits.shape[-2:] != certainty.shape[-2:]:
+        logits = F.interpolate(logits, certainty.shape[-2:], mode="bilinear", align_corners=True)
+    student = logits.softmax(1) + _LEAST
+    return (torch.xlogy(certainty, certainty) - certainty * student.log()).mean()
+
+
+def soft_targets(percent: Tensor, labels: Tensor) -> Tensor:
+    """What :func:`soft_divergence` compares with, at the labels' size: (B, C, H, W) float32, 0..1.
+
+    Args:
+        percent: (B, C, h, w) uint8 mean certainties, which are enlarged; an image of ``TRUE`` takes its labels.
+        labels: (B, H, W) integer train ids, 255 = none.
+    """
+    soft = F.interpolate(percent.float() / 100, labels.shape[-2:], mode="bilinear", align_corners=False)
+    classes = torch.arange(percent.shape[1], device=labels.device)
+    hard = (labels[:, None] == classes[:, None, None]).to(soft.dtype)
+    return torch.where(percent[:, :1, :1, :1] == TRUE, hard, soft)
 
 
 def percentile(values: Tensor, percent: float) -> Tensor:

@@ -76,6 +76,7 @@ class Raster:
 
     Attributes:
         path: the file.
+        file: the same, as bytes.
         image: Pillow's view of it.
         orientation: by EXIF, 1 to 8; 1 is upright.
         stored: how a value stands in the file, as Pillow calls it (``L;4``, ``RGB;16B``).
@@ -83,6 +84,7 @@ class Raster:
     """
 
     path: Path
+    file: BufferedReader
     image: Image.Image
     orientation: int
     stored: str
@@ -158,7 +160,7 @@ def open_raster(path: Path) -> Iterator[Raster]:
     try:
         with open_regular(path, IMAGE_BYTES) as file, Image.open(file, formats=_formats()) as image:
             _refuse_claims(path, image, file)
-            yield Raster(path, image, _orientation(image, file), *_stored(image))
+            yield Raster(path, file, image, _orientation(image, file), *_stored(image))
     except DataError:
         raise
     except Exception as error:  # a decoder of strangers' bytes; it has raised nearly every kind by now

@@ -117,6 +117,18 @@ class TrainResult:
     best_step: int | None
     checkpoint: Path
     initialised_from: str | None
+    labelled_images: int = 0
+    """Images with true labels that were mixed in, beside ``images``."""
+    held_out_images: int = 0
+    """Images with fused labels that were not trained on."""
+    last_agreement: float | None = None
+    """Mean IoU of ``last.pt`` with the fused labels of the images held out, if there are some; percent."""
+    best_agreement: float | None = None
+    """Likewise, of ``best.pt``; and ``best_miou`` is that of ``best.pt``, whatever that was chosen by."""
+    best_by: str = "miou"
+    """What ``best.pt`` was chosen by: ``miou`` or ``agreement``."""
+    stopped_early: bool = False
+    """Whether the run ended before its last step, because it had stopped getting better."""
     precision: str = "fp32"
     empty_steps: int = 0
     """Steps whose batch had no label, which learnt nothing."""

@@ -97,6 +97,28 @@ class Method(StrEnum):
     SOURCE = "source"
 
 
+class Labelled(Described):
+    """Whose true labels ``train`` mixes into every batch."""
+
+    TARGET = "target", "the target's train images that have some"
+    SOURCE = "source", "all of the source's train images"
+
+
+class Loss(Described):
+    """What ``train`` takes the teachers' word for."""
+
+    HARD = "hard", "the fused label"
+    SOFT = "soft", "their mean certainty of every class"
+    WEIGHTED = "weighted", "the fused label, as far as they are certain of it"
+
+
+class BestBy(Described):
+    """What the best checkpoint of a run is chosen by."""
+
+    MIOU = "miou", "the score on labelled target images"
+    AGREEMENT = "agreement", "the fused labels of images held out; no label is looked at"
+
+
 class Precision(Described):
     """What ``train`` computes in (``training.precision``)."""
 

@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from endauda_cli import files
 if sys.argv[2] == "lease":
-    files._lock = lambda descriptor: False
+    files.lock_file = lambda descriptor: False
 lock = files.WriterLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)

@@ -12,17 +12,20 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option, options_of
-from endauda_cli.types import Precision
+from endauda_cli.types import BestBy, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import nn
 
     from endauda_cli.commands.session import Session
+    from endauda_cli.datasets import Sample
     from endauda_cli.results import EvalResult
     from endauda_cli.training.data import Stream
+
+    Test = Callable[[nn.Module], EvalResult]
 
 _LEARNT, _NETWORK, _IMAGES, _SCHEDULE = "What is learnt", "Network", "Images", "Schedule"
 MOST_PROFILED = 1000
@@ -85,11 +88,15 @@ def run(options: Train) -> None:
     - `endauda train --backbone drn`
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
     - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
+    - `endauda train --labelled target --labelled-share 0.2`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
         from endauda_cli.augmentation import AUGMENTATIONS
         from endauda_cli.distributed import process_group
+        from endauda_cli.training.certainties import with_certainties
+        from endauda_cli.training.holding_out import hold_out
+        from endauda_cli.training.labelled import with_true_labels
         from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
@@ -111,13 +118,28 @@ def run(options: Train) -> None:
         check_name(options.name, "--name")
     out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
+        if config.labelled is not None:
+            streams = with_true_labels(streams, config.labelled, material, config.workers, terminal.report)
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
+        streams, held_out = hold_out(streams, config.hold_out)
+        streams = with_certainties(streams, config.loss, material)
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
-        validate, truth = _validation(session, options, out, where)
+        validate, agree, truth = _tests(session, config, held_out, out, where)
         said = _recipe(session, options, config, streams, init)
         run = Run(
-            task, streams, out, cache, where, init, options.resume, validate, truth, said, options.profile
+            task,
+            streams,
+            out,
+            cache,
+            where,
+            init,
+            options.resume,
+            validate,
+            truth,
+            agree,
+            said,
+            options.profile,
         )
         terminal.show(train(config, run, terminal.report))
 
@@ -146,39 +168,52 @@ def _recipe(
     return {key: value for key, value in words.items() if value is not None}
 
 
-def _validation(
-    session: Session, options: Train, out: Path, device: torch.device
-) -> tuple[Callable[[nn.Module], EvalResult] | None, str]:
-    """Scores a network on labelled images of the target, if that is wanted; and a digest of what it scores by."""
+def _tests(
+    session: Session, config: TrainConfig, held_out: Sequence[Sample], out: Path, device: torch.device
+) -> tuple[Test | None, Test | None, str]:
+    """What scores a network on labelled images of the target, and on fused labels of images held out, where that is
+    wanted; and a digest of the labels that the best is chosen by."""
     from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
     from endauda_cli.labels import shows_class
     from endauda_cli.progress import Note
     from endauda_cli.segmenter import Segmenter
     from endauda_cli.training.contents import digest_of_truth
+    from endauda_cli.training.methods.distill import read_fused
     from endauda_cli.training.precision import chosen_precision
     from endauda_cli.transforms import Preprocessing
 
-    if not options.validate_every:
-        return None, ""
+    if not config.validate_every:
+        return None, None, ""
     target, report = session.task.target, session.terminal.report
-    samples, scoring = session.target_samples("val", need_labels=True), Scoring(target, str(out))
-    half = chosen_precision(options.precision, device) == Precision.BF16
-    inference = InferenceConfig(amp=half, workers=options.workers)
+    without_labels = config.best_by == BestBy.AGREEMENT
+    if without_labels:
+        samples = session.labelled_if_any("val")
+    else:
+        samples = session.target_samples("val", need_labels=True)
+    half = chosen_precision(config.precision, device) == Precision.BF16
+    inference = InferenceConfig(amp=half, workers=config.workers)
+
+    def test_on(samples: Sequence[Sample], scoring: Scoring) -> Test | None:
+        def test(model: nn.Module) -> EvalResult:
+            segmenter = Segmenter(model, Preprocessing(size=config.size), PROCEDURE)
+            return evaluate(segmenter, samples, scoring, inference, device, report)
+
+        return test if samples else None
+
     files = [sample.label for sample in samples if sample.label is not None]
-    if not shows_class(files, target):
+    if files and not shows_class(files, target):
+        nothing = "nothing can be scored" + ("" if without_labels else " and no best.pt is kept")
         report(
             Note(
-                f"--validate-every {options.validate_every}: the labels of all {len(files)} val images show no class "
-                f"of {target.name}, only what is ignored, so nothing can be scored and no best.pt is kept",
+                f"--validate-every {config.validate_every}: the labels of all {len(files)} val images show no class "
+                f"of {target.name}, only what is ignored, so {nothing}",
                 "warning",
             )
         )
-
-    def validate(model: nn.Module) -> EvalResult:
-        segmenter = Segmenter(model, Preprocessing(size=options.size), PROCEDURE)
-        return evaluate(segmenter, samples, scoring, inference, device, report)
-
-    return validate, digest_of_truth(target, files)
+    validate = test_on(samples, Scoring(target, str(out)))
+    agree = test_on(held_out, Scoring(target, str(out), "train", read=read_fused))
+    deciding = [s.label for s in held_out if s.label is not None] if without_labels else files
+    return validate, agree, digest_of_truth(target, deciding)
 
 
 command = make_command(Train, run)

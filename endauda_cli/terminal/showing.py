@@ -28,6 +28,7 @@ from endauda_cli.results import (
     WeightsList,
 )
 from endauda_cli.terminal.screens import say
+from endauda_cli.types import BestBy
 
 if TYPE_CHECKING:
     from endauda_cli.terminal.screens import Screen
@@ -130,15 +131,25 @@ class Page:
     def _(self, r: TrainResult) -> None:
         speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
         resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
+        labelled = f" and {r.labelled_images} with true labels" if r.labelled_images else ""
         self._line(
-            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images in {r.seconds:.0f} s{speed}"
+            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
+            f"{speed}"
         )
         if r.last_loss is not None:
             self._line(f"last loss {r.last_loss:.4f}")
+        if r.stopped_early:
+            self._line("ended before its last step, for it had stopped getting better")
         if r.best_miou is not None:
+            how = "with those labels" if r.best_by == BestBy.MIOU else "without them, by agreement"
             self._line(
                 f"mIoU on labelled target images: last {_figure(r.last_miou)}, best {_figure(r.best_miou)} "
-                f"at step {r.best_step} (chosen with those labels)"
+                f"at step {r.best_step} (chosen {how})"
+            )
+        if r.best_agreement is not None:
+            self._line(
+                f"agreement with the fused labels of {r.held_out_images} images held out: last "
+                f"{_figure(r.last_agreement)}, best.pt (step {r.best_step}) {_figure(r.best_agreement)}"
             )
         self._line(f"checkpoint: {_relative(r.checkpoint)}")
 

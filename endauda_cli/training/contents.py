@@ -18,6 +18,7 @@ from endauda_cli.threads import ordered_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedReader
     from pathlib import Path
 
     from endauda_cli.domains import Domain
@@ -32,30 +33,58 @@ class Contents(NamedTuple):
     images: str
     labels: str
     """With the class table, if the files hold its label ids."""
+    certainty: str = ""
+    """Of what the teachers said of the images, if that is learnt from."""
+
+
+class Sums(NamedTuple):
+    """Of the files of an example."""
+
+    image: str
+    """Of its size and end: there a PNG has the check sum of all its pixels, a JPEG what follows from those before."""
+    label: str
+    """Of the whole file, which is small; empty if there is none."""
 
 
 def survey(stream: Stream, workers: int, report: Reporter) -> Contents:
-    """Reads all labels, which are small, and of every image its size and end: there a PNG has the check sum of all
-    its pixels, and a JPEG what follows from those before.
+    """Reads what ``Sums`` says, unless the stream has been looked at already.
 
     Raises:
         DataError: if a file cannot be read.
     """
-    images, labels = hashlib.sha256(), hashlib.sha256(_table(stream.domain, stream.label_ids).encode())
-    examples = stream.examples
+    if stream.contents is not None:
+        return Contents(*stream.contents, _certainty(stream))
+    examples, sums = stream.examples, []
 
-    def look(example: Example) -> tuple[str, str]:
+    def look(example: Example) -> Sums:
         image = _checksum(example.image, TAIL_BYTES)
-        return image, "" if example.label is None else _checksum(example.label)
+        return Sums(image, "" if example.label is None else _checksum(example.label))
 
     with ThreadPoolExecutor(workers) as pool:
         report(Tick("looking at labels", 0, len(examples)))
-        found = ordered_map(pool, look, examples, 16 * workers)
-        for done, (example, (image, label)) in enumerate(zip(examples, found, strict=True), 1):
-            images.update(f"{example.id}\0{image}\n".encode())
-            labels.update(f"{example.id}\0{label}\n".encode())
+        for done, found in enumerate(ordered_map(pool, look, examples, 16 * workers), 1):
+            sums.append(found)
             report(Tick("looking at labels", done, len(examples)))
-    return Contents(images.hexdigest()[:32], labels.hexdigest()[:32])
+    return digest(stream, sums)
+
+
+def digest(stream: Stream, sums: Sequence[Sums]) -> Contents:
+    """Of all examples; ``sums`` are theirs, in their order."""
+    images, labels = hashlib.sha256(), hashlib.sha256(_table(stream.domain, stream.label_ids).encode())
+    for example, (image, label) in zip(stream.examples, sums, strict=True):
+        images.update(f"{example.id}\0{image}\n".encode())
+        labels.update(f"{example.id}\0{label}\n".encode())
+    return Contents(images.hexdigest()[:32], labels.hexdigest()[:32], _certainty(stream))
+
+
+def _certainty(stream: Stream) -> str:
+    """Archives know digests of what is in them: nothing is decoded."""
+    if stream.certainties is None:
+        return ""
+    digest = hashlib.sha256()
+    for example in stream.examples:
+        digest.update(f"{example.id}\0{stream.certainties.digest(example.id)}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def digest_of_truth(domain: Domain, files: Sequence[Path]) -> str:
@@ -78,9 +107,13 @@ def _table(domain: Domain, label_ids: bool) -> str:
 def _checksum(path: Path, tail: int | None = None) -> str:
     try:
         with open_regular(path, IMAGE_BYTES) as file:
-            size = os.fstat(file.fileno()).st_size
-            if tail is not None:
-                file.seek(max(0, size - tail))
-            return f"{size} {zlib.crc32(file.read())}"
+            return checksum(file, tail)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def checksum(file: BufferedReader, tail: int | None = None) -> str:
+    """Of a file's size and its content, or so many bytes at its end."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0 if tail is None else max(0, size - tail))
+    return f"{size} {zlib.crc32(file.read())}"

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from endauda_cli.augmentation import drawn
+from endauda_cli.config import SOFT_STRIDE
 from endauda_cli.distributed import barrier, rank, world_size
 from endauda_cli.domains import IGNORE, Domain
 from endauda_cli.errors import DataError
 from endauda_cli.labels import read_image
+from endauda_cli.losses import TRUE
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
 from endauda_cli.training.feeding import Crops, Fed
-from endauda_cli.transforms import STUDENT, cut, random_crop, resize, scaled
+from endauda_cli.training.pruning import Use
+from endauda_cli.transforms import STUDENT, Crop, cut, random_crop, resize, scaled
+from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +31,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from endauda_cli.config import TrainConfig
 
     UInt8 = NDArray[np.uint8]
 
+MAIN = "main"
+"""Name of the stream that a run counts its images and epochs by."""
+LABELLED = "labelled"
+"""Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
 BEYOND = [round(value) for value in reversed(STUDENT.mean)]
@@ -48,6 +56,23 @@ class Example(NamedTuple):
     label: Path | None
 
 
+class Certainties(Protocol):
+    """The mean certainty of some teachers, as a loss wants it. Threads may share it."""
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Of a row of an image whose labels are of this size (h, w)."""
+
+    def row(self, image: str, labels: UInt8) -> UInt8:
+        """Uint8 percent of an image, whose labels (h, w) at the recipe's size are given.
+
+        Raises:
+            ArchiveError: if there is no such image, or it is damaged.
+        """
+
+    def digest(self, image: str) -> str:
+        """Another one means other certainties."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """Images that crops are drawn from.
@@ -58,6 +83,8 @@ class Stream:
         read: a label file as (H, W) uint8 train ids.
         label_ids: whether the files hold the table's label ids; fused ones hold train ids.
         labels: folder of the label set, if the files are of one.
+        contents: digests of image and label files, if they were looked at before; see ``contents.survey``.
+        certainties: of the teachers, if they are learnt from beside the labels.
     """
 
     examples: Sequence[Example]
@@ -65,6 +92,8 @@ class Stream:
     read: Callable[[Path, Domain], NDArray[np.uint8]]
     label_ids: bool = True
     labels: Path | None = None
+    contents: tuple[str, str] | None = field(default=None, compare=False)
+    certainties: Certainties | None = None
 
 
 class Rows(NamedTuple):
@@ -74,20 +103,35 @@ class Rows(NamedTuple):
     """(N, h, w, 3) uint8 RGB."""
     labels: UInt8 | RowFile
     """(N, h, w) uint8 train ids, 255 = none."""
+    certainty: UInt8 | RowFile | None = None
+    """The teachers' mean certainty, uint8 percent: of the labels (N, h, w) with ``--loss weighted``, of all classes
+    (N, C, h / 4, w / 4) with ``soft``."""
 
 
 def load_rows(
-    config: TrainConfig, stream: Stream, contents: tuple[str, str], cache: Path, report: Reporter
+    config: TrainConfig,
+    stream: Stream,
+    contents: tuple[str, str, str],
+    cache: Path,
+    report: Reporter,
+    user: tuple[Path, str] | None = None,
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
-    ``contents`` are digests of the image files and of the label files; others make another cache.
+    Args:
+        config: the recipe.
+        stream: what is read.
+        contents: digests of the image files, the label files and the certainties; others make another cache.
+        cache: folder of caches.
+        report: told of progress.
+        user: folder of the run and the stream's name in it; what they no longer use is removed.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
     """
     width, height = config.size
     examples = stream.examples
+    of_images, of_labels, of_certainties = contents
 
     def image(i: int) -> UInt8:
         return resize(read_image(examples[i].image), config.size, STUDENT.filter)
@@ -98,62 +142,104 @@ def load_rows(
             return np.full((height, width), IGNORE, np.uint8)
         return resize(stream.read(file, stream.domain), config.size, "nearest")
 
+    def use(kind: str) -> Use | None:
+        return None if user is None else Use(f"{kind} {width}x{height}", *user)
+
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
-        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {contents[0]}",
-        (height, width, 3), image, config.workers, report,
+        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {of_images}",
+        (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
-        f"{DECODING} {config.size} {config.method} {contents[1]}", (height, width), label, config.workers,
-        report,
+        f"{DECODING} {config.size} {config.method} {of_labels}", (height, width), label, config.workers,
+        report, use(f"labels of {stream.domain.name} for {config.method}"),
     )  # fmt: skip
+    certainties, said = None, stream.certainties
+    if said is not None:
+        certainties = cached_rows(
+            cache, "caching certainties", [e.label or e.image for e in examples],
+            f"{DECODING} {config.size} {config.loss} {of_labels} {of_certainties}",
+            said.shape((height, width)), lambda i: said.row(examples[i].id, labels[i]), config.workers, report,
+            use(f"certainties of {stream.domain.name} for {config.loss}"),
+        )  # fmt: skip
     if rank() == 0:
         barrier()
-    return Rows(images, labels)
+    return Rows(images, labels, certainties)
 
 
 def batches(
     config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
 ) -> Iterator[Fed]:
-    """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU."""
-    share = config.batch_size // world_size()
+    """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU.
+
+    Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
+    classes. In place of certainties, where the others have some, they have ``TRUE``.
+    """
+    images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
+
+    def crops_of(stream: str, step: int) -> list[Crops]:
+        every = images.get(stream, config.batch_size)
+        mine = every // world_size()
+        start = step * every + rank() * mine
+        draw = "true " if stream == LABELLED else ""  # or it would mirror the main stream's crops
+        return [crop_at(config, rows[stream], position, draw) for position in range(start, start + mine)]
 
     def prepare(step: int) -> Fed:
-        start = step * config.batch_size + rank() * share
-        positions = range(start, start + share)
-        changes = torch.tensor([drawn(config.augment, config.seed, position) for position in positions])
-        batch = {}
-        labelled = 0
-        for stream in rows:
-            crops = [crop_at(config, rows[stream], position) for position in positions]
-            pixels, classes = zip(*crops, strict=True)
-            batch[stream] = Crops(torch.stack(pixels), torch.stack(classes), changes)
-            labelled += int(torch.count_nonzero(batch[stream].labels != IGNORE))
+        crops = {stream: crops_of(stream, step) for stream in rows}
+        for true in crops.pop(LABELLED, []):
+            known = crops[MAIN][0].certainties
+            crops[MAIN].append(
+                true._replace(certainties=None if known is None else torch.full_like(known, TRUE))
+            )
+        batch = {stream: _stacked(found) for stream, found in crops.items()}
+        labelled = sum(int(torch.count_nonzero(found.labels != IGNORE)) for found in batch.values())
         return Fed(step, batch, labelled)
 
     return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
 
 
-def crop_at(config: TrainConfig, rows: Rows, position: int) -> tuple[Tensor, Tensor]:
-    """The crop at a position of the run's endless sequence: (h, w, 3) and (h, w) uint8.
+def _stacked(crops: Sequence[Crops]) -> Crops:
+    """Single crops as a batch of them."""
+    pixels, labels, changes, certainties = zip(*crops, strict=True)
+    known = None if certainties[0] is None else torch.stack(certainties)
+    return Crops(torch.stack(pixels), torch.stack(labels), torch.stack(changes), known)
+
+
+def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> Crops:
+    """The crop at a position of the stream's endless sequence: (h, w, 3) and (h, w) uint8, and so on.
 
     Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
+    Streams with another ``draw`` draw other windows and changes at equal positions.
     """
-    images, labels = rows
+    images, labels, certainties = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
-    rng = random.Random(f"{config.seed} {position}")
+    rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
-    scale = scale_at(config, position)
+    scale = scale_at(config, f"{draw}{position}")
     window = max(1, round(height / scale)), max(1, round(width / scale))
     crop = random_crop((images.shape[1], images.shape[2]), window, rng, config.mirror, beyond=scale < 1)
+    if config.loss == Loss.SOFT:  # whole rows and columns of the targets
+        crop = crop._replace(
+            row=crop.row - crop.row % SOFT_STRIDE, column=crop.column - crop.column % SOFT_STRIDE
+        )
     pixels = scaled(cut(images[index], crop, window, BEYOND), (height, width), smooth=True)
-    return pixels, scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
+    classes = scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
+    changes = torch.tensor(drawn(config.augment, config.seed, f"{draw}{position}"))
+    if certainties is None:
+        return Crops(pixels, classes, changes)
+    percent = certainties[index]
+    if percent.ndim == 2:
+        known = scaled(cut(percent, crop, window, [0]), (height, width), smooth=False)
+        return Crops(pixels, classes, changes, known)
+    coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
+    part = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
+    return Crops(pixels, classes, changes, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))))
 
 
-def scale_at(config: TrainConfig, position: int) -> float:
+def scale_at(config: TrainConfig, position: int | str) -> float:
     """How much larger than the resized image the crop at a position shows things; as often halved as doubled."""
     if config.scale_jitter is None:
         return 1.0
@@ -161,13 +247,23 @@ def scale_at(config: TrainConfig, position: int) -> float:
     return float(least * (most / least) ** random.Random(f"{config.seed} {position} scale").random())
 
 
+@lru_cache(maxsize=16)
 def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch shows the images."""
-    return np.random.default_rng([seed, epoch]).permutation(length)
+    """The order in which an epoch shows the images: (N,), not to be written to.
+
+    Kept, for every crop asks; two epochs of each stream, for some threads are ahead in the next one.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.flags.writeable = False
+    return order
 
 
-def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) -> None:
+def tell_histogram(
+    labels: UInt8 | RowFile, domain: Domain, report: Reporter, true: UInt8 | RowFile | None = None
+) -> None:
     """Say what the labels hold, before hours are spent on them: of a sample, if it shows all classes, else of all.
+
+    What only the ``true`` labels beside them show is not said to be absent.
 
     Raises:
         DataError: if they hold nothing.
@@ -189,6 +285,8 @@ def tell_histogram(labels: UInt8 | RowFile, domain: Domain, report: Reporter) ->
     sample = f" ({len(chosen)} of {every} images)" if len(chosen) < every else ""
     none = f"none {100 * counts[IGNORE] / counts.sum():.1f}"
     report(Note(f"labels in percent of pixels{sample}: {shares}, {none}"))
+    if true is not None and not classes.all():
+        classes = classes + _count(true, np.arange(len(true)))[:num_classes]
     absent = [name for name, n in zip(domain.classes, classes, strict=True) if n == 0]
     if absent:
         report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))

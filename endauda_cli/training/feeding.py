@@ -21,6 +21,8 @@ class Crops(NamedTuple):
     """(B, h, w) uint8 train ids, 255 = none."""
     changes: Tensor
     """(B, n) float32: what ``augmentation.augment`` does to each."""
+    certainties: Tensor | None = None
+    """(B, ...) uint8, if the rows have some."""
 
 
 class Fed(NamedTuple):
@@ -52,6 +54,8 @@ def _copied_ahead(batches: Iterable[Fed], device: torch.device) -> Iterator[Fed]
             for name, tensors in batch.streams.items():
                 moved = []
                 for place, tensor in enumerate(tensors):
+                    if tensor is None:
+                        continue
                     key = name, place
                     if key not in buffers or buffers[key].shape != tensor.shape:
                         buffers[key] = torch.empty_like(tensor, pin_memory=True)
@@ -73,5 +77,6 @@ def _ready(batch: Fed, copied: torch.cuda.Event) -> Fed:
     current.wait_event(copied)
     for tensors in batch.streams.values():
         for tensor in tensors:
-            tensor.record_stream(current)
+            if tensor is not None:
+                tensor.record_stream(current)
     return batch

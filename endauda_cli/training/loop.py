@@ -31,7 +31,7 @@ from endauda_cli.distributed import (
 from endauda_cli.inference import autocast
 from endauda_cli.losses import Ranks
 from endauda_cli.models.layers import synchronised
-from endauda_cli.progress import Reporter, Tick, phase
+from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.results import TrainResult
 from endauda_cli.signals import Stopped
 from endauda_cli.training import data, resume
@@ -41,7 +41,7 @@ from endauda_cli.training.methods import MAIN
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.records import Records, all_finite, diverged, save_best, save_last, scalars
 from endauda_cli.transforms import STUDENT
-from endauda_cli.types import Arch, Precision
+from endauda_cli.types import Arch, BestBy, Precision
 from endauda_cli.workspace import BEST_FILE, LAST_FILE
 
 if TYPE_CHECKING:
@@ -83,22 +83,27 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         state = resume.start(config, run, record, report)
     state.half = precision == Precision.BF16
     rows = {
-        name: data.load_rows(config, stream, contents[name], run.cache, report)
+        name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
         for name, stream in run.streams.items()
     }
-    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report)
+    true = rows[data.LABELLED].labels if data.LABELLED in rows else None
+    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report, true)
     with phase(report, "opening the run's records"):
         records = Records(config, run, state, rows[MAIN], report)
     model = _distribute(state, config, run.device)
     first, started, loss = state.step, time.monotonic(), math.nan
     saved, loss_now = first, None
 
+    def ended() -> bool:
+        return state.step >= config.steps or 0 < config.patience <= state.idle
+
     def due(every: int) -> bool:
-        return every > 0 and (state.step == config.steps or state.step % every == 0)
+        return every > 0 and (ended() or state.step % every == 0)
 
     with ThreadPoolExecutor(config.workers) as pool, closing(records), signals.deferred():
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
-        for step, batch, labelled in feed(data.batches(config, rows, first, pool), run.device):
+        ahead = data.batches(config, rows, config.steps if ended() else first, pool)
+        for step, batch, labelled in feed(ahead, run.device):
             labelled, stopped = _agree(labelled, signals.asked())
 
             # single training step, if there is something to learn
@@ -131,9 +136,14 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
                     records.saved()
                 elif not stopped:  # rather than overwrite a good checkpoint
                     raise diverged("the weights became infinite or no numbers", step, saved, run.out, config)
-            if stopped and state.step < config.steps:
+            if stopped and not ended():
                 report(Tick("training", state.step, config.steps, unit="steps", kept=saved))
                 raise stopped
+            if ended():
+                break
+    stopped_early = state.step < config.steps
+    if stopped_early:
+        report(Note(f"ended after step {state.step} of {config.steps}: {state.idle} tests without a gain"))
     seconds = time.monotonic() - started
     return TrainResult(
         run=run.out,
@@ -142,13 +152,19 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         steps=state.step,
         resumed_from=first,
         images=len(run.streams[MAIN].examples),
+        held_out_images=config.hold_out,
+        last_agreement=state.last_agreement,
+        best_agreement=state.best_agreement,
+        best_by=config.best_by,
+        stopped_early=stopped_early,
+        labelled_images=len(run.streams[data.LABELLED].examples) if data.LABELLED in run.streams else 0,
         seconds=seconds,
         images_per_second=(state.step - first) * config.batch_size / seconds if state.step > first else None,
         last_loss=None if math.isnan(loss) else loss,
         last_miou=state.last_miou,
         best_miou=state.best_miou,
         best_step=state.best_step,
-        checkpoint=run.out / (BEST_FILE if state.best_miou is not None else LAST_FILE),
+        checkpoint=run.out / (BEST_FILE if state.best_step is not None else LAST_FILE),
         initialised_from=state.initialised_from,
         precision=precision,
         empty_steps=state.empty,
@@ -187,7 +203,10 @@ def train_step(
             pixels = augment(planes, config.augment, crops.changes).permute(0, 2, 3, 1)
         return STUDENT.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
-    inputs = {name: (shown(crops), crops.labels) for name, crops in batch.items()}
+    inputs: dict[str, tuple[Tensor, ...]] = {}
+    for name, crops in batch.items():
+        known = () if crops.certainties is None else (crops.certainties,)
+        inputs[name] = shown(crops), crops.labels, *known
     return optimise(state, model, inputs, config)
 
 
@@ -245,20 +264,26 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def _validate(
     state: TrainState, config: TrainConfig, run: Run, record: dict[str, str], records: Records
 ) -> None:
-    if run.validate is None:
+    tests = {"val_miou": run.validate, "agreement": run.agree}
+    asked = {name: test for name, test in tests.items() if test is not None}
+    if not asked:
         return
     share_buffers(state.result)
-    result = run.validate(state.result)
+    scores = {name: test(state.result).miou for name, test in asked.items()}
     state.student.train()
-    state.last_miou = result.miou
+    state.last_miou = scores.get("val_miou", state.last_miou)
+    state.last_agreement = scores.get("agreement", state.last_agreement)
+    now, best = state.last_miou, state.best_miou
+    if config.best_by == BestBy.AGREEMENT:
+        now, best = state.last_agreement, state.best_agreement
     # Rounded as the reference rounds it: "best" is a strict gain in printed digits.
-    better = result.miou is not None and (
-        state.best_miou is None or round(result.miou, 2) > round(state.best_miou, 2)
-    )
+    better = now is not None and (best is None or round(now, 2) > round(best, 2))
+    state.idle = 0 if better else state.idle + 1
     if better:
-        state.best_miou, state.best_step = result.miou, state.step
+        state.best_miou, state.best_agreement = state.last_miou, state.last_agreement
+        state.best_step = state.step
         save_best(run.out / BEST_FILE, state, resume.describe(config, run, record, state))
-    records.validated({"val_miou": math.nan if result.miou is None else result.miou})
+    records.validated({name: math.nan if score is None else score for name, score in scores.items()})
 
 
 def _distribute(state: TrainState, config: TrainConfig, device: torch.device) -> nn.Module:

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from endauda_cli.errors import DataError
-from endauda_cli.labels import Strays, image_size, read_truth
+from endauda_cli.labels import Strays, read_truth
 from endauda_cli.progress import Note, Tick
+from endauda_cli.rasters import open_raster
 from endauda_cli.threads import ordered_map
+from endauda_cli.training.contents import TAIL_BYTES, Sums, checksum, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,7 @@ LOOKED_AT = 50
 
 
 def matched(streams: Mapping[str, Stream], drop: bool, workers: int, report: Reporter) -> dict[str, Stream]:
-    """The streams, of which each image has the size of its labels; only headers are read.
+    """The streams, of which each image has the size of its labels, with digests of what their files hold.
 
     Args:
         streams: what is learnt from.
@@ -37,13 +39,14 @@ def matched(streams: Mapping[str, Stream], drop: bool, workers: int, report: Rep
 
 
 def _matched(stream: Stream, drop: bool, workers: int, report: Reporter) -> Stream:
-    kept, others, total = [], [], len(stream.examples)
+    kept, sums, others, total = [], [], [], len(stream.examples)
     with ThreadPoolExecutor(workers) as pool:
         report(Tick("comparing sizes", 0, total))
-        fits = ordered_map(pool, _misfit, stream.examples, 4 * workers)
-        for done, (example, misfit) in enumerate(zip(stream.examples, fits, strict=True), 1):
+        looks = ordered_map(pool, _look, stream.examples, 4 * workers)
+        for done, (example, (misfit, found)) in enumerate(zip(stream.examples, looks, strict=True), 1):
             if misfit is None:
                 kept.append(example)
+                sums.append(found)
             else:
                 others.append(misfit)
             report(Tick("comparing sizes", done, total))
@@ -57,17 +60,31 @@ def _matched(stream: Stream, drop: bool, workers: int, report: Reporter) -> Stre
     if others:
         report(Note(f"{len(others)} of {total} pairs are left out, first {others[0]}", "warning"))
     stream = replace(stream, examples=kept)
+    if None not in sums:
+        known = digest(stream, [found for found in sums if found is not None])
+        stream = replace(stream, contents=(known.images, known.labels))
     _tell_strays(stream, report)
     return stream
 
 
-def _misfit(example: Example) -> str | None:
-    if example.label is None or not example.label.exists():  # of which training tells by itself
-        return None
-    label, image = image_size(example.label), image_size(example.image)
+def _look(example: Example) -> tuple[str | None, Sums | None]:
+    """How a pair does not fit, if so; and its check sums, for which its files need not be opened again.
+
+    Nothing where there is no label file: if there should be one, training tells by itself.
+    """
+    if example.label is None or not example.label.exists():
+        return None, None
+    with open_raster(example.label) as raster:
+        label, label_sum = raster.size, checksum(raster.file)
+    with open_raster(example.image) as raster:
+        image, image_sum = raster.size, checksum(raster.file, TAIL_BYTES)
+    sums = Sums(image_sum, label_sum)
     if label == image:
-        return None
-    return f"{example.label}: {label[1]}x{label[0]} pixels, but the image {example.image} has {image[1]}x{image[0]}"
+        return None, sums
+    return (
+        f"{example.label}: {label[1]}x{label[0]} pixels, but the image {example.image} has {image[1]}x{image[0]}",
+        sums,
+    )
 
 
 def _tell_strays(stream: Stream, report: Reporter) -> None:

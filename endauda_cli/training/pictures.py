@@ -55,7 +55,7 @@ class FixedCrops:
         count = min(CROPS, len(rows.images))
         order = order_of(config.seed, 0, len(rows.images))[:count]
         self.ids = [run.streams[MAIN].examples[int(i)].id for i in order]
-        self.crops = [crop_at(config, rows, position) for position in range(count)]
+        self.crops = [crop_at(config, rows, position)[:2] for position in range(count)]
 
     def look(self, student: nn.Module, half: bool = False) -> list[Seen]:
         """What the student says of them now; at least of the first, of the others as far as time allows.

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from endauda_cli.training.run import Run, TrainState
 
 
-STEP_FILE = "step-{}.pt"
-"""A checkpoint of an earlier step, as ``last.pt`` was then."""
+STEP_FILE = "earlier/step-{}.pt"
+"""A checkpoint of a step, as ``last.pt`` was then."""
 
 
 class Records:
@@ -258,12 +258,13 @@ def _content(state: TrainState) -> dict[str, Any]:
 
 
 def save_last(out: Path, state: TrainState, meta: dict[str, Any], keep: int) -> None:
-    """Write ``last.pt``, and let the ``keep`` newest stay as ``step-N.pt``; by the first rank."""
+    """Write ``last.pt``, and let the ``keep`` newest stay as ``earlier/step-N.pt``; by the first rank."""
     if rank() > 0:
         return
     last, named = out / LAST_FILE, out / STEP_FILE.format(state.step)
     checkpoint.save(last, {**_content(state), "meta": meta})
     if keep > 1:
+        named.parent.mkdir(exist_ok=True)
         named.unlink(missing_ok=True)
         try:
             named.hardlink_to(last)  # takes no room

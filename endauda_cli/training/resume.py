@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from endauda_cli.training.contents import Contents
     from endauda_cli.training.run import Run, TrainState
 
-VOLATILE = ("save_every", "validate_every", "workers", "keep", "precision", "compile", "recompute")
+VOLATILE = (
+    "save_every",
+    "validate_every",
+    "workers",
+    "keep",
+    "precision",
+    "compile",
+    "recompute",
+    "patience",
+)
 """Options that may differ when a run goes on: they do not change what is learnt."""
 FLAGS = {"learning_rate": "lr"}
 """Options whose flag is not called as the field of ``TrainConfig``."""
@@ -54,6 +63,11 @@ def check(config: TrainConfig, run: Run) -> None:
         parts = f", and each of its {config.accumulate} parts" if config.accumulate > 1 else ""
         raise ConfigError(
             f"--batch-size {config.batch_size}: every one of {world_size()} processes needs 2 or more{parts}"
+        )
+    if config.true_images % world_size():
+        raise ConfigError(
+            f"--labelled-share {config.labelled_share:g}: {config.true_images} of the {config.batch_size} images of a "
+            f"batch, which do not divide over {world_size()} processes"
         )
     for examples in (stream.examples for stream in streams.values()):
         missing = [(e.id, e.label) for e in examples if e.label is not None and not e.label.is_file()]
@@ -99,7 +113,7 @@ def data_record(run: Run, contents: Mapping[str, Contents]) -> dict[str, str]:
         for example in stream.examples:
             sizes = example.image.stat().st_size, (example.label or example.image).stat().st_size
             digest.update(f"{example.id}\0{sizes}\n".encode())
-        whole.update(f"{name} {contents[name].images} {contents[name].labels}\n".encode())
+        whole.update(f"{name} {' '.join(filter(None, contents[name]))}\n".encode())
     first = run.streams[MAIN].examples[0]
     return {
         "labels": str((first.label or first.image).parent),
@@ -148,11 +162,12 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
         report(Note(f"{run.out} goes on at step {state.step} of {config.steps}"))
         _tell_what_changed(config, meta, report)
         if (
-            state.best_miou is not None
+            state.best_step is not None
             and run.truth
             and meta["data"].get("truth") not in (None, "", run.truth)
         ):
             state.best_miou = state.best_step = state.last_miou = None
+            state.best_agreement, state.last_agreement, state.idle = None, None, 0
             report(Note(_other_truth(state.step, config), "warning"))
     state.origin = origin(run, data, content["meta"] if content is not None else {})
     if state.step < config.steps and rank() == 0:
@@ -197,6 +212,8 @@ def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
         raise _unfit(last, "optimizer or loss", type(error).__name__) from error
     state.step, state.best_miou, state.best_step = meta["step"], meta["best_miou"], meta["best_step"]
     state.last_miou, state.initialised_from = meta["miou"], meta["initialised_from"]
+    state.last_agreement, state.best_agreement = meta.get("agreement"), meta.get("best_agreement")
+    state.idle = meta.get("idle", 0)
     state.ramp, state.empty = meta.get("ramp", 0), meta.get("empty", 0)
     if state.average is not None:
         load_checkpoint(state.average.student, last, {"weights": content["weights"]})
@@ -221,6 +238,12 @@ _META: dict[str, tuple[type, ...]] = {
     "best_step": (int, *_OPTIONAL),
     "initialised_from": (str, *_OPTIONAL),
 }
+_LATER: dict[str, tuple[type, ...]] = {
+    "agreement": (int, float, *_OPTIONAL),
+    "best_agreement": (int, float, *_OPTIONAL),
+    "idle": (int,),
+}
+"""Not in checkpoints of earlier versions."""
 _DATA: dict[str, tuple[type, ...]] = {"labels": (str,), "digest": (str,)}
 _MOST_STEPS = 1 << 62
 
@@ -233,12 +256,13 @@ def check_meta(last: Path, meta: Any) -> dict[str, Any]:
     """
     whole = meta if isinstance(meta, dict) else {}
     data = whole.get("data")
-    for kinds_of, found in ((_META, whole), (_DATA, data if isinstance(data, dict) else {})):
+    later = {key: kinds for key, kinds in _LATER.items() if key in whole}
+    for kinds_of, found in ((_META | later, whole), (_DATA, data if isinstance(data, dict) else {})):
         for key, kinds in kinds_of.items():
             value = found.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool) or key not in found:
                 raise _unfit(last, key, value)
-    for key in ("step", "miou", "best_miou", "best_step"):
+    for key in ("step", "miou", "best_miou", "best_step", *later):
         if not 0 <= (whole[key] or 0) <= _MOST_STEPS:  # NaN is not, either
             raise _unfit(last, key, whole[key])
     return whole
@@ -323,6 +347,9 @@ def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainSt
             "miou": state.last_miou,
             "best_miou": state.best_miou,
             "best_step": state.best_step,
+            "agreement": state.last_agreement,
+            "best_agreement": state.best_agreement,
+            "idle": state.idle,
             "initialised_from": state.initialised_from,
             **state.origin,
             "ramp": state.ramp,

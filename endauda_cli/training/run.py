@@ -40,7 +40,8 @@ class Run:
         init: weights to start from; ``None`` is random.
         resume: insist on going on; without it, an unfinished run with the same options goes on too.
         validate: scores the network on labelled target images; ``None`` without them.
-        truth: digest of what ``validate`` scores by; empty where nobody knows.
+        truth: digest of the labels that ``best`` is chosen by; empty where nobody knows.
+        agree: scores the network on fused labels of images held out; ``None`` without them.
         options: as typed, by their names on the command line, for the run's ``config.toml``; empty writes none.
         profile: steps to write a trace of; 0 is none.
     """
@@ -54,6 +55,7 @@ class Run:
     resume: bool = False
     validate: Callable[[nn.Module], EvalResult] | None = None
     truth: str = ""
+    agree: Callable[[nn.Module], EvalResult] | None = None
     options: Mapping[str, str | float | bool | list[str]] = field(default_factory=dict)
     profile: int = 0
 
@@ -69,6 +71,10 @@ class TrainState:
     best_miou: float | None = None
     best_step: int | None = None
     last_miou: float | None = None
+    best_agreement: float | None = None
+    last_agreement: float | None = None
+    idle: int = 0
+    """Validations since that of the best, or since the first if there is none."""
     initialised_from: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     """Of what and by what the run was made, see ``parentage``."""

@@ -198,7 +198,7 @@ def test_killed_between_any_two_changes_of_the_folder(tmp_path: Path, monkeypatc
             ):
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             # The process lives on, so a lock that it keeps would stop the next writer, unlike one of the dead.
-            patch.setattr("endauda_cli.files._lock", lambda _descriptor: True)
+            patch.setattr("endauda_cli.files.lock_file", lambda _descriptor: True)
             try:
                 write_what_is_missing(folder, 7)
                 finished = True

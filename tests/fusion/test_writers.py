@@ -85,7 +85,7 @@ def fusing_slowly(city: Path, kind: str, *words: str, pause: float = 1) -> Itera
     """A process that fuses the set ``it``, from the moment on at which it holds the set."""
     program = SLOWLY
     if kind == "lease":
-        program = f"from endauda_cli import files; files._lock = lambda descriptor: False\n{program}"
+        program = f"from endauda_cli import files; files.lock_file = lambda descriptor: False\n{program}"
     line = [sys.executable, "-c", program, str(pause), "fuse", "--name", "it", "--quiet", "--json", *words]
     process = subprocess.Popen(line, cwd=city, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,6 +1,6 @@
 """Twenty steps of a tiny network, alone or as one of several ranks: each takes its part of the same batches.
 
-usage: rank_steps.py OUT [ACCUMULATE]      (with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: one of several)
+usage: rank_steps.py OUT [LOSS]          (with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: one of several)
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from torch import nn
 
 from endauda_cli.distributed import mean_over_ranks, process_group, rank, world_size
 from endauda_cli.domains import IGNORE
+from endauda_cli.losses import TRUE, Mining
 from endauda_cli.models import build_student
 from endauda_cli.training.loop import _distribute, optimise
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.run import make_state
+from endauda_cli.types import Loss
 from tests.support.training_runs import CONFIG
 
 CPU = torch.device("cpu")
@@ -37,9 +39,19 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, labels
 
 
-def main(out: str) -> None:
+def certainties(step: int, loss: str) -> tuple[torch.Tensor, ...]:
+    """Percent of all ranks, as the loss wants them; every fourth image has true labels."""
+    if loss == Loss.HARD:
+        return ()
+    shape = (CLASSES, HEIGHT // 4, WIDTH // 4) if loss == Loss.SOFT else (HEIGHT, WIDTH)
+    percent = torch.randint(0, 101, (IMAGES, *shape), generator=torch.Generator().manual_seed(step))
+    percent[::4] = TRUE
+    return (percent.to(torch.uint8),)
+
+
+def main(out: str, loss: str = Loss.HARD) -> None:
     config = dataclasses.replace(
-        CONFIG, batch_size=IMAGES, steps=100, learning_rate=1e-4, balance_area=200, ramp=0
+        CONFIG, batch_size=IMAGES, steps=100, learning_rate=1e-4, balance_area=200, ramp=0, loss=loss
     )
     with process_group(CPU):
         torch.manual_seed(0)
@@ -54,10 +66,10 @@ def main(out: str) -> None:
         told = []
         for step in range(STEPS):
             x, labels = batch(step)
-            loss = mean_over_ranks(optimise(state, model, {MAIN: (x[mine], labels[mine])}, config))
-            mining = state.loss.mining
-            assert mining is not None
-            told.append([float(loss), float(mining.threshold), float(mining.kept), float(mining.pixels)])
+            given = tuple(one[mine] for one in (x, labels, *certainties(step, loss)))
+            found = mean_over_ranks(optimise(state, model, {MAIN: given}, config))
+            mining = state.loss.mining or Mining(torch.zeros(()), torch.zeros(()), 0)  # soft has none
+            told.append([float(found), float(mining.threshold), float(mining.kept), float(mining.pixels)])
         if rank() == 0:
             weights = {**state.student.state_dict(), "class_weight": state.loss.class_weight}
             torch.save({"told": torch.tensor(told, dtype=torch.float64), "weights": weights}, out)

@@ -291,14 +291,14 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
 def test_some_earlier_checkpoints_stay(tiny_set: TinySet, tmp_path: Path, keep: int) -> None:
     out = tmp_path / "run"
     run(tiny_set, out, keep=keep, validate_every=0)  # saves at 4, 8, 12, 15
-    names = sorted((path.name for path in out.glob("step-*.pt")), key=lambda name: int(name[5:-3]))
+    names = sorted((path.name for path in out.glob("earlier/*.pt")), key=lambda name: int(name[5:-3]))
     assert (
         names
         == [f"step-{step}.pt" for step in (4, 8, 12, 15)[max(0, 4 - keep) :]][: 0 if keep == 1 else None]
     )
     if names:
-        assert (out / names[-1]).samefile(out / "last.pt")
-        assert checkpoint.read_meta(out / names[0])["step"] == int(names[0][5:-3])
+        assert (out / "earlier" / names[-1]).samefile(out / "last.pt")
+        assert checkpoint.read_meta(out / "earlier" / names[0])["step"] == int(names[0][5:-3])
 
 
 # ---------------------------------------------------------------------------- killed in the midst

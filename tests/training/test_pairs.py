@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from endauda_cli import rasters
 from endauda_cli.errors import DataError
+from endauda_cli.files import open_regular
 from endauda_cli.labels import read_truth
 from endauda_cli.progress import Note, Tick, silent
+from endauda_cli.training import contents
+from endauda_cli.training.contents import survey
 from endauda_cli.training.data import Stream
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.pairs import matched
@@ -18,6 +23,7 @@ from tests.support.command_lines import CITIES, SIZE_FLAGS, endauda, make_worksp
 from tests.support.training_runs import make_set
 
 if TYPE_CHECKING:
+    from io import BufferedReader
     from pathlib import Path
 
 
@@ -51,6 +57,28 @@ def test_a_label_of_another_size_is_refused_or_dropped_and_counted(tmp_path: Pat
         cut(tmp_path / f"truth/train/{i}.png", 64, 30)
     with pytest.raises(DataError, match="none of the 4 pairs fits"):
         matched(streams, True, 2, silent)
+
+
+def test_files_are_opened_once_for_sizes_and_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_set(tmp_path)
+    domain = replace(tiny.domain, others_ignored=False)  # no look at values
+    stream, opened = Stream(tiny.source_examples(), domain, read_truth), []
+
+    def counted(path: Path, most: int | None) -> BufferedReader:
+        opened.append(path)
+        return open_regular(path, most)
+
+    expected = survey(stream, 2, silent)
+    monkeypatch.setattr(rasters, "open_regular", counted)
+    monkeypatch.setattr(contents, "open_regular", counted)
+    found = matched({MAIN: stream}, False, 2, silent)[MAIN]
+    assert survey(found, 2, silent) == expected
+    assert sorted(opened) == sorted(path for e in stream.examples for path in (e.image, e.label) if path)
+    cut(tmp_path / "truth/train/1.png", 64, 30)
+    kept = matched({MAIN: stream}, True, 2, silent)[MAIN]
+    assert survey(kept, 2, silent) == survey(replace(kept, contents=None), 2, silent) != expected
 
 
 def test_the_command_asks_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from endauda_cli.losses import soft_divergence, soft_targets
+from endauda_cli.training.data import MAIN
+from endauda_cli.types import Loss
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,11 +22,11 @@ if TYPE_CHECKING:
     from endauda_cli.training.data import Stream
     from endauda_cli.workspace import Workspace
 
-MAIN = "main"
-"""Name of the stream that a run counts its images and epochs by."""
+__all__ = ["MAIN", "Batch", "Forward", "Material", "Method"]
 
-Batch = Mapping[str, tuple[Tensor, Tensor]]
-"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8, there too."""
+Batch = Mapping[str, tuple[Tensor, ...]]
+"""Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8, there too; where the
+loss asks for them, then certainties, see ``data.Rows``."""
 Forward = Callable[[Tensor], Tensor]
 """The student under autocast, over all devices: input to logits (B, C, h', w')."""
 
@@ -74,8 +78,11 @@ class Method:
 
         A batch has labels somewhere, or it is left out; but this rank's part of it need not have any.
         """
-        x, labels = batch[MAIN]
-        loss: Tensor = self.criterion(forward(x), labels)
+        x, labels, *certainties = batch[MAIN]
+        logits = forward(x)
+        if self.config.loss == Loss.SOFT:
+            return soft_divergence(logits, soft_targets(certainties[0], labels))
+        loss: Tensor = self.criterion(logits, labels, *(c.clamp(max=100) / 100 for c in certainties))
         return loss
 
     def after_step(self, student: Student, step: int) -> None:

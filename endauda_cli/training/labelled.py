@@ -1,0 +1,107 @@
+"""True labels beside the fused ones: the few target images that have some, or the labelled source."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from endauda_cli.datasets import find_samples
+from endauda_cli.errors import DataError
+from endauda_cli.labels import read_truth, shows_class
+from endauda_cli.progress import Note, Tick
+from endauda_cli.threads import ordered_map
+from endauda_cli.training.data import LABELLED, MAIN, Example, Stream
+from endauda_cli.training.methods.source import Source
+from endauda_cli.types import Labelled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from endauda_cli.progress import Reporter
+    from endauda_cli.training.methods import Material
+
+
+def with_true_labels(
+    streams: Mapping[str, Stream], whose: str, material: Material, workers: int, report: Reporter
+) -> dict[str, Stream]:
+    """The streams, and beside them that of true labels.
+
+    A target image that has a true label leaves the main stream: it is never taught its fused label as well.
+
+    Args:
+        streams: what a method learns from.
+        whose: ``Labelled.TARGET`` or ``Labelled.SOURCE``.
+        material: where data lies.
+        workers: threads that look at truth.
+        report: told how many images have true labels.
+
+    Raises:
+        DataError: if there are no true labels, or no image without one is left.
+    """
+    target = material.task.target
+    if whose == Labelled.SOURCE:
+        if material.task.source.name == target.name:
+            raise DataError(
+                f"--labelled source: source and target are both {target.name}, so these would be the true labels of "
+                "the very images; say --labelled target, or name another --source"
+            )
+        true, _ = Source.streams(material)
+        report(
+            Note(f"--labelled source: {len(true[MAIN].examples)} images of {true[MAIN].domain.name} train")
+        )
+        return {**streams, LABELLED: true[MAIN]}
+    found = _labelled_target(material, workers, report)
+    known = {example.id for example in found}
+    main = streams[MAIN]
+    left = main.examples
+    if main.domain is target:  # else its images are the source's, whatever they are called
+        left = [example for example in left if example.id not in known]
+    if not left:
+        raise DataError(
+            f"--labelled target: all {len(main.examples)} train images of {target.name} have true labels, so none is "
+            "left to learn fused labels of; keep the labels of a few of them, or leave --labelled out"
+        )
+    report(
+        Note(
+            f"--labelled target: {len(found)} images of {target.name} train have true labels, and are not taught "
+            f"fused ones; {len(left)} are"
+        )
+    )
+    return {
+        **streams,
+        MAIN: replace(main, examples=left, contents=None),
+        LABELLED: Stream(found, target, read_truth),
+    }
+
+
+def _labelled_target(material: Material, workers: int, report: Reporter) -> list[Example]:
+    """The target's train images whose truth shows a class: a file of nothing but ignored pixels teaches nothing.
+
+    Raises:
+        DataError: if there is none.
+    """
+    target = material.task.target
+    samples = find_samples(target, material.target_roots, "train")
+    examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
+
+    def teaches(example: Example) -> bool:
+        return example.label is not None and shows_class([example.label], target)
+
+    found = []
+    with ThreadPoolExecutor(workers) as pool:
+        report(Tick("looking at true labels", 0, len(examples)))
+        shown = ordered_map(pool, teaches, examples, 4 * workers)
+        for done, (example, shows) in enumerate(zip(examples, shown, strict=True), 1):
+            if shows:
+                found.append(example)
+            report(Tick("looking at true labels", done, len(examples)))
+    if not found:
+        there = (
+            f"the truth of {len(examples)} of them shows no class" if examples else "no label file is there"
+        )
+        raise DataError(
+            f"--labelled target: none of the {len(samples)} train images of {target.name} has true labels ({there}); "
+            "label a few, or say --labelled source"
+        )
+    return found
