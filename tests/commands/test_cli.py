@@ -101,11 +101,11 @@ def test_what_is_not_named_is_the_newest(trained: Path) -> None:
     assert config["config"]["backbone"] == "tiny"
 
 
-def test_train_again_has_nothing_left_and_more_steps_are_another_run(trained: Path) -> None:
+def test_train_again_has_nothing_left_and_fewer_steps_are_another_run(trained: Path) -> None:
     again = result_of("train", "--workspace", trained, *SIZE_FLAGS, "--steps", "2", "--name", "student")
     assert (again["steps"], again["resumed_from"]) == (2, 2)
-    message = refused("train", "--workspace", trained, *SIZE_FLAGS, "--steps", "3", "--name", "student")
-    assert "runs/gta5/student holds a run with --steps 2, not 3; name another with --name" in message
+    message = refused("train", "--workspace", trained, *SIZE_FLAGS, "--steps", "1", "--name", "student")
+    assert "runs/gta5/student holds a run with --steps 2, not 1; name another with --name" in message
 
 
 # ---------------------------------------------------------------------------- export-teacher
