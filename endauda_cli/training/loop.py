@@ -225,7 +225,7 @@ def optimise(state: TrainState, model: nn.Module, batch: Batch, config: TrainCon
         return logits
 
     state.loss.strength = min(1.0, state.step / state.ramp) if state.ramp else 1.0
-    parts = _parts(batch, config.accumulate)
+    parts = _parts(batch, config.accumulate) if config.accumulate > 1 else [batch]
     losses = []
     for number, part in enumerate(parts, 1):
         # Gradients are summed over ranks once, with the last part.
@@ -245,13 +245,11 @@ def optimise(state: TrainState, model: nn.Module, batch: Batch, config: TrainCon
 
 
 def _parts(batch: Batch, number: int) -> list[Batch]:
-    if number == 1:
-        return [batch]
-    split = {
-        name: zip(*(tensor.chunk(number) for tensor in tensors), strict=True)
-        for name, tensors in batch.items()
-    }
-    return [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
+    """The batch in parts of every ``number``-th image: each has some of all kinds."""
+    return [
+        {name: tuple(tensor[first::number] for tensor in tensors) for name, tensors in batch.items()}
+        for first in range(number)
+    ]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
