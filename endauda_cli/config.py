@@ -285,7 +285,7 @@ class TrainConfig(StudentOptions, Workers):
         precision: a ``Precision``.
         compile: let torch compile the network.
         ramp: steps over which mining and class weights rise from nothing to their strength; ``None`` is 0 where there
-            are weights to start from, else half of the steps.
+            are weights to start from, else all of the steps.
         keep: checkpoints of earlier steps that stay beside ``last.pt``, it included.
         size: (width, height) that images are resized to.
         crop: (width, height) of the random crop.
@@ -375,7 +375,7 @@ class TrainConfig(StudentOptions, Workers):
     ramp: int | None = option(
         None, "--ramp", panel=_LOSS,
         help="Steps over which mining and class weights set in; 0 = at once. "
-        "[default: 0 with --init, else half of the steps]",
+        "[default: 0 with --init, else all steps]",
     )  # fmt: skip
     seed: int = option(0, "--seed", help="Of order, crops, dropout and initial weights.", panel=_SCHEDULE)
     save_every: int = option(1000, "--save-every", help="Steps between checkpoints.", panel=_SCHEDULE)

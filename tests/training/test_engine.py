@@ -335,13 +335,13 @@ def test_the_recipe_sets_in_where_there_is_nothing_to_start_from(tiny_set: TinyS
     notes: list[Any] = []
     run(tiny_set, tmp_path / "random", notes.append, steps=2, validate_every=0)
     assert any(
-        "mining and class weights set in over the first 1 steps (--ramp 0" in str(note) for note in notes
+        "mining and class weights set in over the first 2 steps (--ramp 0" in str(note) for note in notes
     )
     notes.clear()
     run(tiny_set, tmp_path / "at-once", notes.append, steps=2, validate_every=0, ramp=0)
     assert not any("set in over" in str(note) for note in notes)
     metas = [checkpoint.read_meta(tmp_path / name / "last.pt") for name in ("random", "at-once")]
-    assert [meta["ramp"] for meta in metas] == [1, 0]
+    assert [meta["ramp"] for meta in metas] == [2, 0]
 
 
 def test_strength_is_how_far_the_recipe_has_set_in() -> None:
