@@ -102,6 +102,7 @@ RECIPE = TrainConfig(
     crop=CROP,
     balance_area=CROP[0] * CROP[1] // 32,  # as the reference's 64 x 64 is of its crop
     save_every=10**6,
+    ramp=0,
 )
 TEACHER = replace(RECIPE, method=Method.SOURCE, steps=280, hard_percentile=50)
 STUDENT = replace(RECIPE, steps=560, class_balance=False, hard_percentile=0)
