@@ -106,10 +106,10 @@ def with_certainties(streams: Mapping[str, Stream], loss: str, material: Materia
     if loss not in KINDS:
         return dict(streams)
     main = streams[MAIN]
-    folder = next(example.label.parent for example in main.examples if example.label is not None)
+    assert main.labels is not None  # a loss that has teachers goes with labels that were fused
     teachers = [
         _opened(path, material.task.classes, [example.id for example in main.examples], loss)
-        for path in _archives(folder, loss, material)
+        for path in _archives(main.labels, loss, material)
     ]
     return {**streams, MAIN: replace(main, certainties=KINDS[loss](teachers))}
 

@@ -16,6 +16,7 @@ import torch
 from endauda_cli import __version__, checkpoint
 from endauda_cli.distributed import world_size
 from endauda_cli.errors import CheckpointError
+from endauda_cli.training.data import MAIN
 from endauda_cli.workspace import RECORD_FILE, read_json
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def origin(run: Run, data: Mapping[str, Any], earlier: Mapping[str, Any]) -> dic
         ``made_by``: versions, device and host.
     """
     parents: dict[str, Any] = {"content": data.get("content")}
-    if (
-        folder := next((stream.labels for stream in run.streams.values() if stream.labels), None)
-    ) is not None:
+    if (folder := run.streams[MAIN].labels) is not None:
         record = read_json(folder / RECORD_FILE) or {}
         options = _kept(_dict(record.get("config")), OPTIONS_OF_A_FUSION)
         parents["labels"] = {"folder": str(folder)} | _kept(record, OF_A_FUSION) | options

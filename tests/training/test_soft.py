@@ -12,13 +12,17 @@ import pytest
 import torch
 
 from endauda_cli import checkpoint
+from endauda_cli.archive import CertaintyWriter
 from endauda_cli.config import TrainConfig
-from endauda_cli.domains import IGNORE
+from endauda_cli.domains import CITYSCAPES, CITYSCAPES_CLASSES, GTA5, IGNORE, make_task
 from endauda_cli.errors import ConfigError
 from endauda_cli.losses import TRUE, DistillationLoss, soft_divergence, soft_targets
-from endauda_cli.training.certainties import OfClasses, OfLabels
-from endauda_cli.training.data import Rows, crop_at
+from endauda_cli.training.certainties import OfClasses, OfLabels, with_certainties
+from endauda_cli.training.data import MAIN, Example, Rows, Stream, crop_at
+from endauda_cli.training.methods import Material
+from endauda_cli.training.methods.distill import read_fused
 from endauda_cli.types import Loss, Method
+from endauda_cli.workspace import Workspace
 from tests import support
 from tests.support.command_lines import (
     CITIES,
@@ -27,9 +31,11 @@ from tests.support.command_lines import (
     TRAIN,
     make_archive,
     make_workspace,
+    opinion,
     put_label,
     refused,
     result_of,
+    scene,
     succeed,
 )
 from tests.support.training_runs import CONFIG
@@ -213,6 +219,21 @@ def test_what_the_teachers_said_is_part_of_the_run(tmp_path: Path) -> None:
     )
     shutil.rmtree(root / "certainty/gta5/dacs")
     assert "holds no archive, but these labels were fused from dacs's" in refused(*line(root, "soft"))
+
+
+def test_images_in_folders_have_the_teachers_of_their_label_set(tmp_path: Path) -> None:
+    """Ids with a folder, whose labels lie deeper than the set's record."""
+    workspace, folder = Workspace(tmp_path), tmp_path / "labels"
+    label, certainty = opinion("dacs", scene(0), 0)
+    with CertaintyWriter(workspace.archive("gta5", "dacs"), classes=CITYSCAPES_CLASSES) as writer:
+        writer.write("ulm/0", label, np.ascontiguousarray(certainty.transpose(2, 0, 1)))
+    folder.mkdir()
+    (folder / "fusion.json").write_text(json.dumps({"source": "gta5", "teachers": ["dacs"]}))
+    examples = [Example("ulm/0", tmp_path / "ulm/0.png", folder / "ulm/0.png")]
+    streams = {MAIN: Stream(examples, CITYSCAPES, read_fused, label_ids=False, labels=folder)}
+    material = Material(make_task(GTA5, CITYSCAPES), workspace, (), ())
+    found = with_certainties(streams, Loss.WEIGHTED, material)[MAIN].certainties
+    assert found is not None and found.digest("ulm/0")
 
 
 def test_labels_without_known_teachers_are_refused(fused: Path, tmp_path: Path) -> None:
