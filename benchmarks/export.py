@@ -35,6 +35,7 @@ from endauda_cli.domains import CITYSCAPES, GTA5, make_task
 from endauda_cli.exporting import export_network
 from endauda_cli.inference import load
 from endauda_cli.models import build_student, build_teacher
+from endauda_cli.options import parse_size
 from endauda_cli.progress import silent
 from endauda_cli.segmenter import Procedure, Segmenter, run_passes
 from endauda_cli.teachers import TEACHERS, Teacher
@@ -113,11 +114,6 @@ def idle_share(run: Callable[[], object], device: torch.device) -> float:
     return 1 - busy / seconds
 
 
-def size_of(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -132,7 +128,7 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
-    size, image_size = size_of(given.size), size_of(given.image_size)
+    size, image_size = parse_size("--size")(given.size), parse_size("--image-size")(given.image_size)
     device, task = pick_device(given.device), make_task(GTA5, CITYSCAPES)
     teacher = make_teacher(given.network, size)
     network = teacher.segmenter.network.eval().to(device)

@@ -39,6 +39,7 @@ from endauda_cli.distributed import pick_device
 from endauda_cli.domains import CITYSCAPES, GTA5, IGNORE, make_task
 from endauda_cli.inference import autocast
 from endauda_cli.models import build_student
+from endauda_cli.options import parse_size
 from endauda_cli.progress import Note, Tick
 from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
@@ -217,13 +218,13 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Example]:
 
 
 def make_config(given: argparse.Namespace) -> TrainConfig:
-    width, height = size_of(given.crop)
+    width, height = parse_size("--crop")(given.crop)
     every = {"mirror": True, "scale_jitter": (0.5, 2.0), "augment": tuple(AUGMENTATIONS)}
     augmented: dict[str, Any] = every if given.augment else {}
     return TrainConfig(
         backbone=given.network,
         arch=given.arch,
-        size=size_of(given.size),
+        size=parse_size("--size")(given.size),
         crop=(width, height),
         batch_size=given.batch_size,
         workers=given.workers,
@@ -236,11 +237,6 @@ def make_config(given: argparse.Namespace) -> TrainConfig:
         compile=given.compile,
         **augmented,
     )
-
-
-def size_of(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
 
 
 def main() -> None:
@@ -270,7 +266,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        examples = draw(root, given.images, size_of(given.image_size))
+        examples = draw(root, given.images, parse_size("--image-size")(given.image_size))
         streams = {MAIN: Stream(examples, CITYSCAPES, read_fused, label_ids=False)}
 
         def of_train(number: int) -> tuple[Timed, int]:

@@ -56,6 +56,11 @@ class Option:
     between: str = "x"
     more: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def name(self) -> str:
+        """On the command line and in ``endauda.toml``: ``class-balance``."""
+        return self.flags[0].partition("/")[0].removeprefix("--")
+
     def value(self, typed: Any) -> Any:
         """The field's value of a typed one; ``None`` stays ``None``.
 

@@ -148,8 +148,10 @@ def _recipe(
     session: Session, options: Train, config: TrainConfig, streams: Mapping[str, Stream], init: Path | None
 ) -> dict[str, str | float | bool | list[str]]:
     """What would have to be written in a file of options for the same recipe from the same material."""
+    from endauda_cli.training.methods import MAIN
+
     workspace, target = session.workspace, session.task.target
-    folder = next((stream.labels for stream in streams.values() if stream.labels is not None), None)
+    folder = streams[MAIN].labels
     of_workspace = folder is not None and folder == workspace.labels(target, folder.name)
     found: dict[str, Any] = {
         "labels": folder and (folder.name if of_workspace else workspace.written(folder)),
@@ -162,9 +164,7 @@ def _recipe(
         found[name] = workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
     known = options_of(Train)
     found |= {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
-    words = {
-        known[name].flags[0].partition("/")[0][2:]: known[name].words(value) for name, value in found.items()
-    }
+    words = {known[name].name: known[name].words(value) for name, value in found.items()}
     return {key: value for key, value in words.items() if value is not None}
 
 

@@ -66,10 +66,8 @@ class FixedCrops:
         """
         training = student.training
         begin, seen, cudnn = time.monotonic(), [], torch.backends.cudnn
-        searched, cudnn.benchmark = (
-            cudnn.benchmark,
-            False,
-        )  # a search for algorithms would take longer than all this
+        searched = cudnn.benchmark
+        cudnn.benchmark = False  # a search for algorithms would take longer than all this
         student.eval()
         try:
             for id, (pixels, labels) in zip(self.ids, self.crops, strict=True):

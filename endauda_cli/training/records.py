@@ -153,7 +153,7 @@ class Metrics:
             self.board.add_image(f"{one.id}/3 student", one.prediction, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Also where nothing was written."""
+        """At the end."""
         self.file.close()
         self.board.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.config import TrainConfig
@@ -119,13 +119,10 @@ def lines(record: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _recipe(config: TrainConfig) -> Table:
-    values, rows = asdict(config), []
+    rows = []
     for field in fields(TrainConfig):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        option = field.metadata.get("option")
-        name = option.flags[0].partition("/")[0] if option is not None else field.name.replace("_", " ")
-        value = values[field.name]
-        rows.append(Row([name, _said(value)], strong=value != default))
+        value = getattr(config, field.name)
+        rows.append(Row([f"--{field.metadata['option'].name}", _said(value)], strong=value != field.default))
     return Table("Recipe", ["", ""], rows, ["Bold is what differs from the program's own values."], left=True)
 
 

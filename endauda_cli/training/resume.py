@@ -16,6 +16,7 @@ from endauda_cli.distributed import rank, world_size
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, WorkspaceError
 from endauda_cli.files import WriterLock, cannot_write
 from endauda_cli.models import build_student, load_checkpoint, read_state_dict
+from endauda_cli.options import options_of
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.parentage import origin
@@ -41,8 +42,6 @@ VOLATILE = (
     "patience",
 )
 """Options that may differ when a run goes on: they do not change what is learnt."""
-FLAGS = {"learning_rate": "lr"}
-"""Options whose flag is not called as the field of ``TrainConfig``."""
 
 
 def check(config: TrainConfig, run: Run) -> None:
@@ -314,9 +313,9 @@ def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta:
     for key in now:
         if key == "steps" and isinstance(before.get(key), int) and before[key] <= now[key]:
             continue
-        if key not in VOLATILE and before.get(key, _DEFAULTS.get(key)) != now[key]:
-            flag = FLAGS.get(key, key.replace("_", "-"))
-            found = f"{holds} with --{flag} {before.get(key)!s:.80}, not {now[key]}"
+        was = before.get(key, _DEFAULTS.get(key))
+        if key not in VOLATILE and was != now[key]:
+            found = f"{holds} with --{options_of(TrainConfig)[key].name} {was!s:.80}, not {now[key]}"
             raise ConfigError(f"{found}{other}")
     for key, value in (("classes", list(run.task.classes)), ("target", run.task.target.name)):
         if meta[key] != value:
