@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -38,9 +39,12 @@ from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import Arch, Backbone
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from endauda_cli.domains import Domain
     from endauda_cli.results import EvalResult, TrainResult
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("road", "car", "sky")
 LABEL_IDS = (7, 26, 23)
 SIZE = (64, 32)  # width, height
@@ -168,6 +172,15 @@ def in_the_midst(seconds: float, act: Any) -> Reporter:
             timer.start()
 
     return report
+
+
+def program(*arguments: object, launcher: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
+    """This program in a process of its own, with as many threads as this one: sums depend on their number."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, "-m", "tests.support.training_runs", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150, check=False
+    )
 
 
 def main(data: str, out: str, workers: str, kill_at: str = "0", options: str = "{}") -> None:

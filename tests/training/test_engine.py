@@ -6,8 +6,6 @@ import dataclasses
 import json
 import random
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,8 +22,7 @@ from endauda_cli.training import loop
 from endauda_cli.training.averaging import Average
 from endauda_cli.training.precision import chosen_precision
 from endauda_cli.types import Precision
-from tests.support import ROOT
-from tests.support.training_runs import CONFIG, run
+from tests.support.training_runs import CONFIG, program, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -317,11 +314,8 @@ def test_killed_at_random_moments(
     run(tiny_set, tmp_path / "whole", workers=1, **told)
     rng, kills = random.Random(str(options)), 0
     while kills < 3:
-        words = [str(tiny_set.root), str(tmp_path / "killed"), str(workers), f"{rng.uniform(0.05, 0.6):.3f}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.support.training_runs", *words, json.dumps(told)],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        moment = f"{rng.uniform(0.05, 0.6):.3f}"
+        done = program(tiny_set.root, tmp_path / "killed", workers, moment, json.dumps(told))
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         if done.returncode == 0:
             break

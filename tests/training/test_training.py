@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +31,10 @@ from endauda_cli.training.resume import initialise
 from endauda_cli.training.run import Run, TrainState, make_state
 from endauda_cli.types import Method
 from tests import support
-from tests.support import ROOT
 from tests.support.recipes import recipe_input, recipe_weights
-from tests.support.training_runs import CLASSES, CONFIG, TinySet, after, make_set, run
+from tests.support.training_runs import CLASSES, CONFIG, TinySet, after, make_set, program, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 DATA = support.DATA / "training"
@@ -317,15 +312,6 @@ def test_run_stopped_by_an_error_goes_on(whole_run: Path, shared_set: TinySet, w
     result = run(shared_set, out, resume=True, workers=4 - workers)
     assert (result.resumed_from, result.steps) == (8, 15)
     assert_same_run(out, whole_run)
-
-
-def program(*arguments: object, launcher: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
-    """``training_runs`` in a process of its own, with as many threads as this one."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, "-m", "tests.support.training_runs", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150, check=False
-    )
 
 
 @pytest.mark.slow
