@@ -17,7 +17,7 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
 from endauda_cli.labels import image_size, read_truth
-from endauda_cli.progress import Tick
+from endauda_cli.progress import counted
 from endauda_cli.segmenter import bands, log_probabilities
 
 if TYPE_CHECKING:
@@ -88,15 +88,14 @@ def fit_temperature(
     segmenter = replace(teacher.segmenter, temperature=1.0)
     drawn = run_network(segmenter, [s.image for s in chosen], _draw, config, device, report)
     logs, labels = [], []
-    report(Tick("calibrating", 0, len(chosen)))
-    for done, (sample, (values, places)) in enumerate(zip(chosen, drawn, strict=True), 1):
+    told = counted(drawn, len(chosen), "calibrating", report)
+    for sample, (values, places) in zip(chosen, told, strict=True):
         truth = torch.from_numpy(_truth(sample, domain, int(places[-1]))).flatten()[
             torch.from_numpy(places[:-1])
         ]
         known = truth != IGNORE
         logs.append(torch.from_numpy(values)[:, known])
         labels.append(truth[known].long())
-        report(Tick("calibrating", done, len(chosen)))
     log, label = torch.cat(logs, 1).double(), torch.cat(labels)
     loss = partial(_loss, segmenter, log, label)
     if not label.numel() or math.isnan(loss(1.0)):

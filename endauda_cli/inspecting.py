@@ -15,7 +15,7 @@ from endauda_cli.files import free_bytes, size_text
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import colourise, write_certainty, write_label, write_png
 from endauda_cli.names import checked_id
-from endauda_cli.progress import Reporter, Tick, phase
+from endauda_cli.progress import Reporter, Tick, counted, phase
 from endauda_cli.report import Gallery, PictureRow, contact_sheet
 from endauda_cli.results import ClassFacts, InspectResult, WrittenBack
 
@@ -140,8 +140,7 @@ def _classes(
     """Shares and mean certainties over those of the images that are not damaged."""
     num_classes = len(reader.classes)
     pixels, total, seen = np.zeros(num_classes), np.zeros(num_classes), 0
-    report(Tick("inspecting", 0, len(ids)))
-    for done, image in enumerate(ids, 1):
+    for image in counted(ids, len(ids), "inspecting", report):
         try:
             labels = reader.labels(image)
             present = [int(c) for c in np.unique(labels[labels < num_classes])]
@@ -154,7 +153,6 @@ def _classes(
                 here = labels == c
                 pixels[c] += here.sum()
                 total[c] += plane[here].sum()
-        report(Tick("inspecting", done, len(ids)))
     return tuple(
         ClassFacts(name, float(pixels[c] / max(seen, 1)), float(total[c] / pixels[c]) if pixels[c] else None)
         for c, name in enumerate(reader.classes)

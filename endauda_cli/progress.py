@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ Reporter = Callable[[Tick | Note], None]
 
 def silent(_event: Tick | Note) -> None:
     """The reporter of whoever does not want to hear."""
+
+
+def counted(items: Iterable[Item], total: int, task: str, report: Reporter) -> Iterator[Item]:
+    """The items, each told as done when the next one is asked for."""
+    report(Tick(task, 0, total))
+    for done, item in enumerate(items, 1):
+        yield item
+        report(Tick(task, done, total))
 
 
 @contextmanager

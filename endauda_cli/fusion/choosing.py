@@ -25,7 +25,7 @@ from endauda_cli.fusion.rules import consensus, policies
 from endauda_cli.fusion.rules.policies import Overlaps, Policy
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
-from endauda_cli.progress import Reporter, Tick, phase
+from endauda_cli.progress import Reporter, counted, phase
 from endauda_cli.types import PolicyKind
 
 if TYPE_CHECKING:
@@ -150,14 +150,12 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
     total = np.zeros((len(evidence.readers), num_classes))
     pixels = np.zeros_like(total)
     for t, (name, reader) in enumerate(evidence.readers.items()):
-        report(Tick(f"certainty of {name}", 0, len(evidence.ids)))
-        for done, image in enumerate(evidence.ids, 1):
+        for image in counted(evidence.ids, len(evidence.ids), f"certainty of {name}", report):
             top = reader.certainty(image).max(0).ravel()
             given = reader.labels(image).ravel()
             known = given < num_classes
             total[t] += np.bincount(given[known], top[known], num_classes)
             pixels[t] += np.bincount(given[known], minlength=num_classes)
-            report(Tick(f"certainty of {name}", done, len(evidence.ids)))
     with np.errstate(invalid="ignore"):
         table = total / pixels
     return _in_class_order(policies.owners_by_certainty(table), PolicyKind.CERTAINTY, table)
@@ -188,9 +186,8 @@ def _true_overlaps(
     num_classes = len(evidence.task.classes)
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
-    report(Tick("IoU of the teachers", 0, len(samples)))
     labelled = 0
-    for n, sample in enumerate(samples):
+    for n, sample in enumerate(counted(samples, len(samples), "IoU of the teachers", report)):
         truth = read_truth(_label_file(sample), evidence.task.target)
         labelled += int(np.count_nonzero(truth < num_classes))
         for t, (name, reader) in enumerate(evidence.readers.items()):
@@ -198,7 +195,6 @@ def _true_overlaps(
             confusion.update(truth, _given(name, reader, sample, truth.shape))
             common[n, t] = confusion.matrix.diagonal()
             union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
-        report(Tick("IoU of the teachers", n + 1, len(samples)))
     _refuse_empty(labelled, samples)
     return Overlaps(common, union, before)
 
@@ -362,8 +358,7 @@ class _Pixels:
 def _sample(readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: Reporter) -> _Pixels:
     """Pixels on a regular grid over the images."""
     labels, certainties, image_of = [], [], []
-    report(Tick("weighing the teachers", 0, len(ids)))
-    for number, image in enumerate(ids):
+    for number, image in enumerate(counted(ids, len(ids), "weighing the teachers", report)):
         pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
         labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))
         certainties.append(
@@ -375,7 +370,6 @@ def _sample(readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: R
             )
         )
         image_of.append(np.full(len(pixels), number))
-        report(Tick("weighing the teachers", number + 1, len(ids)))
     return _Pixels(np.concatenate(labels, 1), np.concatenate(certainties, 1), np.concatenate(image_of))
 
 

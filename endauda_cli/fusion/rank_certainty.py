@@ -16,7 +16,7 @@ import numpy as np
 from endauda_cli.errors import ConfigError
 from endauda_cli.files import read_text
 from endauda_cli.fusion.array_files import MALFORMED, read_npy
-from endauda_cli.progress import Reporter, Tick
+from endauda_cli.progress import Reporter, counted
 from endauda_cli.workspace import read_json
 
 if TYPE_CHECKING:
@@ -67,14 +67,12 @@ def estimate_delta(
 ) -> tuple[float, ...]:
     """The mean over teachers and pixels of the sorted certainties; of every 4th pixel each way."""
     total, pixels = np.zeros(1), 0
-    report(Tick("certainty by rank", 0, len(ids)))
-    for done, image in enumerate(ids, 1):
+    for image in counted(ids, len(ids), "certainty by rank", report):
         for reader in readers.values():
             certainty = reader.certainty(image)[:, ::STEP, ::STEP]
             ordered = np.sort(certainty.reshape(len(certainty), -1), axis=0)  # (C, S)
             total = total + ordered.sum(1, dtype=np.int64)
             pixels += ordered.shape[1]
-        report(Tick("certainty by rank", done, len(ids)))
     return tuple(float(value) for value in total / pixels)
 
 

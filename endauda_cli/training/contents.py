@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from endauda_cli.errors import DataError
 from endauda_cli.files import IMAGE_BYTES, open_regular
-from endauda_cli.progress import Reporter, Tick
+from endauda_cli.progress import Reporter, counted
 from endauda_cli.threads import ordered_map
 
 if TYPE_CHECKING:
@@ -54,17 +54,15 @@ def survey(stream: Stream, workers: int, report: Reporter) -> Contents:
     """
     if stream.contents is not None:
         return Contents(*stream.contents, _certainty(stream))
-    examples, sums = stream.examples, []
+    examples = stream.examples
 
     def look(example: Example) -> Sums:
         image = _checksum(example.image, TAIL_BYTES)
         return Sums(image, "" if example.label is None else _checksum(example.label))
 
     with ThreadPoolExecutor(workers) as pool:
-        report(Tick("looking at labels", 0, len(examples)))
-        for done, found in enumerate(ordered_map(pool, look, examples, 16 * workers), 1):
-            sums.append(found)
-            report(Tick("looking at labels", done, len(examples)))
+        looks = ordered_map(pool, look, examples, 16 * workers)
+        sums = list(counted(looks, len(examples), "looking at labels", report))
     return digest(stream, sums)
 
 

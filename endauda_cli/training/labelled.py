@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.datasets import find_samples
 from endauda_cli.errors import DataError
 from endauda_cli.labels import read_truth, shows_class
-from endauda_cli.progress import Note, Tick
+from endauda_cli.progress import Note, counted
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.data import LABELLED, MAIN, Example, Stream
 from endauda_cli.training.methods.source import Source
@@ -88,14 +88,10 @@ def _labelled_target(material: Material, workers: int, report: Reporter) -> list
     def teaches(example: Example) -> bool:
         return example.label is not None and shows_class([example.label], target)
 
-    found = []
     with ThreadPoolExecutor(workers) as pool:
-        report(Tick("looking at true labels", 0, len(examples)))
         shown = ordered_map(pool, teaches, examples, 4 * workers)
-        for done, (example, shows) in enumerate(zip(examples, shown, strict=True), 1):
-            if shows:
-                found.append(example)
-            report(Tick("looking at true labels", done, len(examples)))
+        told = counted(shown, len(examples), "looking at true labels", report)
+        found = [example for example, shows in zip(examples, told, strict=True) if shows]
     if not found:
         there = (
             f"the truth of {len(examples)} of them shows no class" if examples else "no label file is there"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from endauda_cli.errors import DataError
 from endauda_cli.labels import Strays, read_truth
-from endauda_cli.progress import Note, Tick
+from endauda_cli.progress import Note, counted
 from endauda_cli.rasters import open_raster
 from endauda_cli.threads import ordered_map
 from endauda_cli.training.contents import TAIL_BYTES, Sums, checksum, digest
@@ -41,15 +41,14 @@ def matched(streams: Mapping[str, Stream], drop: bool, workers: int, report: Rep
 def _matched(stream: Stream, drop: bool, workers: int, report: Reporter) -> Stream:
     kept, sums, others, total = [], [], [], len(stream.examples)
     with ThreadPoolExecutor(workers) as pool:
-        report(Tick("comparing sizes", 0, total))
         looks = ordered_map(pool, _look, stream.examples, 4 * workers)
-        for done, (example, (misfit, found)) in enumerate(zip(stream.examples, looks, strict=True), 1):
+        told = counted(looks, total, "comparing sizes", report)
+        for example, (misfit, found) in zip(stream.examples, told, strict=True):
             if misfit is None:
                 kept.append(example)
                 sums.append(found)
             else:
                 others.append(misfit)
-            report(Tick("comparing sizes", done, total))
     if others and not drop:
         more = f" (so it is with {len(others)} of {total} pairs)" if len(others) > 1 else ""
         raise DataError(

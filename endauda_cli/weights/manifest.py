@@ -29,8 +29,6 @@ NETWORKS_OF_TEACHERS = ("dacs", "crst", "cbst", "mrnet")
 """Networks that ``models.build_teacher`` knows (or will know)."""
 USES = ("test", "init", "teacher", "labels")
 """What an artefact is for; decides which command is named when it is there."""
-ENOUGH_DIGITS = 8
-"""Of a SHA-256: so many are in file names after torch.hub's convention (``resnet101-5d3b4d8f.pth``)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)*", re.ASCII)
 
