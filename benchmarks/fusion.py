@@ -42,7 +42,7 @@ from rich.table import Table
 
 from endauda_cli.archive import CertaintyWriter
 from endauda_cli.domains import CITYSCAPES, CITYSCAPES_CLASSES
-from endauda_cli.fusion.rules import Planes, Recipe, fuse_image
+from endauda_cli.fusion.rules import Planes, Recipe, consensus, fuse_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,13 +95,28 @@ def dense_soft_label(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tenso
     return torch.where(best >= recipe.threshold, label, 255).to(torch.uint8)
 
 
+def dense_consensus(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tensor:
+    """In NumPy, by the functions that fit the rule."""
+    model = recipe.model
+    assert model is not None
+    given, percent = labels.flatten(1).numpy(), certainty.flatten(1, 2).numpy()
+    belief = consensus.believe(given, percent, model)  # (S, C)
+    named = (percent > 0).any(0) | (given[..., None] == np.arange(CLASSES)).any(0)
+    rival = named & (belief >= consensus.RIVAL * np.where(named, belief, 0).max(1, keepdims=True))
+    gain = (belief * (1 + model.tables.iou) - model.tables.iou) * model.tables.weight
+    label = np.where(rival, gain, -np.inf).argmax(1)
+    kept = np.where(100 * belief[np.arange(len(label)), label] >= recipe.threshold, label, 255)
+    return torch.from_numpy(kept.astype(np.uint8).reshape(labels.shape[1:]))
+
+
 DENSE: dict[str, Callable[[Tensor, Tensor, Recipe], Tensor]] = {
     "plf": dense_plf,
     "certainty": dense_certainty,
     "majority": dense_majority,
     "soft-label": dense_soft_label,
+    "consensus": dense_consensus,
 }
-"""What each published rule is compared with; ``consensus`` has no dense form that anybody runs."""
+"""What each rule is compared with."""
 
 
 # Kernels
@@ -136,9 +151,11 @@ def kernels(labels: Any, planes: Any, repeats: int) -> dict[str, Any]:
     certainty = torch.from_numpy(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)))  # (T, H, W, C)
     sampled = np.sort(planes[:, :, ::8, ::8].reshape(TEACHERS, CLASSES, -1), axis=1)
     delta = tuple(float(value) for value in sampled.mean((0, 2)))
+    spread = planes[:, :, ::8, ::8].reshape(TEACHERS, CLASSES, -1).transpose(0, 2, 1)
+    model = consensus.fit(labels[:, ::8, ::8].reshape(TEACHERS, -1), np.ascontiguousarray(spread), CLASSES)
     rows = {}
     for rule in DENSE:
-        recipe = Recipe(CLASSES, OWNERS, WINDOW, threshold=THRESHOLD, delta=delta)
+        recipe = Recipe(CLASSES, OWNERS, WINDOW, threshold=THRESHOLD, delta=delta, model=model)
         ask = held(planes)
         (dense, expected), (fast, found) = best_of(
             repeats,

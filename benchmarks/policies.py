@@ -42,6 +42,7 @@ from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.domains import make_task
 from endauda_cli.fusion.choosing import Evidence, choose_consensus, choose_policy
 from endauda_cli.fusion.rules import Recipe, consensus, fuse_image, policies
+from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
 
@@ -157,7 +158,7 @@ def by_owner(owners: Sequence[int]) -> Any:
 
 
 def by_model(model: consensus.Consensus) -> Any:
-    return lambda labels, planes: consensus.believed(labels, planes, model).candidate
+    return lambda labels, planes: believed(labels, planes, model).candidate
 
 
 def shipped(rule: str, kind: str, world: World, names: Sequence[str]) -> Any:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.fusion.rules.consensus import (
     BINS,
     Consensus,
     Labelled,
     believe,
-    believed,
     expected_iou,
     fit,
     overlaps,

@@ -23,7 +23,7 @@ uint8 0..100 (or float32 once renormalised). All ties go to the lowest class. So
 ``consensus``
     What all teachers together believe, every word weighed by what it meant where the others spoke too; fitted
     without labels, or to a few. Nobody owns a class. Its certainty is the belief in the label. See
-    :mod:`endauda_cli.fusion.rules.consensus`; this rule is compiled for the CPU alone.
+    :mod:`endauda_cli.fusion.rules.consensus`.
 
 A label is kept where its certainty reaches the threshold, else the pixel becomes 255. A pixel is *unclaimed* if
 no class is claimed there: by its owner (plf), or by any teacher's label (the other rules).
@@ -72,5 +72,4 @@ def fuse_image(rule: str, labels: Any, planes: Planes, recipe: Recipe) -> Fused:
         return RULES[rule].cpu(labels, planes, recipe)
     from endauda_cli.fusion.rules import cuda
 
-    kernel = cuda.KERNELS.get(rule) or cuda.on_host(RULES[rule].cpu)
-    return kernel(labels, planes, recipe)
+    return cuda.KERNELS[rule](labels, planes, recipe)

@@ -22,6 +22,8 @@ its own for every class, learnt from how it agrees with the others:
 With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
 much as one image.
 
+Fitting is here; ``beliefs`` is the rule at every pixel on the CPU, ``cuda`` on a card.
+
 Legend of shapes: T teacher, C class, H, W, S sampled pixel, K word ((label * C + runner-up) * BINS + quarter).
 Labels are uint8 train ids, 255 = none; certainties are percent, uint8 0..100.
 """
@@ -29,12 +31,12 @@ Labels are uint8 train ids, 255 = none; certainties are percent, uint8 0..100.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from endauda_cli.fusion.rules.policies import Overlaps, annotators, combinations, power_for
-from endauda_cli.jit import jit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +61,7 @@ and spares classes that do not."""
 DECISION_ROUNDS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and kept by identity: arrays have no one answer
 class Consensus:
     """A fitted rule.
 
@@ -80,16 +82,38 @@ class Consensus:
     iou: Float
     union: Float
 
+    @cached_property
+    def tables(self) -> Tables:
+        """What the kernels look up at each pixel."""
+        factors = self.evidence - self.evidence.max(2, keepdims=True)
+        factors *= DISCOUNT / 2
+        return Tables(
+            np.exp(factors, out=factors),
+            np.exp((self.prior - self.prior.max()) / 2),
+            np.stack([_byte_powers(power) for power in self.powers]),
+            self.iou.astype(np.float32),
+            _weights(self.union),
+        )
 
-class Believed(NamedTuple):
-    """A fused image."""
 
-    candidate: UInt8
-    """(H, W) uint8, the label of each pixel."""
-    certainty: Float32
-    """(H, W) percent, the belief in that label."""
-    claims: UInt8
-    """(H, W) uint8, how many different classes the teachers give."""
+class Tables(NamedTuple):
+    """A fitted rule as its kernels need it, all float32.
+
+    A belief is the root of a product of evidence times a mean of probabilities, and constant factors of all classes
+    of a pixel do not matter: so evidence is kept as the root of what it multiplies by, its highest value 1, and
+    neither logarithm nor exponential is left at a pixel.
+    """
+
+    factors: Float32
+    """(T, K + 1, C) what a word multiplies each class's belief by; at most 1."""
+    prior: Float32
+    """(C,) the beliefs before any word; at most 1."""
+    powers: Float32
+    """(T, 256) what a byte of each teacher stands for; above 0."""
+    iou: Float32
+    """(C,) expected IoU."""
+    weight: Float32
+    """(C,) what a pixel of the class is worth."""
 
 
 @dataclass(frozen=True)
@@ -137,88 +161,6 @@ def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled 
     belief = _normalised(np.sqrt(_product(words, log_evidence, prior) * scaled.mean(0)) + FLOOR)
     iou, union = expected_iou(belief)
     return Consensus(edges, log_evidence, prior, powers, iou, union)
-
-
-def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
-    """Fuse one image: its labels, beliefs and claims.
-
-    Args:
-        labels: (T, H, W) uint8.
-        planes: (T, C, H, W) uint8, percent.
-        model: see ``fit``.
-    """
-    num_teachers, num_classes, height, width = planes.shape
-    table = np.stack([_byte_powers(power) for power in model.powers])
-    candidate, certainty, claims = _decide(
-        labels.reshape(num_teachers, -1), planes.reshape(num_teachers, num_classes, -1), model.edges,
-        model.evidence, np.float32(DISCOUNT), model.prior, table, model.iou.astype(np.float32), _weights(model.union),
-        np.float32(RIVAL),
-    )  # fmt: skip
-    shape = (height, width)
-    return Believed(candidate.reshape(shape), certainty.reshape(shape), claims.reshape(shape))
-
-
-@jit
-def _decide(labels, planes, edges, evidence, discount, prior, table, iou, weight, rival):  # type: ignore[no-untyped-def]
-    """Steps 4 and 5 of the rule for every pixel."""
-    num_teachers, num_classes, pixels = planes.shape
-    bins = edges.shape[2] + 1
-    candidate = np.empty(pixels, np.uint8)
-    certainty = np.empty(pixels, np.float32)
-    claims = np.zeros(pixels, np.uint8)
-    product = np.empty(num_classes, np.float32)
-    mean = np.empty(num_classes, np.float32)
-    named = np.empty(num_classes, np.bool_)  # classes that a teacher gives, or is more than 0 certain of
-    for i in range(pixels):
-        for c in range(num_classes):
-            product[c] = prior[c]
-            mean[c] = 0
-            named[c] = False
-        for t in range(num_teachers):
-            total = np.float32(0)
-            for c in range(num_classes):
-                total += table[t, planes[t, c, i]]
-            for c in range(num_classes):
-                mean[c] += table[t, planes[t, c, i]] / total
-                named[c] |= planes[t, c, i] > 0
-            given = labels[t, i]
-            if given < num_classes:
-                named[given] = True
-                second, highest = 0, np.int64(-1)
-                for c in range(num_classes):
-                    if c != given and np.int64(planes[t, c, i]) > highest:
-                        second, highest = c, np.int64(planes[t, c, i])
-                word = (given * num_classes + second) * bins
-                for edge in edges[t, given]:
-                    word += planes[t, given, i] > edge
-                for c in range(num_classes):
-                    product[c] += discount * evidence[t, word, c]
-                new = True
-                for s in range(t):
-                    new = new and labels[s, i] != given
-                claims[i] += new
-        top = product.max()
-        total = np.float32(0)
-        for c in range(num_classes):
-            product[c] = np.exp(product[c] - top)
-            total += product[c]
-        whole, most = np.float32(0), np.float32(0)
-        for c in range(num_classes):
-            mean[c] = np.sqrt(product[c] / total * mean[c] / num_teachers) + np.float32(FLOOR)
-            whole += mean[c]
-            if named[c]:
-                most = max(most, mean[c])
-        best = np.float32(-np.inf)
-        for c in range(num_classes):
-            if mean[c] < rival * most or (most > 0 and not named[c]):
-                continue
-            p = mean[c] / whole
-            gain = (p * (1 + iou[c]) - iou[c]) * weight[c]
-            if gain > best:
-                best = gain
-                candidate[i] = c
-                certainty[i] = 100 * p
-    return candidate, certainty, claims
 
 
 def expected_iou(belief: Float32) -> tuple[Float, Float]:

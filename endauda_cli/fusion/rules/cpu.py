@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion.rules.consensus import believed
+from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.fusion.rules.rule import Fused, Planes, Recipe
 from endauda_cli.jit import jit
 from endauda_cli.threads import in_bands
@@ -122,7 +122,7 @@ def consensus(labels: UInt8, planes: Planes, recipe: Recipe) -> Fused:
         As of ``certainty``.
     """
     assert recipe.model is not None, "the rule is fitted before it fuses"
-    whole = np.stack([planes(t, range(recipe.num_classes)) for t in range(len(labels))])
+    whole = _stack(planes, len(labels), range(recipe.num_classes))
     candidate, certainty, claims = believed(labels, whole, recipe.model)
     if recipe.unclaimed == Unclaimed.IGNORE:
         candidate = np.where(claims == 0, np.uint8(IGNORE), candidate)

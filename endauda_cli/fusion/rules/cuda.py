@@ -5,16 +5,23 @@ Nothing waits for the device but the list of classes that occur. Legend of shape
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from endauda_cli.domains import IGNORE
+from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL
 from endauda_cli.fusion.rules.rule import Fused, Kernel, Planes, Recipe
 from endauda_cli.types import Border, FusionRule, Unclaimed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from endauda_cli.fusion.rules.consensus import Consensus
+
+_PIXELS_AT_ONCE = 1 << 20
+"""Of ``consensus``, which has a dozen floats per class and pixel in memory."""
 
 
 def plf(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
@@ -75,14 +82,19 @@ def majority(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     return _kept(labels, recipe, candidate, None)
 
 
-def on_host(kernel: Kernel) -> Kernel:
-    """A kernel of the CPU for tensors: data is copied to it, and what it answers back to their device."""
-
-    def run(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
-        fused = kernel(labels.cpu().numpy(), lambda t, c: planes(t, c).cpu().numpy(), recipe)
-        return Fused(*(torch.from_numpy(array).to(labels.device) for array in fused))
-
-    return run
+def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
+    """As ``cpu.consensus``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) uint8 percent."""
+    assert recipe.model is not None, "the rule is fitted before it fuses"
+    teachers = range(len(labels))
+    whole = [planes(t, range(recipe.num_classes)) for t in teachers]
+    tables = _on(recipe.model, labels.device)
+    best, candidate = torch.empty_like(labels[0], dtype=torch.float32), torch.empty_like(labels[0])
+    rows = max(1, _PIXELS_AT_ONCE // labels.shape[2])
+    for first in range(0, labels.shape[1], rows):
+        band = slice(first, first + rows)
+        belief, named = _beliefs(labels[:, band], [certainty[:, band] for certainty in whole], tables)
+        candidate[band], best[band] = _most_gain(belief, named, tables)
+    return _kept(labels, recipe, candidate, best)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -90,7 +102,67 @@ KERNELS: dict[str, Kernel] = {
     FusionRule.CERTAINTY: certainty,
     FusionRule.MAJORITY: majority,
     FusionRule.SOFT_LABEL: soft_label,
+    FusionRule.CONSENSUS: consensus,
 }
+
+
+class _Tables(NamedTuple):
+    """``consensus.Tables`` and the edges of certainties, on a device."""
+
+    factors: Tensor
+    prior: Tensor
+    powers: Tensor
+    iou: Tensor
+    weight: Tensor
+    edges: Tensor
+
+
+@lru_cache(maxsize=2)
+def _on(model: Consensus, device: torch.device) -> _Tables:
+    factors, *others = (torch.from_numpy(table) for table in (*model.tables, model.edges))
+    # Of a word's row, class by class: (T, C, K + 1).
+    return _Tables(factors.transpose(1, 2).contiguous().to(device), *(table.to(device) for table in others))
+
+
+def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Tensor, Tensor]:
+    """(C, H, W) beliefs, before they sum up to 1, and which classes a teacher gives or is more than 0 % certain of."""
+    num_classes = len(tables.prior)
+    product = tables.prior[:, None, None].expand(-1, *labels.shape[1:]).clone()
+    mean = torch.zeros_like(product)
+    named = torch.zeros_like(product, dtype=torch.bool)
+    classes = torch.arange(num_classes, device=labels.device)[:, None, None]
+    for t, (label, certainty) in enumerate(zip(labels, planes, strict=True)):
+        scaled = tables.powers[t][certainty.int()]
+        mean += scaled / scaled.sum(0)
+        own = classes == label
+        named |= own | (certainty > 0)
+        # The runner-up, of equals the lowest class; then the word, the last one where no label is given.
+        rank = certainty.int() * 256 + (255 - classes)
+        second = 255 - rank.masked_fill_(own, 0).amax(0) % 256
+        given = label.int().clamp(max=num_classes - 1)
+        sure = certainty.gather(0, given[None].long())
+        quarter = (sure > tables.edges[t].T[:, given]).sum(0)
+        word = (given * num_classes + second) * (tables.edges.shape[2] + 1) + quarter
+        word = torch.where(label < num_classes, word, tables.factors.shape[2] - 1)
+        product *= tables.factors[t][:, word]
+        product /= product.amax(0)  # the product of many words is too small for float32
+    product /= product.square().sum(0).sqrt_()  # now the root of probabilities
+    return product.mul_(mean.div_(len(planes)).sqrt_()).add_(FLOOR), named
+
+
+def _most_gain(belief: Tensor, named: Tensor, tables: _Tables) -> tuple[Tensor, Tensor]:
+    """(H, W) uint8: the class whose choice adds most to the expected mean IoU; and the belief in it, percent."""
+    most = torch.where(named, belief, 0).amax(0)
+    whole = belief.sum(0)
+    best, sure = torch.full_like(whole, -torch.inf), torch.zeros_like(whole)
+    label = torch.zeros_like(whole, dtype=torch.uint8)
+    for c, own in enumerate(belief):
+        p = own / whole
+        gain = (p * (1 + tables.iou[c]) - tables.iou[c]) * tables.weight[c]
+        better = (own >= RIVAL * most) & (named[c] | (most <= 0)) & (gain > best)
+        label.masked_fill_(better, c)
+        best, sure = torch.where(better, gain, best), torch.where(better, p, sure)
+    return label, 100 * sure
 
 
 def _raise(best: Tensor, label: Tensor, value: Tensor, c: int) -> None:

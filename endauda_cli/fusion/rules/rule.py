@@ -63,7 +63,7 @@ class Rule:
     """A row of the table.
 
     Attributes:
-        cpu: its kernel on NumPy arrays. What ``cuda.KERNELS`` lacks runs there too.
+        cpu: its kernel on NumPy arrays.
         options: what the labels depend on beside the teachers: names of ``Recipe`` and ``FuseConfig``.
         needs: what has to be found out from all images first: who owns which class, a fitted ``model``, ``delta``.
         holds_all: whether it holds all certainties of an image at once.
