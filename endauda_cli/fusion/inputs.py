@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import DOMAINS
@@ -82,7 +82,7 @@ def _told(fusion: Fusion) -> dict[str, Any]:
     model = fusion.recipe.model
     told = asdict(replace(fusion.recipe, model=None))
     if model is not None:
-        arrays = b"".join(array.tobytes() for array in vars(model).values())
+        arrays = b"".join(getattr(model, field.name).tobytes() for field in fields(model))
         told["model"] = hashlib.sha256(arrays).hexdigest()
     return told
 
