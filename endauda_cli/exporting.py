@@ -13,7 +13,7 @@ from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.files import free_bytes, size_text
-from endauda_cli.inference import run_network
+from endauda_cli.inference import run_network, run_network_there
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import image_size, read_train_ids
 from endauda_cli.outputs import (
@@ -99,6 +99,13 @@ def teacher_maps(
     """
     for label, certainty in run_network(teacher.segmenter, images, certainty_maps, config, device, report):
         yield label.astype(np.uint8, copy=False), certainty.astype(np.uint8, copy=False)
+
+
+def teacher_tensors(
+    teacher: Teacher, images: Sequence[Path], config: InferenceConfig, device: torch.device, report: Reporter
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """As ``teacher_maps``, but of tensors that stay on the device."""
+    return run_network_there(teacher.segmenter, images, certainty_maps, config, device, report)
 
 
 def import_outputs(

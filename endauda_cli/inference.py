@@ -76,8 +76,33 @@ def run_network(
         DataError: if an image cannot be read, or the network's output for it is not finite.
         ConfigError: if the device's memory does not suffice for one image.
     """
+    finished = _run_all(segmenter, images, finish, config, device, report, _send)
+    return (tuple(output.cpu().numpy() for output in outputs) for outputs in finished)
+
+
+def run_network_there(
+    segmenter: Segmenter,
+    images: Sequence[Path],
+    finish: Callable[[Segmenter, Sequence[Tensor], Size], tuple[Tensor, ...]],
+    config: InferenceConfig,
+    device: torch.device,
+    report: Reporter = silent,
+) -> Iterator[tuple[Tensor, ...]]:
+    """As ``run_network``, but what ``finish`` makes stays on the device."""
+    return _run_all(segmenter, images, finish, config, device, report, _leave)
+
+
+def _run_all(
+    segmenter: Segmenter,
+    images: Sequence[Path],
+    finish: Callable[[Segmenter, Sequence[Tensor], Size], tuple[Tensor, ...]],
+    config: InferenceConfig,
+    device: torch.device,
+    report: Reporter,
+    send: Callable[[Path, tuple[Tensor, ...]], Finished],
+) -> Iterator[tuple[Tensor, ...]]:
     network = segmenter.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    runner = _Runner(replace(segmenter, network=network), finish, config, device, report)
+    runner = _Runner(replace(segmenter, network=network), finish, config, device, report, send)
     late: list[Finished] = []
     with ThreadPoolExecutor(config.workers) as pool, torch.inference_mode():
         ahead = 2 * config.batch_size + config.workers
@@ -133,9 +158,10 @@ class _Runner:
         config: InferenceConfig,
         device: torch.device,
         report: Reporter,
+        send: Callable[[Path, tuple[Tensor, ...]], Finished],
     ) -> None:
         self._segmenter, self._finish, self._config, self._device = segmenter, finish, config, device
-        self._report = report
+        self._report, self._send = report, send
         self._limit = config.batch_size
 
     def run(self, batch: list[Loaded]) -> list[Finished]:
@@ -180,7 +206,7 @@ class _Runner:
             own = [output[i] for output in passes]
             finite = torch.stack([output.isfinite().all() for output in own]).all()
             outputs = (finite, *self._finish(self._segmenter, own, image.size))
-            finished.append(_send(image.path, outputs))
+            finished.append(self._send(image.path, outputs))
         return finished
 
     def _to_device(self, pixels: list[UInt8]) -> Tensor:
@@ -193,7 +219,7 @@ class _Runner:
 def _send(path: Path, outputs: tuple[Tensor, ...]) -> Finished:
     """Start copying to the host; on CUDA into pinned memory, so that the device goes on meanwhile."""
     if outputs[0].device.type != "cuda":
-        return Finished(path, outputs[0], outputs[1:], None)
+        return _leave(path, outputs)
     host = tuple(
         torch.empty(o.shape, dtype=o.dtype, pin_memory=True).copy_(o, non_blocking=True) for o in outputs
     )
@@ -202,14 +228,19 @@ def _send(path: Path, outputs: tuple[Tensor, ...]) -> Finished:
     return Finished(path, host[0], host[1:], arrived)
 
 
-def _fetch(finished: Finished) -> tuple[NDArray[Any], ...]:
+def _leave(path: Path, outputs: tuple[Tensor, ...]) -> Finished:
+    """Leave results on the device."""
+    return Finished(path, outputs[0], outputs[1:], None)
+
+
+def _fetch(finished: Finished) -> tuple[Tensor, ...]:
     if finished.arrived is not None:
         finished.arrived.synchronize()
     if not finished.finite:
         raise DataError(
             f"{finished.path}: the network's output is not finite; leave out --amp, or check weights and preprocessing"
         )
-    return tuple(output.cpu().numpy() for output in finished.outputs)
+    return finished.outputs
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from endauda_cli.archive.codecs import Bytes
     from endauda_cli.archive.outputs import TeacherOutputs
@@ -82,6 +82,12 @@ class JoinedReader:
                     f"{self._where}: there is no class {c}; {len(self._names)} of its classes are used, from 0 on"
                 )
         return self._outputs.planes(id, [self._place[c] for c in classes])
+
+    @property
+    def tensors(self) -> Callable[[str, Sequence[int]], Any] | None:
+        """``planes`` on the device where a network left them; ``None`` of what lies on disk."""
+        ask = getattr(self._outputs, "tensors", None)
+        return ask and (lambda id, classes: ask(id, [self._place[c] for c in classes]))
 
     def certainty(self, id: str) -> Bytes:
         """The certainties of all classes: (C, H, W) uint8, percent 0..100."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.errors import DataError
-from endauda_cli.fusion.image import planes_of, run_rule
+from endauda_cli.fusion.image import run_rule
 from endauda_cli.fusion.rules import RULES, Fused
 from endauda_cli.fusion.rules.measures import agreement, overlaps, tally
 from endauda_cli.labels import label_files, read_truth, write_label_and_colour
@@ -31,8 +31,7 @@ def fuse_one(fusion: Fusion, out: Path, image: str) -> Line:
     """Fuse and write an image; returns its counts."""
     teachers = list(fusion.readers.values())
     labels = np.stack([reader.labels(image) for reader in teachers])
-    planes = planes_of(fusion, image, fusion.config.rule)
-    fused = run_rule(fusion, fusion.config.rule, labels, planes)
+    fused = run_rule(fusion, fusion.config.rule, image, labels)
     path, colours = label_files(out, image)
     if "/" in image:  # ulm/0003
         make_folder(path.parent)
@@ -112,7 +111,7 @@ def _score(fusion: Fusion, image: str, labels: UInt8) -> dict[str, Any]:
         hits, unions, labelled = overlaps(truth, label, num_classes)
         return [hits.tolist(), unions.tolist(), labelled]
 
-    fused = {rule: run_rule(fusion, rule, labels, planes_of(fusion, image, rule)) for rule in RULES}
+    fused = {rule: run_rule(fusion, rule, image, labels) for rule in RULES}
     return {
         "teachers": [score(label) for label in labels],
         "rules": {rule: [score(of.candidate), score(of.label)] for rule, of in fused.items()},

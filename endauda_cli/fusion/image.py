@@ -47,7 +47,7 @@ class Fusion:
 def planes_of(fusion: Fusion, image: str, rule: str) -> Planes:
     """The certainties of an image, read when the rule asks for them."""
     teachers = list(fusion.readers.values())
-    if not fusion.config.renormalise or "renormalise" not in RULES[rule].options:
+    if not _renormalises(fusion, rule):
         return lambda t, classes: teachers[t].planes(image, classes)
     whole: dict[int, tuple[UInt8, NDArray[np.float32]]] = {}
 
@@ -65,17 +65,27 @@ def planes_of(fusion: Fusion, image: str, rule: str) -> Planes:
     return renormalised
 
 
-def run_rule(
-    fusion: Fusion, rule: str, labels: UInt8, planes: Planes, threshold: float | None = None
-) -> Fused:
-    """A rule over one image, on the device of choice; the result is in NumPy arrays."""
+def _renormalises(fusion: Fusion, rule: str) -> bool:
+    return fusion.config.renormalise and "renormalise" in RULES[rule].options
+
+
+def run_rule(fusion: Fusion, rule: str, image: str, labels: UInt8, threshold: float | None = None) -> Fused:
+    """A rule over one image, on the device of choice; the result is in NumPy arrays.
+
+    What a network left on the device is not copied; labels are counted here in any case, and small.
+    """
     recipe = fusion.recipe if threshold is None else replace(fusion.recipe, threshold=threshold)
+    planes = planes_of(fusion, image, rule)
     if fusion.device == "cpu":
         return fuse_image(rule, labels, planes, recipe)
     import torch
 
+    left_there = [getattr(reader, "tensors", None) for reader in fusion.readers.values()]
+
     def on_device(t: int, classes: Sequence[int]) -> Any:
-        return torch.from_numpy(planes(t, classes)).to(fusion.device)
+        ask = None if _renormalises(fusion, rule) else left_there[t]
+        found = torch.from_numpy(planes(t, classes)) if ask is None else ask(image, classes)
+        return found.to(fusion.device)
 
     with torch.inference_mode():
         fused = fuse_image(rule, torch.from_numpy(labels).to(fusion.device), on_device, recipe)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
-from endauda_cli.exporting import teacher_maps
+from endauda_cli.exporting import teacher_tensors
 from endauda_cli.labels import image_size
 from endauda_cli.progress import silent
 from endauda_cli.teachers import open_teacher
@@ -40,11 +40,11 @@ class Network:
 
     Attributes:
         facts: what its archive would say of it; what its outputs depend on beside the images.
-        maps: yields label map (H, W) and certainties (C, H, W), uint8, of each image, in order.
+        maps: yields label map (H, W) and certainties (C, H, W), uint8, of each image, in order, where it runs.
     """
 
     facts: Mapping[str, Any]
-    maps: Callable[[Sequence[Path]], Iterator[tuple[UInt8, ...]]]
+    maps: Callable[[Sequence[Path]], Iterator[tuple[torch.Tensor, ...]]]
 
 
 def open_network(
@@ -65,7 +65,7 @@ def open_network(
     """
     teacher = open_teacher(path, classes, network, arch=arch, backbone=backbone, size=size, report=report)
     facts = {**teacher.attributes(classes), "amp": inference.amp}
-    return Network(facts, lambda images: teacher_maps(teacher, images, inference, device, silent))
+    return Network(facts, lambda images: teacher_tensors(teacher, images, inference, device, silent))
 
 
 def refuse_other_archive(name: str, archive: Path, network: Network) -> None:
@@ -90,7 +90,8 @@ def refuse_other_archive(name: str, archive: Path, network: Network) -> None:
 class NetworkReader:
     """What a network says of images, by their ids, as :class:`archive.CertaintyReader` gives it from disk.
 
-    Threads may share it; the network does one image at a time.
+    Threads may share it; the network does one image at a time. Results stay on its device: a rule that runs there too
+    takes ``tensors``, and nothing else is copied than what is asked for in arrays.
 
     Args:
         network: the teacher.
@@ -107,7 +108,7 @@ class NetworkReader:
         self.ids = tuple(sorted(images))
         self._facts = json.dumps(dict(network.facts), sort_keys=True)
         self._lock = threading.Lock()
-        self._results: OrderedDict[str, tuple[UInt8, ...]] = OrderedDict()
+        self._results: OrderedDict[str, tuple[torch.Tensor, ...]] = OrderedDict()
 
     def __contains__(self, id: object) -> bool:
         return id in self.images
@@ -128,27 +129,31 @@ class NetworkReader:
 
     def labels(self, id: str) -> UInt8:
         """The label map: (H, W) uint8 train ids."""
-        return self._run(id)[0]
+        return _array(self._run(id)[0])
 
     def plane(self, id: str, c: int) -> UInt8:
         """The certainty of class ``c``: (H, W) uint8, percent 0..100."""
-        plane: UInt8 = self._run(id)[1][c]
-        return plane
+        return _array(self._run(id)[1][c])
 
     def planes(self, id: str, classes: Sequence[int]) -> UInt8:
         """The certainties of some classes, in that order: (len(classes), H, W) uint8, percent 0..100."""
-        return self._run(id)[1][list(classes)]
+        return _array(self.tensors(id, classes))
 
     def certainty(self, id: str) -> UInt8:
         """The certainties of all classes: (C, H, W) uint8, percent 0..100."""
-        return self._run(id)[1]
+        return _array(self._run(id)[1])
+
+    def tensors(self, id: str, classes: Sequence[int]) -> torch.Tensor:
+        """As ``planes``, on the network's device; not to be written to."""
+        certainty = self._run(id)[1]
+        return certainty if list(classes) == list(range(len(certainty))) else certainty[list(classes)]
 
     def _file(self, id: str) -> Path:
         if id not in self.images:
             raise DataError(f"there is no image {id!r} among the target's {len(self.images):,} images")
         return self.images[id]
 
-    def _run(self, id: str) -> tuple[UInt8, ...]:
+    def _run(self, id: str) -> tuple[torch.Tensor, ...]:
         with self._lock:
             if id not in self._results:
                 while len(self._results) >= self.kept:
@@ -156,3 +161,8 @@ class NetworkReader:
                 (self._results[id],) = self.network.maps([self._file(id)])
             self._results.move_to_end(id)
             return self._results[id]
+
+
+def _array(tensor: torch.Tensor) -> UInt8:
+    array: UInt8 = tensor.cpu().numpy()
+    return array

@@ -248,7 +248,7 @@ def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
 def _certainty(fusion: Fusion, image: str, labels: UInt8) -> UInt8:
     """(h, w) uint8 0..255, small: how certain the owner is of the label before the threshold, or the teachers are."""
     planes = planes_of(fusion, image, fusion.config.rule)
-    label = _small(run_rule(fusion, fusion.config.rule, labels, planes, threshold=0).candidate)
+    label = _small(run_rule(fusion, fusion.config.rule, image, labels, threshold=0).candidate)
     sure = np.zeros(label.shape, np.float32)
     present = [int(c) for c in np.unique(label) if c != IGNORE]
     for t in range(len(labels)):

@@ -148,7 +148,7 @@ def test_who_gives_no_label_is_left_out() -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    teachers=st.integers(1, 5),
+    teachers=st.sampled_from([1, 2, 3, 5, 20]),
     num_classes=st.integers(2, 7),
     ignored=st.booleans(),
 )
@@ -296,3 +296,35 @@ def test_a_class_that_nobody_names_is_given_to_no_pixel() -> None:
     assert fused(np.full_like(labels, 255), nothing, model).max() < NUM_CLASSES, (
         "of nothing anything can follow"
     )
+
+
+def test_evidence_of_many_teachers_who_contradict_each_other_is_not_lost_in_rounding() -> None:
+    """Forty times evidence of e^-12 is no float. In turn they speak for 0 and for 1; a little more for 1."""
+    teachers = 40
+    model = fit(*ensemble(*(teacher(truth_of(500), 0.9, 2, seed) for seed in range(teachers))), NUM_CLASSES)
+    evidence = np.full_like(model.evidence, -14)
+    evidence[::2, :, 0] = evidence[1::2, :, 1] = -1
+    evidence[::2, :, 1], evidence[1::2, :, 0] = -12.9, -13.1
+    even = np.zeros(NUM_CLASSES)
+    model = replace(
+        model, evidence=evidence, prior=even.astype(np.float32), iou=even, union=np.ones(NUM_CLASSES)
+    )
+    labels = np.zeros((teachers, 1), np.uint8)
+    labels[1::2] = 1
+    certainties = np.full((teachers, 1, NUM_CLASSES), 25, np.uint8)
+    planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
+    found = believed(np.ascontiguousarray(labels[:, None]), planes, model)
+    assert found.candidate[0, 0] == 1
+    belief = believe(labels, certainties, model)
+    assert found.certainty[0, 0] == pytest.approx(100 * belief[0, 1], rel=1e-3)
+
+
+def test_a_pixel_that_nobody_is_certain_of_is_decided_all_the_same() -> None:
+    """To a high power, what half a percent stands for is nothing, and there is no share of it."""
+    truth = truth_of(500)
+    labels, certainties = ensemble(*(teacher(truth, 0.9, 2, seed) for seed in (1, 2)))
+    model = replace(fit(labels, certainties, NUM_CLASSES), powers=np.full(2, 20.0))
+    planes = np.zeros((2, NUM_CLASSES, 1, 500), np.uint8)
+    found = believed(np.ascontiguousarray(labels[:, None]), planes, model)
+    assert np.isfinite(found.certainty).all()
+    assert all(own in given for own, given in zip(found.candidate[0], labels.T.tolist(), strict=True))

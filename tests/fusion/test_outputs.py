@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, TeacherOutputs, join_classes
 from endauda_cli.archive.joined import JoinedReader
+from endauda_cli.config import FuseConfig
+from endauda_cli.domains import CITYSCAPES, make_task
 from endauda_cli.errors import EndaudaError
+from endauda_cli.fusion.image import Fusion, run_rule
 from endauda_cli.fusion.live import Network, NetworkReader
+from endauda_cli.fusion.rules import Recipe
+from endauda_cli.fusion.rules.consensus import fit
+from endauda_cli.types import FusionRule
 from tests.support.command_lines import put_image
 
 if TYPE_CHECKING:
@@ -56,7 +64,9 @@ def network(folder: Path) -> NetworkReader:
     images = {image: folder / f"{image}.png" for image in IDS}
     for path in images.values():
         put_image(path, np.zeros(SIZE, np.uint8), 0)
-    run = Network({"teacher": "x"}, lambda paths: (said(path.stem) for path in paths))
+    run = Network(
+        {"teacher": "x"}, lambda paths: (tuple(map(torch.from_numpy, said(path.stem))) for path in paths)
+    )
     return NetworkReader(run, CLASSES, images)
 
 
@@ -107,3 +117,30 @@ def test_what_is_not_there_is_told(outputs: TeacherOutputs) -> None:
 def test_a_class_that_nobody_has_is_refused(outputs: TeacherOutputs) -> None:
     with pytest.raises(EndaudaError, match="'tram'"):
         JoinedReader(outputs, ("road", "tram"))
+
+
+@pytest.mark.parametrize("rule", FusionRule)
+def test_a_rule_on_the_device_takes_what_a_network_left_there(
+    rule: FusionRule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch, here on the CPU: the labels of the compiled kernels, and no certainty on its way between the two."""
+    one, other = network(tmp_path / "one"), JoinedReader(network(tmp_path / "other"), CLASSES[::-1])
+    readers: dict[str, TeacherOutputs] = {"one": one, "other": JoinedReader(other, CLASSES)}
+    labels = np.stack([reader.labels("a") for reader in readers.values()])
+    certainties = np.stack([reader.certainty("a") for reader in readers.values()])
+    pixels = labels.reshape(2, -1), certainties.reshape(2, len(CLASSES), -1).transpose(0, 2, 1)
+    delta = tuple(float(10 * c) for c in range(len(CLASSES)))
+    recipe = Recipe(len(CLASSES), (0, 1, 0), threshold=20, delta=delta, model=fit(*pixels, len(CLASSES)))
+    domain = replace(CITYSCAPES, classes=CLASSES, palette=CITYSCAPES.palette[: len(CLASSES)])
+    fusion = Fusion(
+        FuseConfig(teachers=("one", "other")), make_task(domain, domain), readers, recipe, {}, "cpu"
+    )
+    expected = run_rule(fusion, rule, "a", labels)
+
+    def refuse(self: NetworkReader, *asked: object) -> None:
+        raise AssertionError("certainties were copied")
+
+    for name in ("plane", "planes", "certainty"):
+        monkeypatch.setattr(NetworkReader, name, refuse)
+    found = run_rule(replace(fusion, device="cpu:0"), rule, "a", labels)
+    assert all(map(np.array_equal, expected, found))

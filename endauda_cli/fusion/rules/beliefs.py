@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL
+from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY
 from endauda_cli.jit import jit
 from endauda_cli.threads import in_bands
 
@@ -109,7 +109,7 @@ def _look_up(label, planes, powers, start, stop, scaled, mean, named, second):  
             rank = np.uint16(0) if given[i] == own else rank
             second[i] = max(second[i], rank)
     for i in range(pixels):
-        total[i] = np.float32(1) / total[i]
+        total[i] = np.float32(1) / max(total[i], np.float32(TINY))
     for c in range(num_classes):
         probability, sum_of_all = scaled[c], mean[c]
         for i in range(pixels):
@@ -145,7 +145,7 @@ def _rescale(product):  # type: ignore[no-untyped-def]
         top = np.float32(0)
         for c in range(num_classes):
             top = max(top, belief[c])
-        by = np.float32(1) / top
+        by = np.float32(1) / max(top, np.float32(TINY))
         for c in range(num_classes):
             belief[c] *= by
 
@@ -165,12 +165,12 @@ def _join(product, mean, named, num_teachers, belief):  # type: ignore[no-untype
     for c in range(num_classes):
         own, scaled = belief[c], mean[c]
         for i in range(BLOCK):
-            own[i] /= top[i]
+            own[i] /= max(top[i], np.float32(TINY))
             total[i] += own[i] * own[i]
         for i in range(BLOCK):
             own[i] *= np.sqrt(scaled[i])
     for i in range(BLOCK):
-        total[i] = np.float32(1) / np.sqrt(total[i] * num_teachers)
+        total[i] = np.float32(1) / np.sqrt(max(total[i], np.float32(TINY)) * num_teachers)
     for c in range(num_classes):
         own, known = belief[c], named[c]
         for i in range(BLOCK):

@@ -53,6 +53,8 @@ SMOOTHING = 1e-3
 DISCOUNT = 0.7
 """Exponent of the product of evidence: 1 would be right if teachers erred independently."""
 FLOOR = 1e-6
+TINY = 1e-30
+"""What may be 0, where something is divided by it: to a high power, half a percent is nothing."""
 SMALLEST = 1e-4
 """Share of pixels below which a class is worth no more per pixel."""
 RIVAL = 0.5

@@ -381,9 +381,10 @@ def _rank_and_average(stack: Array, delta: Array, best: Array, label: UInt8, fir
 
 @jit
 def _compare(a: Array, b: Array, rank_a: UInt8, rank_b: UInt8) -> None:
-    """Each pixel's higher value of two classes, of equals the later class's, moves one rank up."""
+    """Each pixel's higher value of two classes, of equals the later class's, moves one rank up. (Equal are also those
+    that are no number: a pixel of zeros has no shares, of any class.)"""
     for i in range(len(a)):
-        later = np.uint8(a[i] <= b[i])
+        later = np.uint8(not a[i] > b[i])
         rank_b[i] += later
         rank_a[i] += np.uint8(1) - later
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL
+from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY
 from endauda_cli.fusion.rules.rule import Fused, Kernel, Planes, Recipe
 from endauda_cli.types import Border, FusionRule, Unclaimed
 
@@ -51,12 +51,12 @@ def plf(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
 def certainty(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     """As ``cpu.certainty``, of tensors on one device: labels (T, H, W) uint8, planes (K, H, W) percent."""
     best = torch.full(labels.shape[1:], -1, dtype=torch.float32, device=labels.device)
-    candidate = torch.zeros_like(labels[0])
+    candidate, teachers = torch.zeros_like(labels[0]), _number(labels)
     for c in range(recipe.num_classes):
         total = torch.zeros_like(best)
         for t in range(len(labels)):
             total += planes(t, [c])[0]  # sums of bytes are exact in float32
-        _raise(best, candidate, total / len(labels), c)
+        _raise(best, candidate, total / teachers, c)
     return _kept(labels, recipe, candidate, best)
 
 
@@ -68,9 +68,9 @@ def soft_label(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
         order = planes(t, range(recipe.num_classes)).argsort(dim=0, stable=True)  # class at each rank
         totals.scatter_add_(0, order, delta[:, None, None].expand_as(totals))
     best = torch.full_like(totals[0], -1)
-    candidate = torch.zeros_like(labels[0])
+    candidate, teachers = torch.zeros_like(labels[0]), _number(labels)
     for c, total in enumerate(totals):
-        _raise(best, candidate, total / len(labels), c)
+        _raise(best, candidate, total / teachers, c)
     return _kept(labels, recipe, candidate, best)
 
 
@@ -133,7 +133,7 @@ def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Ten
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     for t, (label, certainty) in enumerate(zip(labels, planes, strict=True)):
         scaled = tables.powers[t][certainty.int()]
-        mean += scaled / scaled.sum(0)
+        mean += scaled / scaled.sum(0).clamp_(min=TINY)
         own = classes == label
         named |= own | (certainty > 0)
         # The runner-up, of equals the lowest class; then the word, the last one where no label is given.
@@ -145,8 +145,8 @@ def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Ten
         word = (given * num_classes + second) * (tables.edges.shape[2] + 1) + quarter
         word = torch.where(label < num_classes, word, tables.factors.shape[2] - 1)
         product *= tables.factors[t][:, word]
-        product /= product.amax(0)  # the product of many words is too small for float32
-    product /= product.square().sum(0).sqrt_()  # now the root of probabilities
+        product /= product.amax(0).clamp_(min=TINY)  # the product of many words is too small for float32
+    product /= product.square().sum(0).clamp_(min=TINY).sqrt_()  # now the root of probabilities
     return product.mul_(mean.div_(len(planes)).sqrt_()).add_(FLOOR), named
 
 
@@ -163,6 +163,12 @@ def _most_gain(belief: Tensor, named: Tensor, tables: _Tables) -> tuple[Tensor, 
         label.masked_fill_(better, c)
         best, sure = torch.where(better, gain, best), torch.where(better, p, sure)
     return label, 100 * sure
+
+
+def _number(labels: Tensor) -> Tensor:
+    """How many teachers there are, on the device: CUDA multiplies by the inverse of a number of Python's, which rounds
+    otherwise than the division of the compiled kernels."""
+    return torch.full((), float(len(labels)), device=labels.device)
 
 
 def _raise(best: Tensor, label: Tensor, value: Tensor, c: int) -> None:
