@@ -160,7 +160,6 @@ def measure(repeat: int) -> list[dict[str, object]]:
 COLUMNS = ("ms", "ms", ".0f"), ("empty program, ms", "empty_ms", ".0f"), ("ratio", "ratio", ".2f")
 NETWORK_COLUMNS = ("CPU s", "cpu_s", ".2f"), ("beyond import torch", "beyond_torch_s", ".2f")
 """Of the tables: title, key, how it is shown."""
-NETWORK = ("--device", "cpu", "--size", "64x32", "--quiet")
 STUDENT = "runs/gta5/student/last.pt"
 TORCH = "import torch"
 COMMANDS = {
@@ -198,7 +197,9 @@ def make_images(root: Path) -> None:
 def cpu_seconds(program: str, words: Sequence[str], workspace: Path) -> float:
     """Of a process and its threads, from start to end; it must end well."""
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, "-c", program, *words], cwd=workspace, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *words], cwd=workspace, stdout=said, stderr=said
+        )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -211,9 +212,8 @@ def measure_networks(repeat: int) -> list[dict[str, object]]:
     """Of each command, its CPU seconds and those beyond an import of torch in the same repeat."""
 
     def spent(command: str, name: str) -> float:
-        words = [*COMMANDS[command].format(name).split(), *NETWORK]
-        if command in WITHOUT_SIZE:
-            words.remove("--size"), words.remove("64x32")
+        size = () if command in WITHOUT_SIZE else ("--size", "64x32")
+        words = [*COMMANDS[command].format(name).split(), "--device", "cpu", "--quiet", *size]
         return cpu_seconds(OURS[1], words, workspace)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +241,9 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=15, help="how often each is run (default: 15)")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--networks", action="store_true", help="the commands that need a network, CPU seconds")
+    parser.add_argument(
+        "--networks", action="store_true", help="the commands that need a network, CPU seconds"
+    )
     given = parser.parse_args()
     rows = measure_networks(given.repeat) if given.networks else measure(given.repeat)
     about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

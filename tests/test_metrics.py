@@ -17,11 +17,12 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, DOMAINS, make_task
 from endauda_cli.errors import DataError
-from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
 from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth, write_label
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import silent
+from endauda_cli.scoring import score_predictions
 from endauda_cli.segmenter import Segmenter, certainty_maps, label_map
 from endauda_cli.transforms import Preprocessing
 from tests import support
