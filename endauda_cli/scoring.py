@@ -11,11 +11,20 @@ import numpy as np
 from endauda_cli.datasets import one_per_image
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import DataError
-from endauda_cli.foreign import as_label_ids, read_values
-from endauda_cli.labels import Strays, read_truth, refuse_empty_truth, train_ids_of
-from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.foreign import as_label_ids, palette_of, values_of
+from endauda_cli.labels import (
+    Strays,
+    read_label_ids,
+    read_truth,
+    refuse_empty_truth,
+    stored_ids_of,
+    train_ids_of,
+    truth_of_ids,
+)
+from endauda_cli.metrics import ConfusionMatrix, pairs
 from endauda_cli.patterns import files_below
 from endauda_cli.progress import Note, Reporter, Tick
+from endauda_cli.rasters import open_raster
 from endauda_cli.results import EvalResult
 from endauda_cli.threads import ordered_map
 from endauda_cli.types import PredictionIds
@@ -77,18 +86,37 @@ def score_predictions(
     strays = Strays(domain)
     reading = _Reading(folder, domain, ids)
 
-    def load(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool]:
-        return truth_of(sample, domain, strays), *read_values(files[sample.id], domain)
+    def load(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool, NDArray[np.int64]]:
+        return _pairs_of(sample, files[sample.id], domain, strays)
 
     with ThreadPoolExecutor(workers) as pool:
         loaded = ordered_map(pool, load, samples, workers + 2)
         report(Tick("scoring", 0, len(samples)))
-        for done, (sample, (truth, values, by_palette)) in enumerate(zip(samples, loaded, strict=True), 1):
-            refuse_sizes(truth, values, sample)
-            reading.count(files[sample.id], truth, values, by_palette)
+        for done, (sample, of_image) in enumerate(zip(samples, loaded, strict=True), 1):
+            reading.count(files[sample.id], *of_image)
             report(Tick("scoring", done, len(samples), running(reading.confusion)))
     warn_of(strays, report)
     return result_of(reading.decide(report), domain, str(folder), split, len(samples), None)
+
+
+def _pairs_of(
+    sample: Sample, prediction: Path, domain: Domain, strays: Strays
+) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool, NDArray[np.int64]]:
+    """The pairs of train ids of the truth and values of the prediction that occur, whether the latter are train ids
+    that a palette gave, and the pixels of each pair."""
+    if sample.label is None:
+        raise DataError(f"{sample.image}: has no ground truth")
+    if domain.labels_in_first_channel:
+        ids: NDArray[Any] = read_label_ids(sample.label, first_channel=True)
+    else:
+        with open_raster(sample.label) as raster:
+            ids = stored_ids_of(raster)
+    with open_raster(prediction) as raster:
+        values, palette = stored_ids_of(raster), palette_of(raster)
+    refuse_sizes(ids, values, sample)
+    of_truth, of_prediction, counts = pairs(ids, values)
+    truth = truth_of_ids(sample.label, of_truth, domain, strays, counts)
+    return truth, *values_of(prediction, of_prediction, palette, domain), counts
 
 
 class _Reading:
@@ -108,9 +136,14 @@ class _Reading:
         return self._label if self._ids == PredictionIds.LABEL else self._train
 
     def count(
-        self, file: Path, truth: NDArray[np.uint8], values: NDArray[np.int32], by_palette: bool
+        self,
+        file: Path,
+        truth: NDArray[np.uint8],
+        values: NDArray[np.int32],
+        by_palette: bool,
+        counts: NDArray[np.int64],
     ) -> None:
-        """One image.
+        """One image, as :func:`_pairs_of` gives it.
 
         Raises:
             DataError: if its values are neither train ids nor label ids.
@@ -136,8 +169,8 @@ class _Reading:
         if labels is None:
             labels = train
         self._differ |= not np.array_equal(labels, train)
-        self._train.update(truth, train)
-        self._label.update(truth, labels)
+        self._train.update(truth, train, counts)
+        self._label.update(truth, labels, counts)
 
     def decide(self, report: Reporter) -> ConfusionMatrix:
         """The counts of what the predictions are.
