@@ -2,11 +2,15 @@
 
     python benchmarks/startup.py
     python benchmarks/startup.py --repeat 31 --json
+    python benchmarks/startup.py --networks --repeat 5
 
 What is timed is a process from its start to its end. The empty program answers TAB after its name in Typer's own
 protocol, ``endauda`` answers it in that of its scripts: after its name, after ``fuse --teachers`` and after
 ``test --weights``, in a workspace of three archives and a run. fish asks the empty program twice for one TAB; one call
 is counted. The programs take turns within each repeat; medians, and the median of the ratios within the repeats.
+
+``--networks`` counts the CPU seconds of commands on one tiny image, from start to end, and how many of them are beyond
+those of ``python -c "import torch"`` in the same repeat; medians again. A first, untimed round fills numba's cache.
 """
 
 from __future__ import annotations
@@ -22,11 +26,18 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from endauda_cli.completion.tab import LINE, VARIABLE
+from endauda_cli.domains import CITYSCAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EMPTY = """
 import typer
@@ -146,24 +157,106 @@ def measure(repeat: int) -> list[dict[str, object]]:
     ]
 
 
+COLUMNS = ("ms", "ms", ".0f"), ("empty program, ms", "empty_ms", ".0f"), ("ratio", "ratio", ".2f")
+NETWORK_COLUMNS = ("CPU s", "cpu_s", ".2f"), ("beyond import torch", "beyond_torch_s", ".2f")
+"""Of the tables: title, key, how it is shown."""
+STUDENT = "runs/gta5/student/last.pt"
+TORCH = "import torch"
+COMMANDS = {
+    "train, 1 step": "train --labels plf --backbone mobilenet --steps 1 --crop 32x32 --batch-size 2 --name {}",
+    "test": f"test --weights {STUDENT}",
+    "export-teacher": f"export-teacher {{}} --weights {STUDENT}",
+    "fuse, archives": "fuse --teachers stored other --name archives-{}",
+    "fuse, live": f"fuse --teachers live={STUDENT} stored --name live-{{}}",
+    "test --predictions": "test --predictions predictions",
+}
+"""Lines of words, with a name that is new in each repeat."""
+WITHOUT_SIZE = ("fuse, archives", "test --predictions")
+MADE_FIRST = ("train, 1 step", "student"), ("export-teacher", "stored"), ("export-teacher", "other")
+
+
+def make_images(root: Path) -> None:
+    """One image of noise in each split, with labels, and a prediction, as Cityscapes has them."""
+    rng = np.random.default_rng(0)
+    data, size = root / "Warehouse/Cityscapes/data", (32, 64)
+    ids = sorted(i for i in CITYSCAPES.label_ids if CITYSCAPES.train_id(i) is not None)
+    train_ids = rng.integers(0, len(CITYSCAPES.classes), size, np.uint8)
+    for split in ("train", "val"):
+        files = {
+            f"leftImg8bit/{split}/a/{split}_000019_leftImg8bit": rng.integers(0, 255, (*size, 3), np.uint8),
+            f"gtFine/{split}/a/{split}_000019_gtFine_labelIds": rng.choice(ids, size).astype(np.uint8),
+        }
+        for name, pixels in files.items():
+            (data / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(data / f"{name}.png")
+    for path in (data / "gtFine/plf/train", root / "predictions/val"):
+        path.parent.mkdir()
+        Image.fromarray(train_ids).save(path.with_name(f"{path.name}_000019_leftImg8bit.png"))
+
+
+def cpu_seconds(program: str, words: Sequence[str], workspace: Path) -> float:
+    """Of a process and its threads, from start to end; it must end well."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *words], cwd=workspace, stdout=said, stderr=said
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(words)}: {said.read().decode()}")
+    return used.ru_utime + used.ru_stime
+
+
+def measure_networks(repeat: int) -> list[dict[str, object]]:
+    """Of each command, its CPU seconds and those beyond an import of torch in the same repeat."""
+
+    def spent(command: str, name: str) -> float:
+        size = () if command in WITHOUT_SIZE else ("--size", "64x32")
+        words = [*COMMANDS[command].format(name).split(), "--device", "cpu", "--quiet", *size]
+        return cpu_seconds(OURS[1], words, workspace)
+
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder)
+        make_images(workspace)
+        for command, name in MADE_FIRST:
+            spent(command, name)
+        rounds = []
+        for number in range(repeat + 1):  # the first for the caches
+            torch = cpu_seconds(TORCH, (), workspace)
+            rounds.append({TORCH: torch} | {command: spent(command, f"n{number}") for command in COMMANDS})
+    return [
+        {
+            "call": name,
+            "cpu_s": statistics.median(one[name] for one in rounds[1:]),
+            "beyond_torch_s": statistics.median(one[name] - one[TORCH] for one in rounds[1:]),
+        }
+        for name in (TORCH, *COMMANDS)
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeat", type=int, default=15, help="how often each is run (default: 15)")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--networks", action="store_true", help="the commands that need a network, CPU seconds"
+    )
     given = parser.parse_args()
-    rows = measure(given.repeat)
+    rows = measure_networks(given.repeat) if given.networks else measure(given.repeat)
     about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if given.json:
         print(json.dumps({"repeat": given.repeat, "machine": about, "calls": rows}, indent=1))
         return 0
     table = Table(title=f"Start to end, medians of {given.repeat}")
     table.add_column("")
-    for title in ("ms", "empty program, ms", "ratio"):
+    columns = NETWORK_COLUMNS if given.networks else COLUMNS
+    for title, _, _ in columns:
         table.add_column(title, justify="right")
     for row in rows:
-        table.add_row(str(row["call"]), f"{row['ms']:.0f}", f"{row['empty_ms']:.0f}", f"{row['ratio']:.2f}")
+        table.add_row(str(row["call"]), *(f"{row[key]:{shown}}" for _, key, shown in columns))
     console = Console()
     console.print(table)
     console.print(about)

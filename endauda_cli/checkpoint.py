@@ -16,6 +16,7 @@ from endauda_cli.errors import CheckpointError
 from endauda_cli.files import replacing
 from endauda_cli.models import ARCHS, BACKBONES, build_student, load_checkpoint
 from endauda_cli.models.reading import opened, read_content
+from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
@@ -179,6 +180,7 @@ def load_student(
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
     report: Reporter = silent,
+    content: object = None,
 ) -> LoadedStudent:
     """The network of a checkpoint, in eval mode on the CPU.
 
@@ -191,13 +193,14 @@ def load_student(
         arch, backbone: given by the user, or ``None``.
         size: (width, height) of the network's input, given by the user, or ``None``.
         report: told where wrappings around the weights were left out.
+        content: what ``read_content`` found in the file, if that was called already.
 
     Raises:
         CheckpointError: if the file is unreadable or belongs to another network or class table.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file of weights")
-    content = read_content(path)
+    content = read_content(path) if content is None else content
     meta = content.get("meta") if isinstance(content, dict) and "weights" in content else None
     meta = checked_meta(path, meta) if isinstance(meta, dict) else {}
     for option, given in (("arch", arch), ("backbone", backbone)):
@@ -212,7 +215,8 @@ def load_student(
         )
     arch = meta.get("arch") or arch or Arch.DEEPLABV3PLUS
     backbone = meta.get("backbone") or backbone or Backbone.DRN
-    model = build_student(arch, backbone, len(classes))
+    with Unfilled():
+        model = build_student(arch, backbone, len(classes))
     if told := load_checkpoint(model, path, content):
         report(Note(told))
     width, height = size or (meta["size"] if "size" in meta else DEFAULT_SIZE)

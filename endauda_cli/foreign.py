@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.domains import Colour, Domain
+    from endauda_cli.rasters import Raster
 
 BLACK = (0, 0, 0)
 
@@ -33,7 +34,19 @@ def read_values(path: Path, domain: Domain) -> tuple[NDArray[np.int32], bool]:
     """
     with open_raster(path) as raster:
         ids = label_ids_of(raster)
-        palette = raster.palette() if raster.mode == "P" else []
+        palette = palette_of(raster)
+    return values_of(path, ids, palette, domain)
+
+
+def palette_of(raster: Raster) -> list[Colour]:
+    """The colours of a palette file; none of any other."""
+    return raster.palette() if raster.mode == "P" else []
+
+
+def values_of(
+    path: Path, ids: NDArray[np.int32], palette: list[Colour], domain: Domain
+) -> tuple[NDArray[np.int32], bool]:
+    """:func:`read_values`, of what the file holds."""
     used = [int(value) for value in np.unique(ids)]
     means = _by_palette(used, palette, domain)
     if means is None:

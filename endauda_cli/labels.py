@@ -26,7 +26,7 @@ from endauda_cli.rasters import Raster, open_raster
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
-    from typing import BinaryIO
+    from typing import Any, BinaryIO
 
     from numpy.typing import NDArray
 
@@ -89,12 +89,14 @@ class Strays:
         self._of: Counter[int] = Counter()
         self._lock = Lock()
 
-    def count(self, ids: NDArray[np.int32], values: NDArray[np.int32]) -> None:
-        """One file's pixels, and those of them that have no name."""
-        found, counts = np.unique(values, return_counts=True)
+    def count(self, ids: NDArray[Any], unnamed: NDArray[np.bool], counts: NDArray[np.int64] | None) -> None:
+        """One file's values, which of them have no name, and how many pixels each stands for, if not for one."""
+        number = np.ones_like(ids, np.int64) if counts is None else counts
+        found, places = np.unique(ids[unnamed], return_inverse=True)
+        of_each = np.bincount(places, number[unnamed], len(found)).astype(np.int64)
         with self._lock:
-            self._pixels += ids.size
-            self._of.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            self._pixels += int(number.sum())
+            self._of.update(dict(zip(found.tolist(), of_each.tolist(), strict=True)))
 
     def warning(self) -> str | None:
         """What to tell, if they are more than a few."""
@@ -121,7 +123,21 @@ def read_truth(path: Path, domain: Domain, strays: Strays | None = None) -> UInt
     Raises:
         DataError: as :func:`read_label_ids`, or if an id is not in the domain's table.
     """
-    ids = read_label_ids(path, domain.labels_in_first_channel)
+    return truth_of_ids(path, read_label_ids(path, domain.labels_in_first_channel), domain, strays)
+
+
+def truth_of_ids(
+    path: Path,
+    ids: NDArray[Any],
+    domain: Domain,
+    strays: Strays | None = None,
+    counts: NDArray[np.int64] | None = None,
+) -> UInt8:
+    """Values of a ground truth file as uint8 train ids; ``counts``, if given, says how many pixels each stands for.
+
+    Raises:
+        DataError: if an id is not in the domain's table.
+    """
     lowest, highest = int(ids.min(initial=0)), int(ids.max(initial=0))
     if highest > 0xFFFF or lowest < 0:
         raise DataError(_unknown_id(path, lowest if lowest < 0 else highest, domain))
@@ -133,8 +149,9 @@ def read_truth(path: Path, domain: Domain, strays: Strays | None = None) -> UInt
         raise DataError(_unknown_id(path, int(found[0]), domain))
     if strays is not None:
         unnamed = np.array([i not in domain.label_ids for i in range(highest + 1)])
-        strays.count(ids, ids[unnamed[ids]])
-    return table[ids]
+        strays.count(ids, unnamed[ids], counts)
+    found_ids: UInt8 = table[ids]
+    return found_ids
 
 
 def shows_class(files: Iterable[Path], domain: Domain) -> bool:
@@ -240,10 +257,15 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def label_ids_of(raster: Raster) -> NDArray[np.int32]:
     """As :func:`read_label_ids`, of a file that is open."""
+    return stored_ids_of(raster).astype(np.int32)
+
+
+def stored_ids_of(raster: Raster) -> NDArray[Any]:
+    """The same in the width that they have in the file: uint8 for nearly all."""
     one_bit = raster.mode == "1" and raster.image.format == "PNG"
     if not one_bit:
         _refuse_mode(raster, LABEL_MODES, "one channel of label ids (mode L, P or I;16)")
-    return raster.ids().astype(np.int32)
+    return raster.ids()
 
 
 def _unknown_id(path: Path, value: int, domain: Domain) -> str:

@@ -7,7 +7,7 @@ columns the prediction. A class in neither is n/a (NaN) and left out of the mean
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,12 +36,18 @@ class ConfusionMatrix:
         self.pixels = 0
         self.labelled = 0
 
-    def update(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
+    def update(
+        self,
+        truth: NDArray[np.uint8],
+        prediction: NDArray[np.uint8],
+        counts: NDArray[np.int64] | None = None,
+    ) -> None:
         """Count one image.
 
         Args:
             truth: (H, W) uint8 train ids; values of C and above are left out.
             prediction: (H, W) uint8 train ids below C, or 255 for none.
+            counts: how many pixels each of them stands for, if not for one: see :func:`pairs`.
 
         Raises:
             ValueError: if the shapes differ or a prediction is neither below C nor 255. (The reference
@@ -55,11 +61,12 @@ class ConfusionMatrix:
             raise ValueError(f"prediction {prediction[covered].max()}, but there are {n} classes")
         known = truth < n
         counted = covered & known
+        missed = known & ~covered
         cells = n * truth[counted].astype(np.int64) + prediction[counted]
-        self.matrix += np.bincount(cells, minlength=n * n).reshape(n, n)
-        self.missed += np.bincount(truth[known & ~covered], minlength=n)
-        self.pixels += prediction.size
-        self.labelled += int(covered.sum())
+        self.matrix += _counted(cells, counts, counted, n * n).reshape(n, n)
+        self.missed += _counted(truth[missed], counts, missed, n)
+        self.pixels += prediction.size if counts is None else int(counts.sum())
+        self.labelled += int(covered.sum() if counts is None else counts[covered].sum())
 
     @property
     def coverage(self) -> float:
@@ -86,3 +93,33 @@ class ConfusionMatrix:
         iou = self.iou(strict) if classes is None else self.iou(strict)[list(classes)]
         known = iou[~np.isnan(iou)]
         return float(known.mean()) if known.size else math.nan
+
+
+def pairs(
+    truth: NDArray[Any], prediction: NDArray[Any]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """The (N,) pairs of values that occur in two maps of one size, and the number of pixels of each.
+
+    Whatever is asked of values is then asked of some hundred pairs instead of millions of pixels.
+
+    Args:
+        truth, prediction: (H, W) integers of at most 32 bits.
+    """
+    if truth.dtype == prediction.dtype == np.uint8:
+        cells = truth.astype(np.uint16)
+        cells <<= 8
+        cells |= prediction
+        counts = np.bincount(cells.ravel(), minlength=1 << 16)
+        found = np.flatnonzero(counts)
+        return (found >> 8).astype(np.int32), (found & 255).astype(np.int32), counts[found]
+    wide = truth.astype(np.int64).ravel() << 32 | prediction.astype(np.int32).ravel().view(np.uint32)
+    keys, counts = np.unique(wide, return_counts=True)
+    return (keys >> 32).astype(np.int32), keys.astype(np.uint32).view(np.int32), counts
+
+
+def _counted(
+    cells: NDArray[Any], counts: NDArray[np.int64] | None, chosen: NDArray[np.bool], length: int
+) -> NDArray[np.int64]:
+    """How many pixels are in each cell; sums of whole numbers are exact in float64."""
+    weights = None if counts is None else counts[chosen]
+    return np.bincount(cells, weights, length).astype(np.int64)

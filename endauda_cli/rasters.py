@@ -12,6 +12,7 @@ import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP", "DIB", "PPM", "GIF", "TG
 """Those that hold pixels, and whose decoders take no more than the header tells. Pillow knows more: EPS starts another
 program, JPEG 2000 takes 7 GB and a minute for a file of 300 bytes (of blocks of one pixel), AVIF is decoded at
 a size that its header hides, QOI in Python."""
+_PLUGINS = ("Mpo", "Tiff", "WebP", "Tga", "Sgi", "Pcx")
+"""Of ``FORMATS``, those that ``preinit`` leaves out."""
 DEFLATE = 1040
 """Bytes that one byte of deflated data can become."""
 _MOST_PER_BYTE = {
@@ -187,8 +190,11 @@ def first_channel(path: Path) -> Array | None:
 
 @cache
 def _formats() -> list[str]:
-    """Those of ``FORMATS`` that this Pillow has."""
-    Image.init()
+    """Those of ``FORMATS`` that this Pillow has; the plugins of its others, some forty, are not loaded."""
+    Image.preinit()
+    for plugin in _PLUGINS:
+        with suppress(ImportError):
+            import_module(f"PIL.{plugin}ImagePlugin")
     return [name for name in FORMATS if name in Image.OPEN]
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from endauda_cli.datasets import Sample, load_domain
 from endauda_cli.domains import CITYSCAPES, palette_of
 from endauda_cli.errors import DataError
-from endauda_cli.evaluation import refuse_unlabelled, score_predictions
 from endauda_cli.foreign import read_foreign
 from endauda_cli.labels import write_colour, write_label
 from endauda_cli.progress import Note, Tick, silent
+from endauda_cli.scoring import refuse_unlabelled, score_predictions
 from endauda_cli.types import PredictionIds
 
 if TYPE_CHECKING:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACKAGE = ROOT / "endauda_cli"
 
@@ -42,6 +48,27 @@ EXCEPTIONS = {
     "transforms": {"PIL"},
     "demo.street": {"PIL"},
 }  # Pillow resizes as published, and draws
+
+
+COMPILER = ("torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision")
+"""The compiler, which takes as long to load as torch itself, and what brings it along."""
+NOT_LOADED = {
+    "train --labels plf --steps 1 --crop 32x32 --batch-size 2": (*COMPILER, "numba"),
+    "test": (*COMPILER, "numba", "h5py", "hdf5plugin", "tensorboard"),
+    "export-teacher other --weights runs/tiny/student/last.pt": (*COMPILER, "tensorboard", "jinja2"),
+    "fuse --teachers live=runs/tiny/student/last.pt": (*COMPILER, "tensorboard"),
+    "test --predictions fused": (*COMPILER, "torch", "numba", "h5py", "hdf5plugin", "tensorboard"),
+}
+"""What a whole command never imports, besides the plugins of Pillow that no image file of ours needs."""
+TINY = """
+name = "tiny"
+classes = ["road", "car", "sky"]
+[train]
+images = "images/*.png"
+[val]
+images = "images/*.png"
+labels = "fused/*.png"
+"""
 
 
 class Import(NamedTuple):
@@ -171,3 +198,45 @@ def test_help_and_completion_load_nothing_heavy() -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=True
     )
     assert finished.stdout.split() == []
+
+
+def imported_by(line: str, workspace: Path) -> set[str]:
+    """All modules of a process in which the whole command ran."""
+    words = line.split()
+    if "--predictions" not in words:
+        words += ["--size", "64x32"]
+    program = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=open('modules', 'w')))"
+    program += "; from endauda_cli.cli import entry; entry()"
+    subprocess.run(
+        [sys.executable, "-c", program, *words, "--target", "tiny.toml", "--device", "cpu"],
+        cwd=workspace, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, check=True,
+    )  # fmt: skip
+    return set((workspace / "modules").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def tiny_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image, its labels and a student."""
+    root = tmp_path_factory.mktemp("workspace")
+    (root / "tiny.toml").write_text(TINY)
+    rng = np.random.default_rng(0)
+    for folder, shape in {"images": (32, 64, 3), "fused": (32, 64), "labels/tiny/plf": (32, 64)}.items():
+        (root / folder).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 3, shape, np.uint8)).save(root / folder / "one.png")
+    imported_by(
+        "train --labels plf --name student --backbone tiny --steps 1 --crop 32x32 --batch-size 2", root
+    )
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", NOT_LOADED)
+def test_commands_load_only_what_they_use(line: str, tiny_workspace: Path) -> None:
+    loaded = imported_by(line, tiny_workspace)
+    assert "endauda_cli.labels" in loaded
+    assert not loaded & {
+        *NOT_LOADED[line],
+        "PIL.EpsImagePlugin",
+        "PIL.AvifImagePlugin",
+        "PIL.Jpeg2KImagePlugin",
+    }

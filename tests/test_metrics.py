@@ -17,17 +17,19 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES, DOMAINS, make_task
 from endauda_cli.errors import DataError
-from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
 from endauda_cli.inference import run_network
 from endauda_cli.labels import read_truth, write_label
-from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.metrics import ConfusionMatrix, pairs
 from endauda_cli.progress import silent
+from endauda_cli.scoring import score_predictions
 from endauda_cli.segmenter import Segmenter, certainty_maps, label_map
 from endauda_cli.transforms import Preprocessing
 from tests import support
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -293,3 +295,23 @@ def test_export_softens_after_and_evaluation_before_the_resize() -> None:
     (evaluated,) = label_map(Segmenter(nn.Identity(), procedure=PROCEDURE), [logits[0].softmax(0)], size)
     assert torch.equal(evaluated, large(logits.softmax(1)).argmax(0).to(torch.uint8))
     assert not torch.equal(evaluated, label)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_pairs_count_as_their_pixels_do(kind: type[np.integer[Any]]) -> None:
+    rng = np.random.default_rng(0)
+    truth, prediction = (rng.integers(0, 5, (40, 50)).astype(kind) for _ in range(2))
+    prediction[rng.random(prediction.shape) < 0.2] = 255
+    truth[rng.random(truth.shape) < 0.1] = 200
+    plain, by_pairs = ConfusionMatrix(5), ConfusionMatrix(5)
+    plain.update(truth.astype(np.uint8), prediction.astype(np.uint8))
+    of_truth, of_prediction, counts = pairs(truth, prediction)
+    assert len(of_truth) == 36
+    by_pairs.update(of_truth.astype(np.uint8), of_prediction.astype(np.uint8), counts)
+    assert np.array_equal(plain.matrix, by_pairs.matrix) and np.array_equal(plain.missed, by_pairs.missed)
+    assert (plain.pixels, plain.labelled) == (by_pairs.pixels, by_pairs.labelled)
+
+
+def test_pairs_of_any_integers() -> None:
+    truth, prediction = (np.array(values, np.int32) for values in ([[-3, 70000, -3]], [[-1, 2**31 - 1, -1]]))
+    assert [part.tolist() for part in pairs(truth, prediction)] == [[-3, 70000], [-1, 2**31 - 1], [2, 1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import Located, OnDevice, Passes, TargetData, arch_option, backbone_option
 from endauda_cli.commands.session import open_session
@@ -12,6 +13,9 @@ from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 from endauda_cli.workspace import check_label_set
+
+if TYPE_CHECKING:
+    from endauda_cli.commands.session import Session
 
 _SCORED = "What is scored"
 
@@ -60,32 +64,20 @@ def run(options: Test) -> None:
     if options.predictions is not None and options.weights is not None:
         raise ConfigError("give either --weights or --predictions")
     session = open_session("test", options, options.device)
+    if options.predictions is not None:
+        _score_predictions(session, options, session.path(options.predictions))
+        return
     with session.terminal.loading("torch"):
         from endauda_cli.checkpoint import load_student
         from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import (
-            PROCEDURE,
-            Scoring,
-            evaluate,
-            refuse_unlabelled,
-            score_predictions,
-            write_evaluation,
-        )
+        from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, write_evaluation
+        from endauda_cli.scoring import refuse_unlabelled
         from endauda_cli.segmenter import Segmenter
 
     split, domain = options.split, session.task.target
     samples = session.target_samples(split, need_labels=True)
     with process_group(session.device()) as where, session.terminal as terminal:
         refuse_unlabelled(samples, domain, split)
-        if options.predictions is not None:
-            folder = session.path(options.predictions)
-            check_label_set(folder, session.task.source.name, session.task.classes)
-            terminal.show(
-                score_predictions(
-                    folder, samples, domain, terminal.report, split, options.workers, options.prediction_ids
-                )
-            )
-            return
         path = (
             session.weights(options.weights)
             if options.weights
@@ -110,6 +102,22 @@ def run(options: Test) -> None:
             with phase(terminal.report, "writing the report"):
                 write_evaluation(out, result, samples, domain)
             terminal.show(result)
+
+
+def _score_predictions(session: Session, options: Test, folder: Path) -> None:
+    """Label PNGs; no network, so torch is not loaded."""
+    from endauda_cli.scoring import refuse_unlabelled, score_predictions
+
+    split, domain = options.split, session.task.target
+    samples = session.target_samples(split, need_labels=True)
+    with session.terminal as terminal:
+        refuse_unlabelled(samples, domain, split)
+        check_label_set(folder, session.task.source.name, session.task.classes)
+        terminal.show(
+            score_predictions(
+                folder, samples, domain, terminal.report, split, options.workers, options.prediction_ids
+            )
+        )
 
 
 command = make_command(Test, run)

@@ -26,7 +26,7 @@ from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.demo import street
 from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
 from endauda_cli.errors import ConfigError
-from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, score_predictions, write_evaluation
+from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, write_evaluation
 from endauda_cli.exporting import export_network
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
@@ -34,6 +34,7 @@ from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
 from endauda_cli.results import DemoResult, EvalResult, Score
+from endauda_cli.scoring import score_predictions
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import open_teacher
 from endauda_cli.training.data import Example, Stream

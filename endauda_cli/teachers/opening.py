@@ -19,6 +19,7 @@ from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
 from endauda_cli.models.reading import no_weights, read_content
+from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
@@ -139,15 +140,14 @@ def _from_checkpoint(
     if not ours and arch is None and backbone is None:
         network = network or _network_of(path, content)
     if ours or network is None:
-        student = load_student(path, outputs, arch, backbone, report=report)
+        student = load_student(path, outputs, arch, backbone, report=report, content=content)
         facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
         segmenter = Segmenter(student.model, student.preprocessing)
     else:
         spec = TEACHERS[network]
         key = _variant(spec.network, state_dict_in(path, content))
-        with torch.device("meta"):  # no time for random weights that are overwritten
+        with Unfilled():
             module = build_teacher(key, len(outputs))
-        module.to_empty(device="cpu")
         _refuse_other_project(path, network, content)
         if told := load_checkpoint(module, path, content):
             report(Note(told))

@@ -12,6 +12,7 @@ from endauda_cli.models import parameter_groups
 from endauda_cli.models.recomputing import recompute_blocks
 from endauda_cli.training.averaging import Average
 from endauda_cli.training.methods import METHODS
+from endauda_cli.training.sgd import SGD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,11 +109,11 @@ def make_state(student: Student, config: TrainConfig, num_classes: int, device: 
     return TrainState(student, make_optimizer(student, config), method, average=average)
 
 
-def make_optimizer(student: Student, config: TrainConfig) -> torch.optim.SGD:
+def make_optimizer(student: Student, config: TrainConfig) -> SGD:
     """Nesterov SGD with the published groups: backbone at the base rate, the rest at a multiple of that."""
     base, tenfold = parameter_groups(student)
     groups = [{"params": base, "lr_scale": 1.0}, {"params": tenfold, "lr_scale": config.head_rate}]
-    return torch.optim.SGD(
+    return SGD(
         groups,
         lr=config.learning_rate,
         momentum=config.momentum,
