@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SAMPLED_IMAGES = 200
 SAMPLED_PIXELS = 100_000
 """Label-free statistics need no more: they are means over pixels, and neighbours say the same."""
-STATISTICS_VERSION = 1
+STATISTICS_VERSION = 2
 """Grows when what is computed from the same archives changes, so that what was kept is computed again."""
 
 

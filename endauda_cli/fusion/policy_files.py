@@ -98,6 +98,7 @@ def expected_arrays(teachers: int, classes: int) -> Expected:
         "evidence": (np.float32, (teachers, classes * classes * BINS + 1, classes)),
         "prior": (np.float32, (classes,)),
         "powers": (np.float64, (teachers,)),
+        "weights": (np.float64, (teachers,)),
         "iou": (np.float64, (classes,)),
         "union": (np.float64, (classes,)),
     }

@@ -286,7 +286,7 @@ def test_a_class_that_nobody_names_is_given_to_no_pixel() -> None:
     certainties[..., 3] = 0
     model = fit(labels, certainties, NUM_CLASSES)
     assert 3 not in fused(labels, certainties, model)
-    convinced = replace(model, evidence=model.evidence + np.array([0, 0, 0, 6], np.float32))
+    convinced = replace(model, evidence=model.evidence + np.array([0, 0, 0, 8], np.float32))
     now = fused(labels, certainties, convinced)
     assert 3 not in now and len(np.unique(now)) > 1
     some = certainties.copy()

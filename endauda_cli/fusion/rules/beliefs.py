@@ -63,7 +63,7 @@ def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
 
 @jit
 def _decide(  # type: ignore[no-untyped-def]
-    labels, planes, edges, factors, prior, powers, iou, weight, candidate, certainty, claims, first, last
+    labels, planes, edges, factors, prior, powers, share, iou, weight, candidate, certainty, claims, first, last
 ):
     """Pixels ``first`` to ``last`` (exclusive)."""
     num_teachers, num_classes, _ = planes.shape
@@ -79,16 +79,16 @@ def _decide(  # type: ignore[no-untyped-def]
         named[:] = 0
         claims[start:stop] = 0
         for t in range(num_teachers):
-            _look_up(labels[t], planes[t], powers[t], start, stop, scaled, mean, named, second)
+            _look_up(labels[t], planes[t], powers[t], share[t], start, stop, scaled, mean, named, second)
             _hear(labels, t, planes[t], edges[t], factors[t], start, stop, second, product, named, claims)
             if t % RESCALED == RESCALED - 1 and t < num_teachers - 1:
                 _rescale(product)
-        whole, most = _join(product, mean, named, np.float32(num_teachers), belief)
+        whole, most = _join(product, mean, named, belief)
         _choose(belief, named, whole, most, iou, weight, start, stop, candidate, certainty)
 
 
 @jit
-def _look_up(label, planes, powers, start, stop, scaled, mean, named, second):  # type: ignore[no-untyped-def]
+def _look_up(label, planes, powers, share, start, stop, scaled, mean, named, second):  # type: ignore[no-untyped-def]
     """One teacher's probabilities, added to ``mean``; the classes that it is more than 0 certain of, into ``named``;
     and its runner-up, the lowest of equals, as 255 - class in the lower byte of ``second``."""
     num_classes, pixels = len(planes), stop - start
@@ -109,7 +109,7 @@ def _look_up(label, planes, powers, start, stop, scaled, mean, named, second):  
             rank = np.uint16(0) if given[i] == own else rank
             second[i] = max(second[i], rank)
     for i in range(pixels):
-        total[i] = np.float32(1) / max(total[i], np.float32(TINY))
+        total[i] = share / max(total[i], np.float32(TINY))
     for c in range(num_classes):
         probability, sum_of_all = scaled[c], mean[c]
         for i in range(pixels):
@@ -151,7 +151,7 @@ def _rescale(product):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _join(product, mean, named, num_teachers, belief):  # type: ignore[no-untyped-def]
+def _join(product, mean, named, belief):  # type: ignore[no-untyped-def]
     """The geometric mean of both opinions: (C, B) beliefs, their sum and the highest of a named class."""
     num_classes = len(belief)
     top, total = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
@@ -170,7 +170,7 @@ def _join(product, mean, named, num_teachers, belief):  # type: ignore[no-untype
         for i in range(BLOCK):
             own[i] *= np.sqrt(scaled[i])
     for i in range(BLOCK):
-        total[i] = np.float32(1) / np.sqrt(max(total[i], np.float32(TINY)) * num_teachers)
+        total[i] = np.float32(1) / np.sqrt(max(total[i], np.float32(TINY)))
     for c in range(num_classes):
         own, known = belief[c], named[c]
         for i in range(BLOCK):

@@ -4,20 +4,25 @@ Nobody owns a class here. Every teacher is an annotator whose word, a label and 
 its own for every class, learnt from how it agrees with the others:
 
 1. *Who errs how?* Dawid & Skene (1979) on the labels alone: one confusion matrix per teacher, by expectation
-   maximisation from the vote.
+   maximisation from the vote. No class may drift away: its share of pixels stays within half of what the teacher
+   gives it that gives it least and twice what the one gives it that gives it most.
 2. *How sure is sure?* Teachers are calibrated differently, so their probabilities are brought to one mean
    certainty, each by a power of its own (a temperature), and only then averaged.
 3. *What does each word mean?* A teacher's word is its label, its runner-up, and the quarter of that label's
    certainties that the pixel falls into. ``evidence`` is the log probability of each word given the true class,
    where the truth is taken from the geometric mean of 1 and 2 over the *other* teachers: one that is sure of its
    errors finds no support for them, and nobody confirms himself.
-4. A pixel's belief in a class is the geometric mean of two opinions: the product of all evidence, discounted
-   because teachers err at the same pixels, and the mean of the scaled probabilities.
+4. A pixel's belief in a class is the geometric mean of two opinions: the product of all evidence and the mean of
+   the scaled probabilities. Teachers err at the same pixels, so all together they count as no more than two
+   independent witnesses, however many they are: else rare classes, for which a few words speak loudly against
+   what is known before any, spread the more the more teachers there are.
 5. The label is not the most likely class but the one whose choice adds most to the expected mean IoU: a pixel of
    a small class is worth more than one of a large class. Adding a pixel of probability p to a class of expected
    IoU J and union U changes that IoU by (p (1 + J) - J) / U. Only classes are looked at that are believed at least
    half as much as the most likely one, so that no class floods an image which is merely hard to rule out; and none
    that no teacher gives the pixel or is more than 0 % certain of there.
+
+Near-copies share one teacher's weight (``alikeness``), and do not confirm each other in 3.
 
 With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
 much as one image.
@@ -50,8 +55,14 @@ BINS = 4
 """Degrees of certainty that a word distinguishes. Quarters; two to eight give the same within 0.3 mIoU."""
 SMOOTHING = 1e-3
 """Pseudo counts per class, as a share of an even class's pixels: a word hardly ever heard convinces nobody."""
-DISCOUNT = 0.7
-"""Exponent of the product of evidence: 1 would be right if teachers erred independently."""
+WITNESSES = 2.0
+"""As how many independent witnesses the evidence of all teachers counts; each as one at most."""
+ALIKE = 0.5
+"""How far two teachers' words agree beyond what the truth explains before they are taken for near-copies: unlike
+networks of policies.md's real data reach 0.5, the same network with another temperature 0.98 or more."""
+ALIKE_PIXELS = 25_000
+DRIFT = 2.0
+"""How far a class may become more, or less, than any teacher gives it, before a posterior is not of that class."""
 FLOOR = 1e-6
 TINY = 1e-30
 """What may be 0, where something is divided by it: to a high power, half a percent is nothing."""
@@ -73,6 +84,7 @@ class Consensus:
             pixel without a label, is 0.
         prior: (C,) float32, log share of each class.
         powers: (T,) what brings each teacher's probabilities to one mean certainty.
+        weights: (T,) what each teacher counts, 0 to 1: one, or a part of it where others say the same.
         iou: (C,) expected IoU of each class's labels.
         union: (C,) expected share of pixels that are of the class or labelled so.
     """
@@ -81,6 +93,7 @@ class Consensus:
     evidence: Float32
     prior: Float32
     powers: Float
+    weights: Float
     iou: Float
     union: Float
 
@@ -88,11 +101,12 @@ class Consensus:
     def tables(self) -> Tables:
         """What the kernels look up at each pixel."""
         factors = self.evidence - self.evidence.max(2, keepdims=True)
-        factors *= DISCOUNT / 2
+        factors *= (_exponents(self.weights) / 2).astype(np.float32)[:, None, None]
         return Tables(
             np.exp(factors, out=factors),
             np.exp((self.prior - self.prior.max()) / 2),
             np.stack([_byte_powers(power) for power in self.powers]),
+            (self.weights / self.weights.sum()).astype(np.float32),
             self.iou.astype(np.float32),
             _weights(self.union),
         )
@@ -112,6 +126,8 @@ class Tables(NamedTuple):
     """(C,) the beliefs before any word; at most 1."""
     powers: Float32
     """(T, 256) what a byte of each teacher stands for; above 0."""
+    share: Float32
+    """(T,) of each teacher in the mean of probabilities; their sum is 1."""
     iou: Float32
     """(C,) expected IoU."""
     weight: Float32
@@ -149,20 +165,83 @@ def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled 
     words = _words(labels, certainties, edges)
     powers = _powers(certainties)
     scaled = np.stack([_scaled(certainties[t], powers[t]) for t in range(num_teachers)])  # (T, S, C)
-    agreed = _agreements(labels, num_classes)  # per teacher (S, C), without him
-    evidence, share = [], np.zeros(num_classes)
+    alike = alikeness(labels, certainties, scaled)
+    weights = 1 / alike.sum(1)
+    company = _company(alike, weights)
+    agreed = _agreements(labels, num_classes, weights, company)  # per teacher (S, C), without him
+    evidence, share, num_words = [], np.zeros(num_classes), num_classes * num_classes * BINS + 1
     for t in range(num_teachers):
-        others = _others(range(num_teachers), t)
-        reference = _normalised(np.sqrt(agreed[t] * scaled[others].mean(0)) + FLOOR)
-        evidence.append(_meaning(_count(words[t], reference, num_classes)))
-        share += reference.mean(0) / num_teachers
+        reference = _normalised(np.sqrt(agreed[t] * _mean(scaled, company[t])) + FLOOR)
+        evidence.append(_meaning(_count(words[t], reference, num_words)))
+        share += weights[t] / weights.sum() * reference.mean(0)
     if labelled is not None:
         evidence, share = _shrunk(evidence, share, labelled, edges)
     log_evidence = np.log(np.stack(evidence)).astype(np.float32)
     prior = np.log(share + FLOOR).astype(np.float32)
-    belief = _normalised(np.sqrt(_product(words, log_evidence, prior) * scaled.mean(0)) + FLOOR)
-    iou, union = expected_iou(belief)
-    return Consensus(edges, log_evidence, prior, powers, iou, union)
+    product = _product(words, log_evidence, prior, weights)
+    iou, union = expected_iou(_normalised(np.sqrt(product * _mean(scaled, weights)) + FLOOR))
+    return Consensus(edges, log_evidence, prior, powers, weights, iou, union)
+
+
+def alikeness(labels: UInt8, certainties: UInt8, scaled: Float32) -> Float:
+    """(T, T) how far two teachers are one: 0 for teachers of their own mind, 1 for copies, whatever the temperature.
+
+    Goes by what two say first and second at a pixel, and by how often they would say the same if they knew nothing
+    of each other but the truth, for which the mean of all others is taken.
+
+    Args:
+        labels: (T, S) uint8.
+        certainties: (T, S, C) uint8, percent.
+        scaled: (T, S, C) probabilities of one mean certainty.
+    """
+    num_teachers, pixels, num_classes = certainties.shape
+    some = slice(None, None, max(1, pixels // ALIKE_PIXELS))
+    first_two = [_first_two(labels[t, some], certainties[t, some]) for t in range(num_teachers)]
+    alike = np.eye(num_teachers)
+    for t in range(num_teachers):
+        for other in range(t):
+            both = np.flatnonzero((first_two[t] >= 0) & (first_two[other] >= 0))
+            if not len(both):
+                continue
+            rest = [o for o in range(num_teachers) if o not in (t, other)] or [t, other]
+            truth = scaled[rest][:, some][:, both].mean(0)
+            one, two = first_two[t][both], first_two[other][both]
+            said = [_count(words, truth, num_classes * num_classes) for words in (one, two)]
+            share = said[0].sum(0)  # (C,) pixels of each class
+            chance = float((said[0] * said[1] / np.maximum(share, FLOOR)).sum() / len(both))
+            beyond = (float(np.mean(one == two)) - chance) / max(1 - chance, FLOOR)
+            alike[t, other] = alike[other, t] = np.clip((beyond - ALIKE) / (1 - ALIKE), 0, 1)
+    return alike
+
+
+def _first_two(labels: UInt8, certainties: UInt8) -> Int:
+    """(S,) label * C + runner-up; -1 where there is no label, or nothing but the label is above 0 %."""
+    num_classes = certainties.shape[1]
+    values = certainties.astype(np.int16)
+    known = labels < num_classes
+    label = np.where(known, labels, 0).astype(np.int32)
+    values[np.arange(len(label)), label] = -1
+    second = values.argmax(1)
+    known &= values[np.arange(len(label)), second] > 0
+    return np.where(known, label * num_classes + second, -1).astype(np.int32)
+
+
+def _company(alike: Float, weights: Float) -> Float:
+    """(T, T) what the others count for each teacher: nothing as far as they are he himself."""
+    company = weights * (1 - alike)
+    alone = company.sum(1) < FLOOR
+    company[alone] = weights  # then a teacher is its own company
+    return company
+
+
+def _exponents(weights: Float) -> Float:
+    """(T,) of each teacher's evidence."""
+    return weights * min(1.0, WITNESSES / float(weights.sum()))
+
+
+def _mean(scaled: Float32, weights: Float) -> Float32:
+    """(S, C) weighted mean over teachers."""
+    return np.tensordot((weights / weights.sum()).astype(np.float32), scaled, 1)
 
 
 def expected_iou(belief: Float32) -> tuple[Float, Float]:
@@ -191,9 +270,10 @@ def _weights(union: Float) -> Float32:
 
 def believe(labels: UInt8, certainties: UInt8, model: Consensus) -> Float32:
     """(S, C) belief in each class at sampled pixels, see ``fit``."""
-    scaled = np.mean([_scaled(c, power) for c, power in zip(certainties, model.powers, strict=True)], axis=0)
-    product = _product(_words(labels, certainties, model.edges), model.evidence, model.prior)
-    return _normalised(np.sqrt(product * scaled) + FLOOR)
+    scaled = np.stack([_scaled(c, power) for c, power in zip(certainties, model.powers, strict=True)])
+    words = _words(labels, certainties, model.edges)
+    product = _product(words, model.evidence, model.prior, model.weights)
+    return _normalised(np.sqrt(product * _mean(scaled, model.weights)) + FLOOR)
 
 
 def overlaps(labels: UInt8, belief: Float32, image: NDArray[np.intp]) -> Overlaps:
@@ -243,10 +323,9 @@ def _words(labels: UInt8, certainties: UInt8, edges: UInt8) -> Int:
     return words
 
 
-def _count(words: Int, truth: Float32, num_classes: int) -> Float:
-    """(K + 1, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
-    size = num_classes * num_classes * BINS + 1
-    return np.stack([np.bincount(words, truth[:, c], size) for c in range(num_classes)], 1)
+def _count(words: Int, truth: Float32, num_words: int) -> Float:
+    """(words, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
+    return np.stack([np.bincount(words, column, num_words) for column in truth.T], 1)
 
 
 def _meaning(counts: Float) -> Float:
@@ -279,31 +358,25 @@ def _shrunk(
     words = _words(labelled.labels, labelled.certainties, edges)
     counted = []
     for t, before in enumerate(evidence):
-        counts = _count(words[t, known], one_hot, num_classes)[:-1] + one_image * before[:-1]
+        counts = _count(words[t, known], one_hot, len(before))[:-1] + one_image * before[:-1]
         counted.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
     mean_size = known.sum() / len(per_image)
     return counted, (pixels + mean_size * share) / (known.sum() + mean_size)
 
 
-def _product(words: Int, evidence: Float32, prior: Float32) -> Float32:
+def _product(words: Int, evidence: Float32, prior: Float32, weights: Float) -> Float32:
     """(S, C) probabilities from all evidence."""
     total = np.tile(prior, (words.shape[1], 1))
-    for t, word in enumerate(words):
-        total += DISCOUNT * evidence[t][word]
+    for word, meaning, exponent in zip(words, evidence, _exponents(weights), strict=True):
+        total += np.float32(exponent) * meaning[word]
     return _normalised(np.exp(total - total.max(1, keepdims=True)))
 
 
-def _agreements(labels: UInt8, num_classes: int) -> list[Float32]:
+def _agreements(labels: UInt8, num_classes: int, weights: Float, company: Float) -> list[Float32]:
     """Per teacher the (S, C) posterior of Dawid & Skene from the labels of all others."""
     votes, counts, which = combinations(labels)
-    model = annotators(votes, counts, num_classes)
-    everyone = range(len(labels))
-    return [model.posterior(votes, _others(everyone, t)).astype(np.float32)[which] for t in everyone]
-
-
-def _others(everyone: range, t: int) -> list[int]:
-    """All but one; a teacher alone is its own company."""
-    return [other for other in everyone if other != t] or [t]
+    model = annotators(votes, counts, num_classes, weights, drift=DRIFT)
+    return [model.posterior(votes, others).astype(np.float32)[which] for others in company]
 
 
 def _scaled(certainties: UInt8, power: float) -> Float32:

@@ -112,6 +112,7 @@ class _Tables(NamedTuple):
     factors: Tensor
     prior: Tensor
     powers: Tensor
+    share: Tensor
     iou: Tensor
     weight: Tensor
     edges: Tensor
@@ -133,7 +134,7 @@ def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Ten
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]
     for t, (label, certainty) in enumerate(zip(labels, planes, strict=True)):
         scaled = tables.powers[t][certainty.int()]
-        mean += scaled / scaled.sum(0).clamp_(min=TINY)
+        mean += scaled * (tables.share[t] / scaled.sum(0).clamp_(min=TINY))
         own = classes == label
         named |= own | (certainty > 0)
         # The runner-up, of equals the lowest class; then the word, the last one where no label is given.
@@ -147,7 +148,7 @@ def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Ten
         product *= tables.factors[t][:, word]
         product /= product.amax(0).clamp_(min=TINY)  # the product of many words is too small for float32
     product /= product.square().sum(0).clamp_(min=TINY).sqrt_()  # now the root of probabilities
-    return product.mul_(mean.div_(len(planes)).sqrt_()).add_(FLOOR), named
+    return product.mul_(mean.sqrt_()).add_(FLOOR), named
 
 
 def _most_gain(belief: Tensor, named: Tensor, tables: _Tables) -> tuple[Tensor, Tensor]:

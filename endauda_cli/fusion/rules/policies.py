@@ -111,18 +111,25 @@ class Annotators:
     log_confusion: Float
     log_prior: Float
 
-    def posterior(self, votes: NDArray[np.uint8], teachers: Sequence[int] | None = None) -> Float:
-        """(S, C) probabilities of the true class, given the labels (T, S) of all or of some teachers."""
-        chosen = range(len(votes)) if teachers is None else teachers
+    def posterior(self, votes: NDArray[np.uint8], weights: Float | None = None) -> Float:
+        """(S, C) probabilities of the true class, given the labels (T, S) and (T,) what each teacher counts."""
+        counted = np.ones(len(votes)) if weights is None else weights
         log_posterior = np.tile(self.log_prior, (votes.shape[1], 1))
-        for t in chosen:
-            log_posterior += self.log_confusion[t][votes[t]]
+        for t in np.flatnonzero(counted):
+            log_posterior += counted[t] * self.log_confusion[t][votes[t]]
         posterior: Float = np.exp(log_posterior - log_posterior.max(1, keepdims=True))
         posterior /= posterior.sum(1, keepdims=True)
         return posterior
 
 
-def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Annotators:
+def annotators(
+    votes: NDArray[np.uint8],
+    counts: Float,
+    num_classes: int,
+    weights: Float | None = None,
+    drift: float = np.inf,
+    rounds: int = 30,
+) -> Annotators:
     """Fit the model of Dawid & Skene by expectation maximisation, started from the vote.
 
     Every teacher has a confusion matrix; rows are smoothed with the teacher's own marginal, so that a class that
@@ -132,14 +139,19 @@ def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds
         votes: (T, S) uint8, the distinct combinations of labels, 255 = no vote.
         counts: (S,) how many pixels have each combination.
         num_classes: C.
+        weights: (T,) what each teacher counts; all the same unless given.
+        drift: by what factor a class's share of pixels may leave the range of the teachers' shares.
         rounds: iterations.
     """
     num_teachers = len(votes)
+    weights = np.ones(num_teachers) if weights is None else weights
     seen = votes < num_classes
     one_hot = np.zeros((num_teachers, votes.shape[1], num_classes))
     for t in range(num_teachers):
         one_hot[t, seen[t], votes[t, seen[t]]] = 1
-    posterior: Float = one_hot.sum(0) + 1e-6
+    given = np.einsum("tsc,s->tc", one_hot, counts) / max(counts.sum(), 1e-9)
+    bounds = given.min(0) / drift, given.max(0) * drift + 1e-9
+    posterior: Float = np.tensordot(weights, one_hot, 1) + 1e-6
     posterior /= posterior.sum(1, keepdims=True)
     for _ in range(rounds):
         weighted = posterior * counts[:, None]  # (S, C)
@@ -152,8 +164,25 @@ def annotators(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds
             confusion /= confusion.sum(1, keepdims=True)
             log_confusion[t, :num_classes] = np.log(confusion.T + 1e-12)
         model = Annotators(log_confusion, np.log(prior / prior.sum()))
-        posterior = model.posterior(votes)
+        posterior = model.posterior(votes, weights)
+        shift = _shift(posterior, counts, bounds)
+        if shift.any():
+            model = Annotators(log_confusion, model.log_prior + shift)
+            posterior = model.posterior(votes, weights)
     return model
+
+
+def _shift(posterior: Float, counts: Float, bounds: tuple[Float, Float], rounds: int = 8) -> Float:
+    """(C,) what is added to log probabilities so that no class has a share of pixels out of bounds."""
+    factor = np.ones(posterior.shape[1])
+    for _ in range(rounds):
+        moved = posterior * factor
+        share = counts @ (moved / moved.sum(1, keepdims=True)) / counts.sum()
+        wanted = np.clip(share, *bounds)
+        if (wanted == share).all():
+            break
+        factor *= (wanted + 1e-12) / (share + 1e-12)
+    return np.log(factor)
 
 
 def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, rounds: int = 30) -> Float:
@@ -162,7 +191,7 @@ def dawid_skene(votes: NDArray[np.uint8], counts: Float, num_classes: int, round
     Args:
         votes, counts, num_classes, rounds: as for ``annotators``.
     """
-    return annotators(votes, counts, num_classes, rounds).posterior(votes)
+    return annotators(votes, counts, num_classes, rounds=rounds).posterior(votes)
 
 
 def combinations(labels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Float, NDArray[np.intp]]:
