@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import hdf5plugin  # noqa: F401  registers the filter
 import numpy as np
-from policies import ROOT
+from realdata import ROOT
 from rich.console import Console
 from rich.table import Table
 
@@ -167,14 +167,20 @@ def scaled_mean(labels: UInt8, certainties: UInt8) -> UInt8:
 
 
 def by_rule(
-    labels: UInt8, certainties: UInt8, labelled: consensus.Labelled | None = None, **constants: float
+    labels: UInt8,
+    certainties: UInt8,
+    labelled: consensus.Labelled | None = None,
+    likely: bool = False,
+    **constants: float,
 ) -> UInt8:
-    """The rule as it is, or with other constants."""
+    """The rule as it is, or with other constants; ``likely`` leaves its last step out."""
     before = {name: getattr(consensus, name) for name in constants}
     try:
         for name, value in constants.items():
             setattr(consensus, name, value)
         model = consensus.fit(labels, certainties, certainties.shape[2], labelled)
+        if likely:
+            model = replace(model, iou=np.zeros_like(model.iou), union=np.ones_like(model.union))
         planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
         label: UInt8 = believed(np.ascontiguousarray(labels[:, None]), planes, model).candidate[0]
         return label
@@ -194,8 +200,7 @@ VARIANTS: dict[str, Way] = {
     "consensus, of before": before,
     "1.4 witnesses": partial(by_rule, WITNESSES=1.4),
     "2.8 witnesses": partial(by_rule, WITNESSES=2.8),
-    "rivals of 0.7": partial(by_rule, RIVAL=0.7),
-    "most likely class": partial(by_rule, RIVAL=1.0),
+    "most likely class": partial(by_rule, likely=True),
     "classes may drift": partial(by_rule, DRIFT=np.inf),
 }
 WAYS: dict[str, Way] = {"majority": vote, "scaled mean": scaled_mean, **VARIANTS}
@@ -311,20 +316,26 @@ def few(drives: Sequence[Drive], console: Console) -> None:
         table(f"five labelled images of {shown.name}", rows, console)
 
 
+def with_copy(drive: Drive, name: str | None, power: float = 1.0) -> tuple[UInt8, UInt8]:
+    """(T, S) labels and (T, S, C) certainties of the teachers, and of one of them once more, with a temperature."""
+    planes = drive.planes
+    if name is not None:
+        heated = (planes[drive.teachers.index(name)] + np.float32(0.5)) ** power
+        planes = np.concatenate([planes, _percent(heated)[None]])
+    world = replace(drive, planes=planes)
+    return world.labels, world.certainties
+
+
 def copies(drives: Sequence[Drive], console: Console) -> None:
     trio = drives[-1].of(("dicenet", "espnet", "espnetv2"))
     rows: list[tuple[str, Any, Any]] = []
     for name in (None, *trio.teachers):
         for power in (0.5, 2.0) if name else (1.0,):
-            planes = trio.planes
-            if name:
-                heated = (trio.planes[trio.teachers.index(name)] + np.float32(0.5)) ** power
-                planes = np.concatenate([planes, _percent(heated)[None]])
-            world = Drive(trio.name, trio.teachers, planes, trio.truth)
-            everybody = [tuple(range(len(planes)))]
-            found = scores(world, everybody, {"majority": vote, "before": before, "now": by_rule})
+            told = with_copy(trio, name, power)
+            base = [miou(trio.truth, vote(*told))]
             title = f"and {name}, power {power:g}" if name else "the trio"
-            rows += [(f"{title}: {way}", found[way], found["majority"]) for way in ("before", "now")]
+            for when, way in (("before", before), ("now", by_rule)):
+                rows.append((f"{title}: {when}", [miou(trio.truth, way(*told))], base))
     table("dicenet, espnet, espnetv2", rows, console)
 
 

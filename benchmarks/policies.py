@@ -229,11 +229,11 @@ def with_constants(world: World, names: Sequence[str], **constants: float) -> An
         for name, value in constants.items():
             setattr(consensus, name, value)
         model = consensus.fit(labels, planes, planes.shape[2])
+        _ = model.tables  # made while the constants are these
     finally:
         for name, value in before.items():
             setattr(consensus, name, value)
-    discount = constants.get("DISCOUNT", consensus.DISCOUNT) / consensus.DISCOUNT
-    return by_model(replace(model, evidence=(model.evidence * discount).astype(np.float32)))
+    return by_model(model)
 
 
 def most_likely(world: World, names: Sequence[str]) -> Any:
@@ -292,8 +292,9 @@ STEPS = {
     "mean of scaled certainties (step 2)": partial(mean_certainty, True),
     "words are labels only (no step 3)": labels_only,
     "most likely class (no step 5)": most_likely,
-    "discount 0.5": partial(with_constants, DISCOUNT=0.5),
-    "discount 1": partial(with_constants, DISCOUNT=1.0),
+    "1.4 witnesses": partial(with_constants, WITNESSES=1.4),
+    "2.8 witnesses": partial(with_constants, WITNESSES=2.8),
+    "copies count, classes may drift": partial(with_constants, ALIKE=0.999999, DRIFT=np.inf),
     "2 degrees of certainty": partial(with_constants, BINS=2),
     "8 degrees of certainty": partial(with_constants, BINS=8),
     "smoothing 1e-4": partial(with_constants, SMOOTHING=1e-4),

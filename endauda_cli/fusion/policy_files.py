@@ -108,11 +108,14 @@ def model_of(arrays: dict[str, NDArray[Any]]) -> Consensus:
     """The fitted rule of arrays as ``model_arrays`` gives them.
 
     Raises:
-        ValueError: if one holds what is no number.
+        ValueError: if one holds what is no number, or a weight is none.
     """
     for name in MODEL_ARRAYS:
         if np.isnan(arrays[name]).any():
             raise ValueError(f"{name} holds what is no number")
+    weights = arrays["weights"]
+    if not ((weights > 0) & (weights <= 1)).all():
+        raise ValueError("weights are not all above 0 and at most 1")
     return Consensus(**{name: arrays[name] for name in MODEL_ARRAYS})
 
 

@@ -116,6 +116,40 @@ def test_calibration_of_a_teacher_does_not_matter() -> None:
     assert np.mean(labels[0] == labels[1]) > 0.98
 
 
+def heated(certainties: UInt8, power: float) -> tuple[UInt8, UInt8]:
+    """The same teacher with another temperature."""
+    shares = (certainties + 0.5) ** power
+    surer = np.asarray(100 * shares / shares.sum(1, keepdims=True), np.uint8)
+    return surer.argmax(1).astype(np.uint8), surer
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_near_copies_count_once(power: float) -> None:
+    """A poor teacher and copies of it with other temperatures do not outvote two who are better."""
+    truth = truth_of(20_000)
+    own = [teacher(truth, accuracy, 2.0, seed) for seed, accuracy in ((1, 0.8), (2, 0.8), (3, 0.5))]
+    single, many = ensemble(*own), ensemble(*own, heated(own[2][1], power), heated(own[2][1], power**0.5))
+    models = [fit(*told, NUM_CLASSES) for told in (single, many)]
+    np.testing.assert_allclose(models[0].weights, 1)
+    np.testing.assert_allclose(models[1].weights, [1, 1, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
+    right = [
+        np.mean(fused(*told, model) == truth) for told, model in zip((single, many), models, strict=True)
+    ]
+    assert np.mean(vote(many[0]) == truth) < right[0] - 0.1
+    assert right[1] > right[0] - 0.01
+
+
+@pytest.mark.parametrize(("teachers", "exponents"), [(1, 1.0), (2, 2.0), (3, 2.0), (6, 2.0)])
+def test_all_teachers_together_are_two_witnesses(teachers: int, exponents: float) -> None:
+    truth = truth_of(2000)
+    model = fit(*ensemble(*(teacher(truth, 0.8, 2.0, seed) for seed in range(teachers))), NUM_CLASSES)
+    evidence = model.evidence - model.evidence.max(2, keepdims=True)
+    heard = np.log(model.tables.factors)
+    some = evidence < -1
+    np.testing.assert_allclose(heard[some] / evidence[some], exponents / teachers / 2, rtol=1e-3)
+    assert model.tables.share.sum() == pytest.approx(1)
+
+
 def test_one_teacher_is_believed() -> None:
     truth = truth_of(5000)
     labels, certainties = ensemble(teacher(truth, 0.9, 3.0, 1))

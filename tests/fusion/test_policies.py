@@ -23,6 +23,8 @@ from endauda_cli.fusion.rules.policies import (
     PAPER,
     Policy,
     auto_scores,
+    annotators,
+    combinations,
     dawid_skene,
     make_policy,
     owners_by_certainty,
@@ -307,6 +309,8 @@ def test_fitted_rule_is_read_back(tmp_path: Path) -> None:
         ("classes", np.zeros(3)),
         ("teachers", np.zeros((2, 2), "U4")),
         ("iou", None),
+        ("weights", None),  # as of 0.1, which fitted another rule
+        ("weights", np.zeros(2)),
     ],
 )
 def test_fitted_rule_of_other_shapes_is_refused(tmp_path: Path, name: str, array: Any) -> None:
@@ -420,6 +424,34 @@ def test_dawid_skene_does_not_believe_a_class_that_is_hardly_ever_seen() -> None
     votes = np.array([[0, 1, 2], [0, 1, 1]], np.uint8)
     posterior = dawid_skene(votes, np.array([5000.0, 5000.0, 2.0]), 3)
     assert posterior[2, 1] > 0.95
+
+
+def test_no_class_drifts_away_from_what_the_teachers_give() -> None:
+    """Left alone, the model makes the rare class out of what two teachers of another mind say of a common one."""
+    generator = np.random.default_rng(4)
+    truth = generator.choice(3, 20_000, p=(0.6, 0.38, 0.02))
+    labels = np.stack([truth] * 4).astype(np.uint8)
+    odd = (truth == 0) & (generator.random(len(truth)) < 0.4)
+    labels[:2, odd] = 1
+    labels[0, odd & (generator.random(len(truth)) < 0.1)] = 2
+    votes, counts, _ = combinations(labels)
+    given = np.array([np.bincount(own, minlength=3) / len(truth) for own in labels])
+    shares = [
+        counts @ annotators(votes, counts, 3, drift=drift).posterior(votes) / counts.sum()
+        for drift in (np.inf, 2.0)
+    ]
+    assert shares[0][2] > 3 * given.max(0)[2]
+    assert (shares[1] < 2.1 * given.max(0)).all() and (shares[1] > given.min(0) / 2.1).all()
+
+
+def test_a_teacher_of_no_weight_is_not_heard() -> None:
+    generator = np.random.default_rng(5)
+    labels = generator.integers(0, 3, (4, 500)).astype(np.uint8)
+    votes, counts, _ = combinations(labels)
+    weights = np.array([1.0, 1.0, 1.0, 0.0])
+    found = annotators(votes, counts, 3, weights).posterior(votes, weights)
+    expected = annotators(votes[:3], counts, 3).posterior(votes[:3])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_dawid_skene_leaves_out_who_does_not_vote() -> None:
