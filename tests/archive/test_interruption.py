@@ -25,6 +25,7 @@ from tests.support.archive_samples import (
     assert_holds,
     assert_true_so_far,
     digests,
+    put,
     samples,
     write,
 )
@@ -43,7 +44,7 @@ def write_what_is_missing(folder: Path, count: int) -> None:
         done = writer.done
         for id, image in samples(count).items():
             if id not in done:
-                writer.write(id, *image)
+                put(writer, id, image)
 
 
 @pytest.mark.slow
