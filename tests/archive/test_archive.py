@@ -190,6 +190,7 @@ class TestReader:
     def test_refuses_another_version(self, tmp_path: Path, monkeypatch: Any) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(manifest, "FORMAT_VERSION", 9)
+            patch.setattr(manifest, "READABLE", (9,))
             write(tmp_path / "a", {})
         with pytest.raises(ArchiveError, match="format version 9, but this endauda reads versions 2 to 3"):
             CertaintyReader(tmp_path / "a")
