@@ -16,7 +16,7 @@ from endauda_cli.archive.grids import GridForm, Grids
 from endauda_cli.segmenter import averaged, certainty_maps, label_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -102,8 +102,13 @@ def _negligible(below: Tensor) -> Tensor:
     """
     if min(below.shape[1:]) < 2:
         return torch.zeros_like(below, dtype=torch.bool)
-    most = -F.max_pool2d(-below[None], 2, 1)[0]  # of a class, as a depth: the least below
-    surely = F.max_pool2d(below[None], 2, 1)[0].amin(0)
-    squares = (most >= surely + grids.NEGLIGIBLE).float()
-    around = F.pad(squares, (1, 1, 1, 1), value=1.0)  # the squares that a cell is a corner of
-    return -F.max_pool2d(-around[None], 2, 1)[0] > 0.5
+    most = _corners(below, torch.minimum)  # of a class, as a depth: the least below
+    surely = _corners(below, torch.maximum).amin(0)
+    squares = F.pad(most >= surely + grids.NEGLIGIBLE, (1, 1, 1, 1), value=True)
+    return _corners(squares, torch.logical_and)  # the squares that a cell is a corner of
+
+
+def _corners(x: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(C, h, w) to (C, h - 1, w - 1): of every square of four neighbours."""
+    rows = join(x[:, 1:], x[:, :-1])
+    return join(rows[:, :, 1:], rows[:, :, :-1])

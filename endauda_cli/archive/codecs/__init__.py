@@ -20,7 +20,7 @@ from endauda_cli.archive.codecs.base import (
 from endauda_cli.archive.codecs.gzip import DENSE_GZIP, GZIP
 from endauda_cli.archive.codecs.jpegls import JPEGLS
 from endauda_cli.archive.codecs.softmax import SOFTMAX
-from endauda_cli.archive.codecs.zstd import DELTA_ZSTD, DENSE_ZSTD, ZSTD
+from endauda_cli.archive.codecs.zstd import DELTA_ZSTD, DENSE_ZSTD, QUICK_ZSTD, ZSTD
 from endauda_cli.types import Codec
 
 __all__ = [
@@ -46,4 +46,4 @@ def codec_for(name: Codec, height: int, width: int) -> Codec:
 
 def label_codec_for(name: Codec) -> PlaneCodec:
     """The codec of label maps in an archive of that codec."""
-    return DENSE_GZIP if name == Codec.GZIP else DENSE_ZSTD
+    return {Codec.GZIP: DENSE_GZIP, Codec.GRID: QUICK_ZSTD}.get(name, DENSE_ZSTD)
