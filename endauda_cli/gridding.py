@@ -1,4 +1,4 @@
-"""Kernel: what a network says on its own grid, as archives keep it (``archive.grids``), instead of percents enlarged.
+"""What a network says on its own grid, as archives keep it (``archive.grids``), instead of percents enlarged.
 
 Legend of shapes: C classes; h, w the network's output; H, W the image file.
 """
