@@ -211,7 +211,7 @@ def main() -> None:
                   f"{best['loop'] / seconds:6.2f} of loop;  CPU {work[way] / given.images:7.3f} s/image "
                   f"{work['forward'] / work[way]:6.2f} of forward")  # fmt: skip
         if device.type == "cuda":
-            print(f"idle share of the device during export: {100 * idle_share(ways["export"], device):.1f} %")
+            print(f"idle share of the device during export: {100 * idle_share(ways['export'], device):.1f} %")
 
 
 if __name__ == "__main__":
