@@ -301,7 +301,7 @@ def mount(options):
 def write_missing():
     with CertaintyWriter(disk / "a", classes=CLASSES, attributes=ATTRIBUTES, shard_size=5) as writer:
         for id in sorted(images.keys() - writer.done):
-            writer.write(id, *images[id])
+            put(writer, id, images[id])
 
 for _ in range(25):
     mount(f"size={4 * sizes.randrange(1, 40)}k")
