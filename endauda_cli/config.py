@@ -210,13 +210,13 @@ class ArchiveOptions:
     """How an archive is made.
 
     Attributes:
-        codec: key of ``archive.CODECS``.
+        codec: a ``Codec``.
         shard: (number, of): this process does every ``of``-th image, starting with ``number`` (from 1).
     """
 
     codec: str = option(
-        Codec.SOFTMAX, "--codec", panel="The archive", complete="codecs",
-        help="Lossless compression of the archive; other programs read all but softmax.",
+        Codec.GRID, "--codec", panel="The archive", complete="codecs",
+        help="How certainties are kept: the network's own grid, else softmax; other programs read all but these two.",
     )  # fmt: skip
     shard: tuple[int, int] = option(
         "1/1", "--shard", panel="The archive", metavar="I/N", parse=parse_shard,

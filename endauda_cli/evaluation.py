@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,14 +18,16 @@ from endauda_cli.labels import (
     label_files,
     read_image,
     read_train_ids,
+    truth_of_ids,
     write_colour,
     write_label,
 )
-from endauda_cli.metrics import ConfusionMatrix
+from endauda_cli.metrics import ConfusionMatrix, pairs
 from endauda_cli.progress import Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
-from endauda_cli.scoring import refuse_sizes, result_of, running, truth_of, warn_of
+from endauda_cli.scoring import refuse_sizes, result_of, running, stored_truth, truth_of, warn_of
 from endauda_cli.segmenter import Procedure, Segmenter, label_map
+from endauda_cli.threads import ordered_map
 from endauda_cli.workspace import write_text
 
 PICTURED_IMAGES = 8
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
     from endauda_cli.config import InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
+    from endauda_cli.inference import Decode
     from endauda_cli.results import EvalResult
+
+    Pairs = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def evaluate(
     config: InferenceConfig,
     device: torch.device,
     report: Reporter,
+    decode: Decode | None = None,
 ) -> EvalResult:
     """Score a network on labelled images at their full size.
 
@@ -79,29 +86,54 @@ def evaluate(
         config: how the network is run.
         device: where it runs.
         report: told of progress.
+        decode: gives an image as the network takes it; see ``run_network``.
 
     Raises:
         DataError: if an image or its truth cannot be read, or their sizes differ.
     """
-    domain, save = scoring.domain, scoring.save
     mine = samples[rank() :: world_size()]
-    confusion = ConfusionMatrix(len(domain.classes))
-    predictions = run_network(segmenter, [sample.image for sample in mine], label_map, config, device, report)
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-    strays = Strays(domain)
+    confusion = ConfusionMatrix(len(scoring.domain.classes))
+    paths = [sample.image for sample in mine]
+    predictions = run_network(segmenter, paths, label_map, config, device, report, decode)
+    if scoring.save is not None:
+        scoring.save.mkdir(parents=True, exist_ok=True)
+    strays = Strays(scoring.domain)
+
+    def count(said: tuple[Sample, tuple[NDArray[Any], ...]]) -> Pairs:
+        return _count(said[0], said[1][0], scoring, strays)
+
     report(Tick("testing", 0, len(mine)))
-    for done, (sample, (prediction,)) in enumerate(zip(mine, predictions, strict=True), 1):
-        truth = truth_of(sample, domain, strays, scoring.read)
-        refuse_sizes(truth, prediction, sample)
-        confusion.update(truth, prediction)
-        if save is not None:
-            path, colours = label_files(save, sample.id)
-            write_label(path, prediction)
-            write_colour(colours, prediction, domain.palette)
-        report(Tick("testing", done, len(mine), running(confusion)))
+    with ThreadPoolExecutor(config.workers) as pool:
+        counted = ordered_map(pool, count, zip(mine, predictions, strict=True), config.workers + 2)
+        for done, pairs_of_image in enumerate(counted, 1):
+            confusion.update(*pairs_of_image)
+            report(Tick("testing", done, len(mine), running(confusion)))
     warn_of(strays, report)
-    return result_of(_over_ranks(confusion), domain, scoring.scored, scoring.split, len(samples), save)
+    whole = _over_ranks(confusion)
+    return result_of(whole, scoring.domain, scoring.scored, scoring.split, len(samples), scoring.save)
+
+
+def _count(sample: Sample, prediction: NDArray[np.uint8], scoring: Scoring, strays: Strays) -> Pairs:
+    """The pairs of train ids of truth and prediction that occur in an image, and their pixels; saves the prediction.
+
+    For as many threads as there are cores.
+    """
+    domain = scoring.domain
+    if scoring.read is not None:
+        ids: NDArray[Any] = truth_of(sample, domain, strays, scoring.read)
+    else:
+        ids = stored_truth(sample, domain)
+    refuse_sizes(ids, prediction, sample)
+    found, predicted, counts = pairs(ids, prediction)
+    truth = found.astype(np.uint8)
+    if scoring.read is None:
+        assert sample.label is not None
+        truth = truth_of_ids(sample.label, found, domain, strays, counts)
+    if scoring.save is not None:
+        path, colours = label_files(scoring.save, sample.id)
+        write_label(path, prediction)
+        write_colour(colours, prediction, domain.palette)
+    return truth, predicted.astype(np.uint8), counts
 
 
 def write_evaluation(out: Path, result: EvalResult, samples: Sequence[Sample], domain: Domain) -> None:

@@ -13,6 +13,7 @@ from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.files import free_bytes, size_text
+from endauda_cli.gridding import grid_maps, has_grid, said_of
 from endauda_cli.inference import run_network, run_network_there
 from endauda_cli.jit import compiling_told
 from endauda_cli.labels import image_size, read_train_ids
@@ -43,12 +44,13 @@ if TYPE_CHECKING:
     from endauda_cli.config import ExportConfig, InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
+    from endauda_cli.segmenter import Segmenter
     from endauda_cli.teachers import Teacher
 
     UInt8 = NDArray[np.uint8]
 
 # Softmax maps of street scenes pack better than this; what packs worse is caught by the writer in time.
-EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
+EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.GRID: 40, Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
 """How many times smaller than raw bytes an archive is expected to be."""
 
 _FIRST = 3
@@ -71,16 +73,24 @@ def export_network(
     """
     attributes = _attributes(config, task) | {"origin": "network"} | teacher.attributes(task.classes)
     mine = _share(config, samples)
-    _check_room(config, task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, report)
+    codec = Codec(config.codec) if has_grid(teacher.segmenter) else Codec(config.codec).of_planes
+    _check_room(task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, codec, report)
     with _writer(config, task, out, attributes) as writer:
         todo = [sample for sample in mine if sample.id not in writer.done]
         files: dict[str, Sequence[Path]] = {sample.id: (sample.image,) for sample in mine}
         sources = _sources(config, out)
         _refuse_changed(sources, out, files, writer.done)
-        maps = teacher_maps(teacher, [s.image for s in todo], config.inference, device, report)
+        finish = grid_maps if codec == Codec.GRID else certainty_maps
+        paths = [sample.image for sample in todo]
+        outputs = run_network(teacher.segmenter, paths, finish, config.inference, device, report)
+
+        def code(output: tuple[str, tuple[NDArray[Any], ...]]) -> tuple[int, CodedImage]:
+            return _code_network(writer, teacher.segmenter, *output)
+
         raw = _write_all(
             writer,
-            zip((s.id for s in todo), maps, strict=True),
+            code,
+            zip((s.id for s in todo), outputs, strict=True),
             len(todo),
             config.inference.workers,
             report,
@@ -145,8 +155,14 @@ def import_outputs(
         raise DataError(f"{folder}: no teacher outputs; expected <image>.png with <image>.npy or <image>.npz")
     if samples is not None:
         _warn_of_sizes(samples[0], found, report)
-    mine = _share(config, ids)
-    _check_room(config, task, out, {i: found[i][0] for i in (ids if world_size() > 1 else mine)}, report)
+    mine, codec = _share(config, ids), Codec(config.codec).of_planes
+    _check_room(
+        task,
+        out,
+        {i: found[i][0] for i in (ids if world_size() > 1 else mine)},
+        codec,
+        report,
+    )
     num_classes = len(task.classes)
 
     def load(image: str) -> tuple[str, tuple[UInt8, UInt8]]:
@@ -168,6 +184,7 @@ def import_outputs(
         loaded = ordered_map(pool, load, todo, config.inference.workers + 2)
         raw = _write_all(
             writer,
+            lambda output: _code(writer, output[0], *output[1]),
             loaded,
             len(todo),
             config.inference.workers,
@@ -233,17 +250,15 @@ def _share(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
     return items[number - 1 :: of]
 
 
-def _check_room(
-    config: ExportConfig, task: Task, out: Path, files: Mapping[str, Path], report: Reporter
-) -> None:
+def _check_room(task: Task, out: Path, files: Mapping[str, Path], codec: Codec, report: Reporter) -> None:
     """Warn if the archive may not fit on its disk.
 
     Args:
-        config: the codec.
         task: the classes.
         out: the archive, or where it is going to be.
         files: by id, a file of the size of each image that this run is to store (under ``torchrun``, all ranks
             together: they fill one disk).
+        codec: how most images are going to be stored.
         report: told of it.
 
     Raises:
@@ -255,13 +270,13 @@ def _check_room(
     if not left or free is None:
         return
     height, width = image_size(left[0])
-    ratio = EXPECTED_RATIO[Codec(config.codec)]
+    ratio = EXPECTED_RATIO[codec]
     needed = len(left) * len(task.classes) * height * width / ratio
     if free >= needed:
         return
     facts = (
         f"{out}: {len(left):,} images of {width}x{height} pixels and {len(task.classes)} classes take about "
-        f"{size_text(needed)} as {config.codec} (expected to be {ratio} times smaller than raw), but "
+        f"{size_text(needed)} as {codec} (expected to be {ratio} times smaller than raw), but "
         f"{size_text(free)} are free"
     )
     if free < needed / 2:
@@ -306,18 +321,17 @@ def _sources(config: ExportConfig, out: Path) -> Sources:
 
 def _write_all(
     writer: CertaintyWriter,
-    outputs: Iterable[tuple[str, tuple[UInt8, ...]]],
+    code: Callable[[tuple[str, Any]], tuple[int, CodedImage]],
+    outputs: Iterable[tuple[str, Any]],
     total: int,
     workers: int,
     report: Reporter,
     about_to_store: Callable[[str], None],
 ) -> int:
-    """Compress in threads, at most two images ahead of them, and store in order; returns the raw bytes."""
+    """Compress in threads, at most two images ahead of them, and store in order; returns the raw bytes.
 
-    def code(output: tuple[str, tuple[UInt8, ...]]) -> tuple[int, CodedImage]:
-        image, (label, certainty) = output
-        return label.nbytes + certainty.nbytes, writer.code(image, label, certainty)
-
+    ``code`` returns those of an image, and the image.
+    """
     raw = 0
     with compiling_told(report), ThreadPoolExecutor(workers) as pool:
         report(Tick("exporting", 0, total, kept=0))
@@ -327,6 +341,23 @@ def _write_all(
             raw += size
             report(Tick("exporting", done, total, coded.id, kept=done))
     return raw
+
+
+def _code(writer: CertaintyWriter, image: str, label: UInt8, certainty: UInt8) -> tuple[int, CodedImage]:
+    return label.nbytes + certainty.nbytes, writer.code(image, label, certainty)
+
+
+def _code_network(
+    writer: CertaintyWriter, segmenter: Segmenter, image: str, output: tuple[NDArray[Any], ...]
+) -> tuple[int, CodedImage]:
+    """An image of which there is what ``grid_maps`` or ``certainty_maps`` returns."""
+    label, *said = output
+    label = label.astype(np.uint8, copy=False)
+    if len(said) == 1:
+        return _code(writer, image, label, said[0].astype(np.uint8, copy=False))
+    shares, *numbers = said
+    raw = label.nbytes * (1 + len(numbers[0]))
+    return raw, writer.code_grids(image, label, said_of(segmenter, shares, numbers))
 
 
 def _result(config: ExportConfig, out: Path, images: int, skipped: int, raw: int) -> ExportResult:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from endauda_cli.segmenter import Segmenter, Size
 
     UInt8 = NDArray[np.uint8]
+    Decode = Callable[[Path, Segmenter], "Loaded"]
 
 
 class Loaded(NamedTuple):
@@ -61,6 +62,7 @@ def run_network(
     config: InferenceConfig,
     device: torch.device,
     report: Reporter = silent,
+    decode: Decode | None = None,
 ) -> Iterator[tuple[NDArray[Any], ...]]:
     """Yield ``finish``'s results as NumPy arrays, image by image, in order.
 
@@ -71,12 +73,13 @@ def run_network(
         config: batch size, precision, tiles, threads.
         device: where the network runs.
         report: told when the batch is halved.
+        decode: gives an image as the network takes it, in as many threads as ``config`` says; by default ``load``.
 
     Raises:
         DataError: if an image cannot be read, or the network's output for it is not finite.
         ConfigError: if the device's memory does not suffice for one image.
     """
-    finished = _run_all(segmenter, images, finish, config, device, report, _send)
+    finished = _run_all(segmenter, images, finish, config, device, report, _send, decode or load)
     return (tuple(output.cpu().numpy() for output in outputs) for outputs in finished)
 
 
@@ -89,7 +92,7 @@ def run_network_there(
     report: Reporter = silent,
 ) -> Iterator[tuple[Tensor, ...]]:
     """As ``run_network``, but what ``finish`` makes stays on the device."""
-    return _run_all(segmenter, images, finish, config, device, report, _leave)
+    return _run_all(segmenter, images, finish, config, device, report, _leave, load)
 
 
 def _run_all(
@@ -100,13 +103,14 @@ def _run_all(
     device: torch.device,
     report: Reporter,
     send: Callable[[Path, tuple[Tensor, ...]], Finished],
+    decode: Decode,
 ) -> Iterator[tuple[Tensor, ...]]:
     network = segmenter.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     runner = _Runner(replace(segmenter, network=network), finish, config, device, report, send)
     late: list[Finished] = []
     with ThreadPoolExecutor(config.workers) as pool, torch.inference_mode():
         ahead = 2 * config.batch_size + config.workers
-        loaded = ordered_map(pool, lambda path: load(path, segmenter), images, ahead)
+        loaded = ordered_map(pool, lambda path: decode(path, segmenter), images, ahead)
         batches, failure = _batches(loaded, config.batch_size), None
         while failure is None:
             try:

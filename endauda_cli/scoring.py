@@ -104,19 +104,28 @@ def _pairs_of(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool, NDArray[np.int64]]:
     """The pairs of train ids of the truth and values of the prediction that occur, whether the latter are train ids
     that a palette gave, and the pixels of each pair."""
-    if sample.label is None:
-        raise DataError(f"{sample.image}: has no ground truth")
-    if domain.labels_in_first_channel:
-        ids: NDArray[Any] = read_label_ids(sample.label, first_channel=True)
-    else:
-        with open_raster(sample.label) as raster:
-            ids = stored_ids_of(raster)
+    ids = stored_truth(sample, domain)
+    assert sample.label is not None
     with open_raster(prediction) as raster:
         values, palette = stored_ids_of(raster), palette_of(raster)
     refuse_sizes(ids, values, sample)
     of_truth, of_prediction, counts = pairs(ids, values)
     truth = truth_of_ids(sample.label, of_truth, domain, strays, counts)
     return truth, *values_of(prediction, of_prediction, palette, domain), counts
+
+
+def stored_truth(sample: Sample, domain: Domain) -> NDArray[Any]:
+    """What the pixels of an image's ground truth hold, (H, W) integers: see ``labels.truth_of_ids``.
+
+    Raises:
+        DataError: if it has none, or it cannot be read.
+    """
+    if sample.label is None:
+        raise DataError(f"{sample.image}: has no ground truth")
+    if domain.labels_in_first_channel:
+        return read_label_ids(sample.label, first_channel=True)
+    with open_raster(sample.label) as raster:
+        return stored_ids_of(raster)
 
 
 class _Reading:

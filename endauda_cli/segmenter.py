@@ -266,7 +266,7 @@ class Band(NamedTuple):
 def bands(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -> Iterator[Band]:
     """One image's passes (K, h, w), upsampled and averaged, band by band: so it needs little memory."""
     weighted = (
-        _averaged(passes)
+        averaged(passes)
         if segmenter.procedure.softmax != "upsampled"
         else [(1 / len(passes), p) for p in passes]
     )
@@ -342,7 +342,7 @@ def _label_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Te
     return labels if other is None else labels.masked_fill_(other > highest, IGNORE), merged
 
 
-def _averaged(passes: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+def averaged(passes: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
     """Passes of one size as their sum, with each one's weight in the mean: upsampling is linear, so once will do."""
     sums: dict[torch.Size, Tensor] = {}
     for output in passes:

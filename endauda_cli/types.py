@@ -129,13 +129,19 @@ class Precision(Described):
 
 
 class Codec(Described):
-    """Lossless compressions of certainty planes (``archive.CODECS``)."""
+    """How archives keep certainties: as the network's own grid, or compressed planes (``archive.CODECS``)."""
 
-    SOFTMAX = "softmax", "smallest; read by endauda alone"
+    GRID = "grid", "the network's own grid, smallest and fastest to write; else softmax"
+    SOFTMAX = "softmax", "percents, smallest of these; read by endauda alone"
     JPEGLS = "jpegls", "JPEG-LS"
     DELTA_ZSTD = "delta-zstd", "differences, then Zstandard"
     ZSTD = "zstd", "Zstandard"
     GZIP = "gzip", "read everywhere"
+
+    @property
+    def of_planes(self) -> Codec:
+        """What planes are coded by that no grid says."""
+        return Codec.SOFTMAX if self is Codec.GRID else self
 
 
 class FittedOn(Described):

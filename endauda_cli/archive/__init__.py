@@ -1,4 +1,4 @@
-"""Certainty archives: what one teacher said about one set of images, losslessly, in few files.
+"""Certainty archives: what one teacher said about one set of images, in few files.
 
 An archive is a folder that any number of processes write to at once and that explains itself::
 
@@ -23,7 +23,12 @@ A shard has a group per size and codec of its N images, with C classes::
     /<H>x<W>-<codec>/model         (N, 1, M) uint8, what the codec needs to know of an image; only of ``softmax``
     /<H>x<W>-<codec>/crc32         (N, C + 2) of the stored chunks: model, label, planes
 
-Plain h5py (plus hdf5plugin for the filters) reads all of it but the planes of the codec ``softmax``.
+Where a network's own grids of logits are kept (``grids``), a group has these instead of ``certainty``, an attribute
+``grids`` that says what they are, and (N, S + 2) checksums; S is the number of sizes that the network was run at::
+
+    /<H>x<W>-grid/grid0, grid1, .. (N, C * h, w) uint16 numbers of depth, a chunk per image
+
+Plain h5py (plus hdf5plugin for the filters) reads all of it but the planes of the codec ``softmax``, and numbers.
 """
 
 from __future__ import annotations

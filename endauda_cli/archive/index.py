@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from endauda_cli.archive import layout, shard
+from endauda_cli.archive.image_files import ImageFile, entries
 from endauda_cli.archive.manifest import ForeignIdError, ImageEntry, ShardManifest, read_manifest
 from endauda_cli.errors import ArchiveError
 from endauda_cli.files import file_sha256
@@ -87,7 +88,7 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
     files: dict[Path, dict[str, ImageEntry]] = {}
     for path in layout.waiting_images(part):
         try:
-            files[path] = shard.entries(open_part_file(path, classes).images)
+            files[path] = entries(open_part_file(path, classes).images)
         except FileNotFoundError:
             continue  # its writer moved it into a shard right now
         except ForeignIdError:
@@ -98,11 +99,11 @@ def read_part(part: Path, classes: Sequence[str]) -> dict[Path, dict[str, ImageE
     return files
 
 
-def open_part_file(path: Path, classes: Sequence[str]) -> shard.ImageFile:
+def open_part_file(path: Path, classes: Sequence[str]) -> ImageFile:
     """Raises FileNotFoundError if it is gone, ArchiveError and others if it is damaged."""
     if file_sha256(path) != path.stem:
         raise ArchiveError("its content is not what its name says")
-    return shard.ImageFile(path, classes)
+    return ImageFile(path, classes)
 
 
 def orphans(archive: Path) -> list[Path]:
@@ -130,5 +131,5 @@ def stored_bytes(archive: Path) -> int:
 
 def manifest_of(path: Path, classes: Sequence[str]) -> ShardManifest:
     """Makes the manifest that a finished shard file should have. Raises ArchiveError if it is none."""
-    images = shard.entries(shard.ImageFile(path, classes).images)
+    images = entries(ImageFile(path, classes).images)
     return ShardManifest(path.name, path.stat().st_size, file_sha256(path), images)

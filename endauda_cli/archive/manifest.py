@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = "endauda-certainty"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Of what is written; 3 added grids."""
+READABLE = (2, FORMAT_VERSION)
 MAX_PIXELS = 178_956_970
 """Of an image: what Pillow takes. A flat one has hardly any bytes, so its size cannot be told from those."""
 MAX_CLASS_NAME = 256
@@ -188,10 +190,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ArchiveError(f"{path}: cannot be read as JSON ({exc!s:.200}); the file is damaged") from exc
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArchiveError(f"{path}: not a file of a certainty archive (no format {FORMAT!r} in it)")
-    if content.get("version") != FORMAT_VERSION:
+    if content.get("version") not in READABLE:
         raise ArchiveError(
-            f"{path}: archive format version {content.get('version')!r:.80}, but this endauda reads version "
-            f"{FORMAT_VERSION}; update endauda or export this teacher again"
+            f"{path}: archive format version {content.get('version')!r:.80}, but this endauda reads versions "
+            f"{READABLE[0]} to {READABLE[-1]}; update endauda or export this teacher again"
         )
     try:
         matches = content.pop("checksum", None) == _checksum(content)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from endauda_cli.archive import index, shard
+from endauda_cli.archive.image_files import ImageFile, decode_planes, read_label
 from endauda_cli.archive.manifest import Attribute, read_info
-from endauda_cli.archive.shard import ImageFile
 from endauda_cli.errors import ArchiveError
 from endauda_cli.threads import cores, shared_pool
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from endauda_cli.archive.codecs import Bytes, Chunk, Unpack
-    from endauda_cli.archive.shard import StoredImage
+    from endauda_cli.archive.codecs import Bytes
+    from endauda_cli.archive.image_files import StoredImage, Task
     from endauda_cli.types import Codec
 
 _OPEN_FILES = 8
@@ -96,7 +96,7 @@ class CertaintyReader:
 
     def labels(self, id: str) -> Bytes:
         """The label map: (H, W) uint8 train ids, 255 = ignore. Raises ArchiveError on damage."""
-        return self._read(id, shard.read_label)
+        return self._read(id, read_label)
 
     def plane(self, id: str, c: int) -> Bytes:
         """The certainty of class ``c``: (H, W) uint8, percent 0..100. Raises ArchiveError on damage."""
@@ -114,11 +114,11 @@ class CertaintyReader:
                 raise ArchiveError(
                     f"{self.path}: there is no class {c}; it has {len(self._info.classes)} classes, from 0 on"
                 )
-        chunks, unpack = self._read(id, lambda file, image: shard.decode_planes(file, image, classes))
+        tasks = self._read(id, lambda file, image: decode_planes(file, image, classes))
         location = self._locate(id)
         try:
-            planes = np.empty((len(classes), *self.size(id)), np.uint8)
-            _decode_all(unpack, chunks, planes)
+            planes = np.zeros((len(classes), *self.size(id)), np.uint8)
+            _do_all(tasks, planes)
         except Exception as exc:  # decoders raise many things on damage
             raise self._unreadable(id, location, exc) from exc
         return planes
@@ -172,23 +172,23 @@ class CertaintyReader:
         )
 
 
-def _decode_all(unpack: Unpack, chunks: Sequence[Chunk], planes: Bytes) -> None:
-    """Decodes in as many threads as there are idle cores: each gets about as many coded bytes."""
+def _do_all(tasks: Sequence[Task], planes: Bytes) -> None:
+    """Does them in as many threads as there are idle cores: each gets about as much of the work."""
     with _Busy() as busy:
-        shares: list[list[int]] = [[] for _ in range(max(1, min(_threads() // busy, len(chunks))))]
+        shares: list[list[Task]] = [[] for _ in range(max(1, min(_threads() // busy, len(tasks))))]
         loads = [0] * len(shares)
-        for i in sorted(range(len(chunks)), key=lambda i: -len(chunks[i].data)):
+        for task in sorted(tasks, key=lambda task: -task.cost):
             lightest = loads.index(min(loads))
-            shares[lightest].append(i)
-            loads[lightest] += len(chunks[i].data)
+            shares[lightest].append(task)
+            loads[lightest] += task.cost
 
-        def decode(share: Sequence[int]) -> None:
-            for i in share:
-                unpack(chunks[i], planes[i])
+        def do(share: Sequence[Task]) -> None:
+            for task in share:
+                task.do(planes)
 
-        others = [shared_pool("decode", _threads()).submit(decode, share) for share in shares[1:]]
+        others = [shared_pool("decode", _threads()).submit(do, share) for share in shares[1:]]
         try:
-            decode(shares[0])
+            do(shares[0])
         finally:
             errors = [other.exception() for other in others]  # waits: they write into ``planes``
         for error in errors:

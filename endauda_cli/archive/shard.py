@@ -1,7 +1,6 @@
-"""Files of images: shards, which are HDF5, and single images that wait for one.
+"""Files of images: shards, which are HDF5, and single images that wait for one. ``stored`` reads them.
 
-HDF5 writes shards; ``hdf5`` says where in one each chunk lies, and chunks are read with plain system calls, by
-any number of threads. C classes, H rows, W columns of one image, N images of one size and codec in a shard.
+C classes, H rows, W columns of one image, N images of one size and codec in a shard.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ import errno
 import hashlib
 import json
 import os
-import threading
 from collections import defaultdict
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from endauda_cli.archive import hdf5
+from endauda_cli.archive import grids
 from endauda_cli.archive.codecs import (
     CODECS,
     DECODER_ERRORS,
+    JPEGLS,
     MODEL_CODEC,
     Bytes,
     Chunk,
@@ -30,19 +29,25 @@ from endauda_cli.archive.codecs import (
     crc32,
     label_codec_for,
 )
+from endauda_cli.archive.grids import GridForm, Grids
 from endauda_cli.archive.layout import MAX_HEADER
-from endauda_cli.archive.manifest import FORMAT, FORMAT_VERSION, ArchiveInfo, ForeignIdError, ImageEntry
+from endauda_cli.archive.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    READABLE,
+    ArchiveInfo,
+    ForeignIdError,
+    ImageEntry,
+)
 from endauda_cli.errors import ArchiveError
 from endauda_cli.files import open_regular
 from endauda_cli.names import checked_id
 from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from io import BufferedReader
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
 
 # HDF5 1.10's file layout: every structure but the data is checksummed, HDF5 of 2016 and later reads it.
 _LIBRARY = ("v110", "v110")
@@ -56,7 +61,14 @@ class CodedImage(NamedTuple):
     entry: ImageEntry
     codec: Codec
     chunks: tuple[Chunk, ...]
-    """Of the model (empty if the codec has none), of the label map, of each class plane."""
+    """Of the model (empty if the codec has none), of the label map, of each class plane or each grid."""
+    form: GridForm | None = None
+    """Of its grids, if the codec is ``grid``."""
+
+
+def grid_name(i: int) -> str:
+    """Of the data set of the ``i``-th grid of an image."""
+    return f"grid{i}"
 
 
 def code_image(codec: Codec, id: str, label: Bytes, certainty: Bytes) -> CodedImage:
@@ -72,6 +84,17 @@ def code_image(codec: Codec, id: str, label: Bytes, certainty: Bytes) -> CodedIm
     return CodedImage(
         id, entry, codec, (*models, *label_codec_for(codec).pack(label[None]).chunks, *packed.chunks)
     )
+
+
+def code_grids(id: str, label: Bytes, said: Grids) -> CodedImage:
+    """The same of an image of which the network's own grids are kept.
+
+    label: (H, W) uint8; said: all checked by the caller.
+    """
+    height, width = label.shape
+    entry = ImageEntry(height, width, grids.digest(label, said))
+    labels = label_codec_for(Codec.GRID).pack(label[None]).chunks
+    return CodedImage(id, entry, Codec.GRID, (_NO_MODEL, *labels, *grids.pack(said)), said.form)
 
 
 _NO_MODEL = Chunk(b"", True, crc32(b""))
@@ -97,6 +120,8 @@ def image_file(image: CodedImage) -> bytes:
         "codec": str(image.codec),
         "chunks": [[len(chunk.data), chunk.raw, chunk.crc] for chunk in image.chunks],
     }
+    if image.form is not None:
+        header["grids"] = image.form.to_text()
     return b"".join([json.dumps(header).encode(), b"\n", *(chunk.data for chunk in image.chunks)])
 
 
@@ -105,15 +130,17 @@ def read_image_file(path: Path) -> CodedImage:
     with open_regular(path, None) as file:
         try:
             header = json.loads(file.readline(MAX_HEADER))
-            _expect((header["format"], header["version"]) == (FORMAT, FORMAT_VERSION), "of another format")
+            expect(header["format"] == FORMAT and header["version"] in READABLE, "of another format")
             entry, codec = ImageEntry(*header["image"]), Codec(header["codec"])
+            form = GridForm.from_text(header["grids"]) if codec == Codec.GRID else None
             sizes = [size for size, _, _ in header["chunks"]]
             rest = os.fstat(file.fileno()).st_size - file.tell()
-            _expect(all(type(size) is int and size >= 0 for size in sizes), "of chunks that have no size")
-            _expect(sum(sizes) == rest, "of another length than its header says")
+            expect(all(type(size) is int and size >= 0 for size in sizes), "of chunks that have no size")
+            expect(sum(sizes) == rest, "of another length than its header says")
             chunks = [Chunk(file.read(size), bool(raw), crc) for size, raw, crc in header["chunks"]]
-            _expect(all(crc32(chunk.data) == chunk.crc for chunk in chunks), "a checksum does not match")
-            return CodedImage(checked_id(header["id"], path, ForeignIdError), entry, codec, tuple(chunks))
+            expect(all(crc32(chunk.data) == chunk.crc for chunk in chunks), "a checksum does not match")
+            id = checked_id(header["id"], path, ForeignIdError)
+            return CodedImage(id, entry, codec, tuple(chunks), form)
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArchiveError(f"not the file of an image ({exc!r:.80})") from exc
 
@@ -123,9 +150,9 @@ def read_image_file(path: Path) -> CodedImage:
 
 def shard_file(info: ArchiveInfo, images: Iterable[CodedImage]) -> bytes:
     """An HDF5 file, as bytes, with these images."""
-    groups: dict[tuple[int, int, Codec], list[CodedImage]] = defaultdict(list)
+    groups: dict[tuple[str, GridForm | None], list[CodedImage]] = defaultdict(list)
     for image in images:
-        groups[image.entry.height, image.entry.width, image.codec].append(image)
+        groups[f"{image.entry.height}x{image.entry.width}-{image.codec}", image.form].append(image)
     with h5py.File(
         "memory", "w", driver="core", backing_store=False, block_size=_GROWTH, libver=_LIBRARY
     ) as file:
@@ -133,24 +160,30 @@ def shard_file(info: ArchiveInfo, images: Iterable[CodedImage]) -> bytes:
         file.attrs["version"] = FORMAT_VERSION
         file.attrs["classes"] = list(info.classes)
         file.attrs["attributes"] = json.dumps(dict(info.attributes), ensure_ascii=False)
-        for (height, width, codec), members in groups.items():
-            _write_group(file.create_group(f"{height}x{width}-{codec}"), codec, members)
+        for (name, _), members in groups.items():
+            name = name if name not in file else f"{name}-{len(file)}"  # of other passes
+            _write_group(file.create_group(name), len(info.classes), members)
         file.flush()
         data: bytes = file.id.get_file_image()
         return data
 
 
-def _write_group(group: h5py.Group, codec: Codec, images: Sequence[CodedImage]) -> None:
+def _write_group(group: h5py.Group, classes: int, images: Sequence[CodedImage]) -> None:
+    codec, form = images[0].codec, images[0].form
     group.attrs["codec"] = str(codec)
-    count, classes = len(images), len(images[0].chunks) - 2
+    count, planes = len(images), len(images[0].chunks) - 2
     height, width = images[0].entry.height, images[0].entry.width
-    planes = CODECS[codec]
-    datasets = [
-        (_create(group, "label", (count, height, width), label_codec_for(codec)), 1, 2),
-        (_create(group, "certainty", (count * classes, height, width), planes), 2, 2 + classes),
-    ]
-    if planes.model_bytes:
-        datasets.insert(0, (_create(group, "model", (count, 1, planes.model_bytes), MODEL_CODEC), 0, 1))
+    datasets = [(_create(group, "label", (count, height, width), label_codec_for(codec)), 1, 2)]
+    if form is not None:
+        group.attrs["grids"] = form.to_text()
+        for i, (h, w) in enumerate(form.sizes):
+            shape = (count, classes * h, w)
+            datasets.append((_create(group, grid_name(i), shape, JPEGLS, h5py.h5t.STD_U16LE), 2 + i, 3 + i))
+    else:
+        coder = CODECS[codec]
+        datasets.append((_create(group, "certainty", (count * planes, height, width), coder), 2, 2 + planes))
+        if coder.model_bytes:
+            datasets.insert(0, (_create(group, "model", (count, 1, coder.model_bytes), MODEL_CODEC), 0, 1))
     # In the order in which they are read: what belongs to an image lies side by side.
     for i, image in enumerate(images):
         for dataset, first, last in datasets:
@@ -161,7 +194,13 @@ def _write_group(group: h5py.Group, codec: Codec, images: Sequence[CodedImage]) 
     group["crc32"] = np.array([[chunk.crc for chunk in image.chunks] for image in images], np.uint32)
 
 
-def _create(group: h5py.Group, name: str, shape: tuple[int, int, int], codec: PlaneCodec) -> Any:
+def _create(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, int, int],
+    codec: PlaneCodec,
+    type: Any = h5py.h5t.STD_U8LE,
+) -> Any:
     """An empty data set of one chunk per plane. HDF5 need not know the filter to be handed its chunks.
 
     Three dimensions, because the filter for JPEG-LS takes no more.
@@ -172,220 +211,14 @@ def _create(group: h5py.Group, name: str, shape: tuple[int, int, int], codec: Pl
     filter_id, arguments = codec.filter
     properties.set_filter(filter_id, h5py.h5z.FLAG_OPTIONAL, arguments)
     space = h5py.h5s.create_simple(shape)
-    dataset = h5py.h5d.create(group.id, name.encode(), h5py.h5t.STD_U8LE, space, properties)
+    dataset = h5py.h5d.create(group.id, name.encode(), type, space, properties)
     if codec.delta:
         h5py.Dataset(dataset).attrs["delta"] = np.uint8(1)
     return dataset
 
 
-# Reading both
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """Where the chunks of an image lie in its file: (C + 2,) each, in the order of ``CodedImage.chunks``."""
-
-    entry: ImageEntry
-    codec: Codec
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    raw: NDArray[np.bool_]
-    crcs: NDArray[np.uint32]
-
-
-class ImageFile:
-    """A file of images, open for reading by any number of threads.
-
-    classes: those of its archive; a file of others, copied from elsewhere, is refused.
-
-    Raises FileNotFoundError if it is gone, ArchiveError and ValueError on damage.
-    """
-
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        self._file = open_regular(path, None)
-        self._descriptor = self._file.fileno()
-        self._lock = threading.Lock()
-        shard = path.suffix == ".h5"
-        self.images = _shard_images(path, self._file, classes) if shard else _single_image(path)
-        for image in self.images.values():
-            _expect(len(image.sizes) == len(classes) + 2, "it is of other classes than its archive")
-
-    # The file is closed when the last reader has gone, also if another one has put it aside meanwhile: no sooner.
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-
-    def find(self, id: str, entry: ImageEntry) -> StoredImage:
-        """The image, which the manifest says is ``entry``. Raises ArchiveError if it is another, or not there."""
-        image = self.images.get(id)
-        _expect(image is not None, "the image is not in the file")
-        assert image is not None
-        _expect(image.entry == entry, "it is of another size or content than its manifest says")
-        return image
-
-    def chunks(self, image: StoredImage, rows: Sequence[int]) -> list[Chunk]:
-        """The chunks of these numbers; those that lie side by side are read at once.
-
-        Raises ArchiveError if they are not the bytes that were stored.
-        """
-        offsets, sizes = image.offsets.tolist(), image.sizes.tolist()
-        found: list[Chunk] = []
-        while len(found) < len(rows):
-            together = [rows[len(found)]]
-            for row in rows[len(found) + 1 :]:
-                if offsets[row] != offsets[together[-1]] + sizes[together[-1]]:
-                    break
-                together.append(row)
-            data = memoryview(self._read(offsets[together[0]], sum(sizes[row] for row in together)))
-            for row in together:
-                part, data = data[: sizes[row]], data[sizes[row] :]
-                crc = int(image.crcs[row])
-                _expect(len(part) == sizes[row] and crc32(part) == crc, "a checksum does not match")
-                found.append(Chunk(part, bool(image.raw[row]), crc))
-        return found
-
-    def _read(self, offset: int, size: int) -> bytes:
-        # Before so much memory is asked for.
-        _expect(offset + size <= os.fstat(self._descriptor).st_size, "the file is cut short")
-        data = self._read_some(offset, size)
-        # Systems may give less than was asked for: Linux 2 GiB, network shares what came in one piece.
-        while len(data) < size and (more := self._read_some(offset + len(data), size - len(data))):
-            data += more
-        return data
-
-    def _read_some(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, size, offset)
-        with self._lock:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.read(self._descriptor, size)
-
-
-def _single_image(path: Path) -> dict[str, StoredImage]:
-    image = read_image_file(path)
-    sizes = np.array([len(chunk.data) for chunk in image.chunks])
-    first = path.stat().st_size - sizes.sum()
-    return {
-        image.id: StoredImage(
-            image.entry,
-            image.codec,
-            first + np.concatenate([[0], np.cumsum(sizes)[:-1]]),
-            sizes,
-            np.array([chunk.raw for chunk in image.chunks]),
-            np.array([chunk.crc for chunk in image.chunks], np.uint32),
-        )
-    }
-
-
-def _shard_images(path: Path, file: BufferedReader, classes: Sequence[str]) -> dict[str, StoredImage]:
-    images: dict[str, StoredImage] = {}
-    shard = hdf5.File(file)
-    root = shard.group(shard.root)
-    _expect(root.attributes.get("classes") == list(classes), "it is of other classes than its archive")
-    for address in root.members.values():
-        for id, image in _group_images(path, shard, shard.group(address), len(classes)):
-            _expect(id not in images, f"image {id!r} is there twice")
-            images[id] = image
-    return images
-
-
-def _group_images(
-    path: Path, shard: hdf5.File, group: hdf5.Group, classes: int
-) -> Iterable[tuple[str, StoredImage]]:
-    names = group.attributes.get("codec", [])
-    _expect(len(names) == 1 and names[0] in list(Codec), f"it has planes of the unknown codec {names!r:.40}")
-    codec = Codec(names[0])
-    wanted = {"label", "certainty", "id", "digest", "crc32"} | (
-        {"model"} if codec == Codec.SOFTMAX else set()
-    )
-    _expect(group.members.keys() >= wanted, "a group lacks a data set")
-    members = {key: shard.dataset(group.members[key]) for key in wanted}
-    label = members["label"]
-    _expect(len(label.shape) == 3 and label.shape[0] > 0, "label maps are of another shape")
-    count, height, width = label.shape
-    model = np.zeros((count, 1, 3), np.int64)
-    if "model" in members:
-        size = members["model"].shape[-1:]  # decoding says whether it is right
-        model = _located(members["model"], (count, 1, *size), MODEL_CODEC, count)
-    labels = _located(label, (count, height, width), label_codec_for(codec), count)
-    planes = _located(members["certainty"], (count * classes, height, width), CODECS[codec], count)
-    where = np.concatenate([model, labels, planes], axis=1)
-    shapes = [members[key].shape for key in ("crc32", "id", "digest")]
-    _expect(shapes == [(count, classes + 2), (count,), (count,)], "checksums or names are of other images")
-    _expect(members["crc32"].type.size == 4, "checksums are of another type")
-    crcs = np.frombuffer(shard.whole(members["crc32"], hdf5.INTEGER), "<u4").reshape(count, classes + 2)
-    ids, digests = (
-        np.frombuffer(shard.whole(members[key], hdf5.TEXT), f"S{members[key].type.size}")
-        for key in ("id", "digest")
-    )
-    for i, (id, digest) in enumerate(zip(ids.tolist(), digests.tolist(), strict=True)):
-        yield (
-            checked_id(id.decode(), path, ForeignIdError),
-            StoredImage(
-                ImageEntry(height, width, digest.decode()),
-                codec,
-                where[i, :, 0],
-                where[i, :, 1],
-                where[i, :, 2] != 0,
-                crcs[i],
-            ),
-        )
-
-
-def _located(data: hdf5.Dataset, shape: tuple[int, ...], codec: PlaneCodec, count: int) -> NDArray[np.int64]:
-    """(N, planes, 3): offset, size and filter mask of each chunk. Raises ArchiveError if it is not as expected."""
-    _expect(
-        data.shape == shape and data.type.kind == hdf5.INTEGER and data.type.size == 1,
-        "planes of another shape",
-    )
-    _expect(data.chunk == (1, *shape[1:]), "a chunk is not a plane")
-    _expect(data.filter == codec.filter[0], "planes are coded otherwise than their group says")
-    _expect(("delta" in data.attributes) == codec.delta, "planes are coded otherwise than their group says")
-    plane = shape[1] * shape[2]
-    _expect(bool((data.where[:, 1] <= plane).all()), "a chunk is larger than its plane")
-    return data.where.reshape(count, -1, 3)
-
-
-def decode_planes(file: ImageFile, image: StoredImage, classes: Sequence[int]) -> tuple[list[Chunk], Any]:
-    """The chunks of these classes, and the function that decodes them into (H, W) arrays."""
-    codec, entry = CODECS[image.codec], image.entry
-    fits = codec.fits(entry.height, entry.width)
-    _expect(fits, f"planes of {entry.width}x{entry.height} pixels, which {image.codec} has none of")
-    rows = [2 + int(c) for c in classes]
-    if not codec.model_bytes:
-        return file.chunks(image, rows), codec.unpacker(np.empty(0, np.uint8))
-    packed, *chunks = file.chunks(image, [0, *rows])
-    model = np.empty((1, codec.model_bytes), np.uint8)
-    MODEL_CODEC.unpacker(model)(packed, model)
-    return chunks, codec.unpacker(model[0])
-
-
-def read_label(file: ImageFile, image: StoredImage) -> Bytes:
-    """(H, W) uint8. Raises ArchiveError, and what decoders raise, on damage."""
-    (chunk,) = file.chunks(image, [1])
-    label = np.empty((image.entry.height, image.entry.width), np.uint8)
-    codec = label_codec_for(image.codec)
-    codec.unpacker(np.empty(0, np.uint8))(chunk, label)
-    return label
-
-
-def check_image(file: ImageFile, id: str, entry: ImageEntry) -> None:
-    """Decodes the whole image. Raises ArchiveError if it is not what was stored; decoders raise many things."""
-    image = file.find(id, entry)
-    chunks, unpack = decode_planes(file, image, range(len(image.sizes) - 2))
-    certainty = np.empty((len(chunks), entry.height, entry.width), np.uint8)
-    for chunk, plane in zip(chunks, certainty, strict=True):
-        unpack(chunk, plane)
-    digest = content_digest(read_label(file, image), certainty)
-    _expect(digest == entry.digest, "the content digest does not match")
-
-
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def entries(images: Mapping[str, StoredImage]) -> dict[str, ImageEntry]:
-    return {id: image.entry for id, image in images.items()}
 
 
 def reason(error: Exception) -> str:
@@ -412,6 +245,7 @@ def unreadable(path: Path, error: Exception) -> ArchiveError:
     )
 
 
-def _expect(condition: bool, otherwise: str) -> None:
+def expect(condition: bool, otherwise: str) -> None:
+    """Raises ArchiveError, which says ``otherwise``, unless the condition holds."""
     if not condition:
         raise ArchiveError(otherwise)

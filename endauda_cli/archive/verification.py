@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from endauda_cli.archive import index, layout, shard
+from endauda_cli.archive.image_files import ImageFile, check_image
 from endauda_cli.archive.manifest import ShardManifest, read_info
 from endauda_cli.errors import ArchiveError
 from endauda_cli.files import file_sha256
@@ -84,7 +85,7 @@ def _check_parts(archive: Path, classes: Sequence[str]) -> tuple[set[str], list[
         try:
             file = index.open_part_file(path, classes)
             for id, image in file.images.items():
-                shard.check_image(file, id, image.entry)
+                check_image(file, id, image.entry)
                 ok.add(id)
         except FileNotFoundError:
             continue  # its writer moved it into a shard right now
@@ -101,10 +102,10 @@ def _check_shard(path: Path, manifest: ShardManifest, classes: Sequence[str]) ->
         raise ArchiveError(f"{size:,} bytes; expected {manifest.bytes:,}")
     if file_sha256(path) != manifest.sha256:
         raise ArchiveError("the SHA-256 of the file does not match its manifest")
-    file = shard.ImageFile(path, classes)
+    file = ImageFile(path, classes)
     for id, entry in manifest.images.items():
         try:
-            shard.check_image(file, id, entry)
+            check_image(file, id, entry)
         except Exception as exc:
             if not shard.is_damage(exc):
                 raise

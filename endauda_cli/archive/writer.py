@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from endauda_cli import __version__
-from endauda_cli.archive import index, layout, shard
+from endauda_cli.archive import grids, index, layout, shard
+from endauda_cli.archive.image_files import ImageFile, check_image
 from endauda_cli.archive.manifest import (
     MAX_PIXELS,
     ArchiveInfo,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from endauda_cli.archive.grids import Grids
     from endauda_cli.archive.shard import CodedImage
 
 MAX_CERTAINTY = 100
@@ -133,6 +135,18 @@ class CertaintyWriter:
         label, certainty = np.ascontiguousarray(label), np.ascontiguousarray(certainty)
         return shard.code_image(self._codec, id, label, certainty)
 
+    def code_grids(self, id: str, label: NDArray[np.uint8], said: Grids) -> CodedImage:
+        """As ``code``, of what a network said on its own grid.
+
+        Raises ArchiveError if the arrays do not fit, or grids of this form do not fit the image (``GridForm.fits``).
+        """
+        self._check_label(id, label)
+        try:
+            grids.check(said, len(self._info.classes), (label.shape[0], label.shape[1]))
+        except ValueError as exc:
+            raise ArchiveError(f"{self.path}: image {id!r}: {exc}") from exc
+        return shard.code_grids(id, np.ascontiguousarray(label), said)
+
     def store(self, image: CodedImage) -> None:
         """Stores a coded image for good.
 
@@ -219,16 +233,10 @@ class CertaintyWriter:
             raise ArchiveError(f"{self.path}: image {id!r} is already there; ids must be unique")
 
     def _check_arrays(self, id: str, label: NDArray[Any], certainty: NDArray[Any]) -> None:
+        self._check_label(id, label)
         where, count = f"{self.path}: image {id!r}", len(self._info.classes)
-        for name, array in (("label map", label), ("certainty", certainty)):
-            if array.dtype != np.uint8:
-                raise ArchiveError(f"{where}: the {name} is {array.dtype}; expected uint8")
-        if label.ndim != 2 or label.size == 0:
-            raise ArchiveError(f"{where}: the label map has shape {label.shape}; expected (H, W)")
-        if label.size > MAX_PIXELS:
-            raise ArchiveError(
-                f"{where}: {label.size:,} pixels, but archives hold images of up to {MAX_PIXELS:,}; cut it into tiles"
-            )
+        if certainty.dtype != np.uint8:
+            raise ArchiveError(f"{where}: the certainty is {certainty.dtype}; expected uint8")
         expected = (count, *label.shape)
         if certainty.shape != expected:
             raise ArchiveError(
@@ -238,6 +246,17 @@ class CertaintyWriter:
         if (highest := int(certainty.max())) > MAX_CERTAINTY:
             raise ArchiveError(
                 f"{where}: the certainty goes up to {highest}; expected percent, 0..{MAX_CERTAINTY}"
+            )
+
+    def _check_label(self, id: str, label: NDArray[Any]) -> None:
+        where, count = f"{self.path}: image {id!r}", len(self._info.classes)
+        if label.dtype != np.uint8:
+            raise ArchiveError(f"{where}: the label map is {label.dtype}; expected uint8")
+        if label.ndim != 2 or label.size == 0:
+            raise ArchiveError(f"{where}: the label map has shape {label.shape}; expected (H, W)")
+        if label.size > MAX_PIXELS:
+            raise ArchiveError(
+                f"{where}: {label.size:,} pixels, but archives hold images of up to {MAX_PIXELS:,}; cut it into tiles"
             )
         wrong = label[(label >= count) & (label != IGNORE)]
         if wrong.size:
@@ -379,9 +398,9 @@ def _complete_orphan(path: Path, classes: Sequence[str]) -> None:
     """
     try:
         manifest = index.manifest_of(path, classes)
-        file = shard.ImageFile(path, classes)
+        file = ImageFile(path, classes)
         for id, entry in manifest.images.items():
-            shard.check_image(file, id, entry)
+            check_image(file, id, entry)
     except Exception as exc:  # decoders raise many things on damage
         if not shard.is_damage(exc) and not isinstance(exc, FileNotFoundError):
             raise shard.unreadable(path, exc) from exc

@@ -125,7 +125,7 @@ def run(options: Train) -> None:
         streams = with_certainties(streams, config.loss, material)
         init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
-        validate, agree, truth = _tests(session, config, held_out, out, where)
+        validate, agree, truth = _tests(session, config, held_out, (cache, out), where)
         said = _recipe(session, options, config, streams, init)
         run = Run(
             task,
@@ -169,10 +169,14 @@ def _recipe(
 
 
 def _tests(
-    session: Session, config: TrainConfig, held_out: Sequence[Sample], out: Path, device: torch.device
+    session: Session,
+    config: TrainConfig,
+    held_out: Sequence[Sample],
+    folders: tuple[Path, Path],
+    device: torch.device,
 ) -> tuple[Test | None, Test | None, str]:
     """What scores a network on labelled images of the target, and on fused labels of images held out, where that is
-    wanted; and a digest of the labels that the best is chosen by."""
+    wanted; and a digest of the labels that the best is chosen by. ``folders``: of caches, and of the run."""
     from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
     from endauda_cli.labels import shows_class
     from endauda_cli.progress import Note
@@ -180,8 +184,10 @@ def _tests(
     from endauda_cli.training.contents import digest_of_truth
     from endauda_cli.training.methods.distill import read_fused
     from endauda_cli.training.precision import chosen_precision
+    from endauda_cli.training.validating import ValidationImages
     from endauda_cli.transforms import Preprocessing
 
+    cache, out = folders
     if not config.validate_every:
         return None, None, ""
     target, report = session.task.target, session.terminal.report
@@ -194,9 +200,13 @@ def _tests(
     inference = InferenceConfig(amp=half, workers=config.workers)
 
     def test_on(samples: Sequence[Sample], scoring: Scoring) -> Test | None:
+        paths, preprocessing = [sample.image for sample in samples], Preprocessing(size=config.size)
+        images = ValidationImages(paths, preprocessing, config, cache, (out, scoring.split), report)
+
         def test(model: nn.Module) -> EvalResult:
-            segmenter = Segmenter(model, Preprocessing(size=config.size), PROCEDURE)
-            return evaluate(segmenter, samples, scoring, inference, device, report)
+            images.fill()
+            segmenter = Segmenter(model, preprocessing, PROCEDURE)
+            return evaluate(segmenter, samples, scoring, inference, device, report, images)
 
         return test if samples else None
 

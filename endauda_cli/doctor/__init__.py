@@ -25,6 +25,7 @@ from endauda_cli.doctor.program import check_program
 from endauda_cli.doctor.speed import CodecSpeed, measure_codecs, time_of
 from endauda_cli.doctor.steps import Steps, look_at_steps
 from endauda_cli.results import CheckupResult, Finding, FindingGroup
+from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +57,7 @@ def check_up(asked: Asked, device: str, measure: bool, report: Reporter) -> Chec
         codecs += time_of(steps.work, speeds) if steps.work is not None else []
     disk: list[Finding] = []
     if place is not None:
-        default = speeds.get(str(ArchiveOptions().codec))
+        default = speeds.get(str(Codec(ArchiveOptions().codec).of_planes))
         smaller = steps.smaller or (default.smaller if default is not None else None)
         disk = check_disk(place.workspace.root, steps.work, smaller, steps.archives)
     groups = (

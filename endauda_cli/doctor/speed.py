@@ -11,6 +11,7 @@ from endauda_cli.doctor.devices import usable_cores
 from endauda_cli.doctor.program import failure, import_quietly
 from endauda_cli.progress import Tick
 from endauda_cli.results import Finding
+from endauda_cli.types import Codec
 
 if TYPE_CHECKING:
     from endauda_cli.progress import Reporter
@@ -72,8 +73,8 @@ def measure_codecs(report: Reporter) -> tuple[dict[str, CodecSpeed], list[Findin
 
 
 def time_of(work: Workload, speeds: dict[str, CodecSpeed]) -> list[Finding]:
-    """How long coding alone takes for the target's images. None without the default codec's speed."""
-    codec = str(ArchiveOptions().codec)
+    """How long coding planes takes for the target's images, at most. None without the default codec's speed."""
+    codec = str(Codec(ArchiveOptions().codec).of_planes)
     if codec not in speeds:
         return []
     speed, at_once = speeds[codec], usable_cores()
@@ -134,7 +135,7 @@ def _code(coder: Any, planes: Any) -> CodecSpeed:
 
 def _finding(codec: str, speed: CodecSpeed) -> Finding:
     text = f"{speed.write / 1e6:5.0f} write {speed.read / 1e6:5.0f} read {speed.smaller:6.1f} times smaller"
-    default = " (the default)" if codec == ArchiveOptions().codec else ""
+    default = " (the default)" if codec == Codec(ArchiveOptions().codec).of_planes else ""
     facts = {"write": speed.write, "read": speed.read, "smaller": speed.smaller}
     return Finding(codec, "ok", text + default, facts=facts)
 

@@ -190,8 +190,9 @@ class TestReader:
     def test_refuses_another_version(self, tmp_path: Path, monkeypatch: Any) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(manifest, "FORMAT_VERSION", 9)
+            patch.setattr(manifest, "READABLE", (9,))
             write(tmp_path / "a", {})
-        with pytest.raises(ArchiveError, match="format version 9, but this endauda reads version 2"):
+        with pytest.raises(ArchiveError, match="format version 9, but this endauda reads versions 2 to 3"):
             CertaintyReader(tmp_path / "a")
 
 
@@ -355,11 +356,11 @@ class TestWriter:
 
 class TestFormat:
     def test_codecs_are_those_of_the_command_line(self) -> None:
-        assert CODECS.keys() == set(Codec)
+        assert CODECS.keys() == set(Codec) - {Codec.GRID}
         with pytest.raises(ValueError, match="no filter 9999"):
             FilterCodec(ZSTD.by._replace(id=9999))
 
-    @pytest.mark.parametrize("codec", [codec for codec in Codec if codec != Codec.SOFTMAX])
+    @pytest.mark.parametrize("codec", [codec for codec in CODECS if codec != Codec.SOFTMAX])
     def test_plain_h5py_reads_it(self, tmp_path: Path, codec: Codec) -> None:
         images = {f"ulm/{i}": smooth(i, 3, 40, 60) for i in range(3)}
         path = write(tmp_path / "a", images, codec=codec) / "shard-0-of-1-00000.h5"
@@ -393,7 +394,7 @@ with h5py.File({str(path)!r}) as file:
         with h5py.File(path / "shard-0-of-1-00000.h5") as file, pytest.raises(OSError):
             file["40x60-softmax/certainty"][0]
 
-    @pytest.mark.parametrize("codec", Codec)
+    @pytest.mark.parametrize("codec", CODECS)
     def test_the_codec_asked_for_is_used(self, tmp_path: Path, codec: Codec) -> None:
         path = write(tmp_path / "a", {"x": smooth(0, 3, 40, 60)}, codec=codec)
         with h5py.File(path / "shard-0-of-1-00000.h5") as file:

@@ -25,6 +25,7 @@ from tests.support.archive_samples import (
     assert_holds,
     assert_true_so_far,
     digests,
+    put,
     samples,
     write,
 )
@@ -43,7 +44,7 @@ def write_what_is_missing(folder: Path, count: int) -> None:
         done = writer.done
         for id, image in samples(count).items():
             if id not in done:
-                writer.write(id, *image)
+                put(writer, id, image)
 
 
 @pytest.mark.slow
@@ -300,7 +301,7 @@ def mount(options):
 def write_missing():
     with CertaintyWriter(disk / "a", classes=CLASSES, attributes=ATTRIBUTES, shard_size=5) as writer:
         for id in sorted(images.keys() - writer.done):
-            writer.write(id, *images[id])
+            put(writer, id, images[id])
 
 for _ in range(25):
     mount(f"size={4 * sizes.randrange(1, 40)}k")

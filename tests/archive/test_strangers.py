@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
-from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, hdf5, layout, shard, verify
+from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, hdf5, layout, reader, shard, verify
 from endauda_cli.archive.codecs import Chunk, crc32, softmax_planes
+from endauda_cli.archive.image_files import ImageFile
 from endauda_cli.archive.lookup3 import lookup3
 from endauda_cli.archive.manifest import MAX_PIXELS, ImageEntry, read_info
 from endauda_cli.errors import ArchiveError
@@ -50,7 +51,7 @@ def main(archive: str, seed: str, count: str, fits: str) -> None:
     """Changes single bytes of a shard that are no part of a chunk's, and prints how reading ends."""
     rng, file = random.Random(int(seed)), Path(archive) / SHARD
     whole = file.read_bytes()
-    opened = shard.ImageFile(file, CLASSES)
+    opened = ImageFile(file, CLASSES)
     data = np.zeros(len(whole), bool)
     for image in opened.images.values():
         for offset, size in zip(image.offsets.tolist(), image.sizes.tolist(), strict=True):
@@ -268,9 +269,9 @@ def test_only_damage_is_called_damage(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(shard, "decode_planes", fails)
-    with CertaintyReader(path) as reader, pytest.raises(ArchiveError, match="may be whole") as caught:
-        reader.certainty("ulm/0000")
+    monkeypatch.setattr(reader, "decode_planes", fails)
+    with CertaintyReader(path) as archive, pytest.raises(ArchiveError, match="may be whole") as caught:
+        archive.certainty("ulm/0000")
     assert "delete" not in str(caught.value)
 
 

@@ -10,15 +10,16 @@ import os
 import subprocess
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter
+from endauda_cli.archive import CODECS, CertaintyReader, CertaintyWriter, grids
+from endauda_cli.archive.grids import Deriver, GridForm, Grids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 Bytes = NDArray[np.uint8]
@@ -44,18 +45,65 @@ def smooth(seed: int, classes: int, height: int, width: int) -> Image:
     return label.astype(np.uint8), np.stack(planes).astype(np.uint8)
 
 
+class Said(tuple[Bytes, Bytes]):
+    """An image of which the network's own grids are kept, and the certainties that are derived of them."""
+
+    said: Grids
+
+
+def own_grids(seed: int, classes: int, sizes: Sequence[tuple[int, int]], softmax: Any = "last") -> Grids:
+    """Grids as networks have them: a class is nothing over whole areas, and sure somewhere."""
+    rng = np.random.default_rng(seed)
+    numbers = []
+    for h, w in sizes:
+        row, column = np.mgrid[:h, :w]
+        slopes = [
+            abs(row * (c + 1) - column * 2 + seed % 7) * 150 + rng.integers(0, 30, (h, w))
+            for c in range(classes)
+        ]
+        depth = np.minimum(np.stack(slopes), grids.NOTHING)
+        numbers.append((depth - depth.min(0)).astype(np.uint16))
+    shares = tuple(1 / len(sizes) for _ in sizes)
+    return Grids(GridForm(tuple(sizes), shares, softmax, True), tuple(numbers))
+
+
+def derived(said: Grids, height: int, width: int) -> Bytes:
+    """(C, H, W), all that the grids say."""
+    classes = len(said.numbers[0])
+    out = np.zeros((classes, height, width), np.uint8)
+    Deriver(said, (height, width)).fill(range(classes), 0, height, out)
+    return out
+
+
+def said_image(seed: int, classes: int, height: int, width: int) -> Said:
+    grid = own_grids(seed, classes, [(3, 4)])
+    image = Said((smooth(seed, classes, height, width)[0], derived(grid, height, width)))
+    image.said = grid
+    return image
+
+
 def samples(count: int, begin: int = 0) -> dict[str, Image]:
-    """Images of several sizes by id."""
-    images = range(begin, begin + count)
-    return {f"ulm/{i:04d}": smooth(i, len(CLASSES), 20 + i % 3, 30 + i % 5) for i in images}
+    """Images of several sizes by id; of every fourth the network's own grid is kept."""
+    return {
+        f"ulm/{i:04d}": (said_image if i % 4 == 3 else smooth)(i, len(CLASSES), 20 + i % 3, 30 + i % 5)
+        for i in range(begin, begin + count)
+    }
+
+
+def put(writer: CertaintyWriter, id: str, image: Image) -> None:
+    """Stores the image as it is to be stored."""
+    if isinstance(image, Said):
+        writer.store(writer.code_grids(id, image[0], image.said))
+    else:
+        writer.write(id, *image)
 
 
 def write(folder: Path, images: Mapping[str, Image], **options: object) -> Path:
     """An archive of the images, written without a stop."""
     arguments: dict[str, object] = {"classes": CLASSES, "attributes": ATTRIBUTES, **options}
     with CertaintyWriter(folder, **arguments) as writer:  # type: ignore[arg-type]
-        for id, (label, certainty) in images.items():
-            writer.write(id, label, certainty)
+        for id, image in images.items():
+            put(writer, id, image)
     return folder
 
 
@@ -86,9 +134,9 @@ def assert_true_so_far(folder: Path, images: Mapping[str, Image]) -> None:
 def main(folder: str, count: str, tag: str, begin: str = "0") -> None:
     with CertaintyWriter(folder, classes=CLASSES, attributes=ATTRIBUTES, shard_size=5, tag=tag) as writer:
         done = writer.done
-        for id, (label, certainty) in samples(int(count), int(begin)).items():
+        for id, image in samples(int(count), int(begin)).items():
             if id not in done:
-                writer.write(id, label, certainty)
+                put(writer, id, image)
                 print(id, flush=True)
 
 
@@ -137,6 +185,7 @@ class Writers:
 def serve(log: str) -> None:
     for codec in CODECS.values():  # what each fork would have to load again
         codec.pack(smooth(0, 3, 20, 30)[1])
+    said_image(0, 3, 20, 30)
     for line in sys.stdin:
         order, *arguments = line.rstrip("\n").split("\t")
         if order == "wait":

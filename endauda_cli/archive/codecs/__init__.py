@@ -20,12 +20,12 @@ from endauda_cli.archive.codecs.base import (
 from endauda_cli.archive.codecs.gzip import DENSE_GZIP, GZIP
 from endauda_cli.archive.codecs.jpegls import JPEGLS
 from endauda_cli.archive.codecs.softmax import SOFTMAX
-from endauda_cli.archive.codecs.zstd import DELTA_ZSTD, DENSE_ZSTD, ZSTD
+from endauda_cli.archive.codecs.zstd import DELTA_ZSTD, DENSE_ZSTD, QUICK_ZSTD, ZSTD
 from endauda_cli.types import Codec
 
 __all__ = [
-    "CODECS", "DECODER_ERRORS", "MODEL_CODEC", "Bytes", "Chunk", "FilterCodec", "Packed", "PlaneCodec", "Unpack",
-    "codec_for", "crc32", "label_codec_for",
+    "CODECS", "DECODER_ERRORS", "JPEGLS", "MODEL_CODEC", "Bytes", "Chunk", "FilterCodec", "Packed", "PlaneCodec",
+    "Unpack", "codec_for", "crc32", "label_codec_for",
 ]  # fmt: skip
 
 CODECS: dict[Codec, PlaneCodec] = {
@@ -39,10 +39,11 @@ MODEL_CODEC = DENSE_ZSTD
 
 
 def codec_for(name: Codec, height: int, width: int) -> Codec:
-    """The codec asked for, or zstd for the few sizes that it cannot take. Readers need not know."""
+    """The codec of planes: the one asked for, or zstd for the few sizes that it cannot take. Readers need not know."""
+    name = name.of_planes
     return name if CODECS[name].fits(height, width) else Codec.ZSTD
 
 
 def label_codec_for(name: Codec) -> PlaneCodec:
     """The codec of label maps in an archive of that codec."""
-    return DENSE_GZIP if name == Codec.GZIP else DENSE_ZSTD
+    return {Codec.GZIP: DENSE_GZIP, Codec.GRID: QUICK_ZSTD}.get(name, DENSE_ZSTD)

@@ -19,5 +19,7 @@ def _decode(data: bytes | memoryview, out: Bytes) -> None:
 _FILTER = Filter(int(hdf5plugin.Zstd.filter_id), _encode, _decode)
 ZSTD = FilterCodec(_FILTER, level=1)
 DELTA_ZSTD = FilterCodec(_FILTER, level=1, delta=True)
+QUICK_ZSTD = FilterCodec(_FILTER, level=7)
+"""For label maps beside grids, which take no longer."""
 DENSE_ZSTD = FilterCodec(_FILTER, level=11)
 """For label maps, which are flat (dictionaries beat prediction; there is one for C planes), and for models."""

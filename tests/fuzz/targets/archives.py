@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from endauda_cli.archive import CODECS, CertaintyReader, layout, shard, verify
+from endauda_cli.archive import CODECS, CertaintyReader, grids, layout, shard, verify
 from endauda_cli.archive.codecs import DECODER_ERRORS, Chunk, crc32
+from endauda_cli.archive.grids import GridForm
 from endauda_cli.archive.manifest import ArchiveInfo
 from endauda_cli.errors import ArchiveError
 from endauda_cli.types import Codec
 from tests.fuzz.target import Target
-from tests.support.archive_samples import CLASSES, samples, smooth, write
+from tests.support.archive_samples import CLASSES, derived, own_grids, samples, smooth, write
 from tests.support.forged import fit, rewrite
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ SHARD = "shard-0-of-1-00000.h5"
 @cache
 def _sample() -> Path:
     """An archive that is whole, written once."""
-    return write(Path(tempfile.mkdtemp(prefix="fuzz-archive-")) / "a", samples(3))
+    return write(Path(tempfile.mkdtemp(prefix="fuzz-archive-")) / "a", samples(4))
 
 
 def _copy(folder: Path) -> Path:
@@ -81,13 +82,38 @@ def read_waiting(data: bytes, folder: Path) -> None:
 
 def _waiting_seeds() -> Sequence[bytes]:
     return [
-        shard.image_file(shard.code_image(codec, "x", *smooth(1, len(CLASSES), 20, 30))) for codec in Codec
+        *(
+            shard.image_file(shard.code_image(codec, "x", *smooth(1, len(CLASSES), 20, 30)))
+            for codec in CODECS
+        ),
+        shard.image_file(_of_grids("x")),
     ]
+
+
+def _of_grids(id: str) -> shard.CodedImage:
+    said = own_grids(1, len(CLASSES), [(2, 3), (3, 2)])
+    return shard.code_grids(id, smooth(1, len(CLASSES), 20, 30)[0], said)
+
+
+def read_grid(data: bytes, folder: Path) -> None:
+    """A stream of a grid, and what it means at the size of an image."""
+    form = GridForm(((4, 5),), (1.0,), "last", True)
+    try:
+        derived(grids.unpack(form, len(CLASSES), [Chunk(data, False, crc32(data))]), 40, 50)
+    except (ValueError, *DECODER_ERRORS) as error:
+        raise ArchiveError("damage") from error
+
+
+def _grid_seeds() -> Sequence[bytes]:
+    return [bytes(chunk.data) for chunk in grids.pack(own_grids(1, len(CLASSES), [(4, 5)]))]
 
 
 def _shard_seeds() -> Sequence[bytes]:
     groups = [shard.code_image(Codec.GZIP, f"x{i}", *smooth(i, len(CLASSES), 4, 5 + i)) for i in range(12)]
-    return [(_sample() / SHARD).read_bytes(), shard.shard_file(ArchiveInfo(CLASSES, {}), groups)]
+    return [
+        (_sample() / SHARD).read_bytes(),
+        shard.shard_file(ArchiveInfo(CLASSES, {}), [*groups, _of_grids("y")]),
+    ]
 
 
 def _decoder(codec: Codec) -> Target:
@@ -120,5 +146,6 @@ TARGETS = (
     ),
     Target("archive-waiting", read_waiting, _waiting_seeds, tries=150),
     Target("archive-shard", read_shard, _shard_seeds, tries=150),
-    *map(_decoder, Codec),
+    *map(_decoder, CODECS),
+    Target("grid", read_grid, _grid_seeds, tries=500),
 )
