@@ -98,10 +98,14 @@ def load(folder: Path, step: int) -> list[Drive]:
                     stems = [stem.decode() for stem in opened["stem"][:]]
                     c = int(opened.attrs["classes"])
                     for i in sorted(range(len(stems)), key=stems.__getitem__):
-                        own = opened["certainty"][i * c : (i + 1) * c][:, step // 2 :: step, step // 2 :: step]
+                        own = opened["certainty"][i * c : (i + 1) * c][
+                            :, step // 2 :: step, step // 2 :: step
+                        ]
                         planes.setdefault(f"{stems[i].split('_')[0]} {name}", []).append(own)
                         if name == names[0]:
-                            whole = read_truth(folder / "camvid" / "labels" / split / f"{stems[i]}.png", domain)
+                            whole = read_truth(
+                                folder / "camvid" / "labels" / split / f"{stems[i]}.png", domain
+                            )
                             shown = whole[step // 2 :: step, step // 2 :: step]
                             truth.setdefault(stems[i].split("_")[0], []).append(shown)
         for drive, labels in truth.items():
@@ -229,9 +233,7 @@ def scores(drive: Drive, groups: Sequence[tuple[int, ...]], ways: Mapping[str, W
 
 def table(title: str, rows: Sequence[tuple[str, Any, Any]], console: Console) -> None:
     """Rows of (name, mIoU, mIoU of the vote)."""
-    shown = Table(
-        "", "mean mIoU", "to the vote: mean", "worst", "more than 0.5 below it", "of", title=title
-    )
+    shown = Table("", "mean mIoU", "to the vote: mean", "worst", "more than 0.5 below it", "of", title=title)
     for name, values, base in rows:
         away = np.asarray(values) - np.asarray(base)
         figures = [f"{np.mean(values):.2f}", f"{away.mean():+.2f}", f"{away.min():+.2f}"]
@@ -304,9 +306,7 @@ def few(drives: Sequence[Drive], console: Console) -> None:
             found: dict[str, list[float]] = {"best teacher": [], "majority": [], "auto": [], "few-shot": []}
             for group in groups:
                 t = list(group)
-                known = consensus.Labelled(
-                    part.labels[t], part.certainties[t], part.truth.ravel(), place
-                )
+                known = consensus.Labelled(part.labels[t], part.certainties[t], part.truth.ravel(), place)
                 labels, certainties = ours.labels[t], ours.certainties[t]
                 found["best teacher"].append(max(miou(drive.truth, own) for own in labels))
                 found["majority"].append(miou(drive.truth, vote(labels, certainties)))

@@ -131,7 +131,7 @@ def test_near_copies_count_once(power: float) -> None:
     single, many = ensemble(*own), ensemble(*own, heated(own[2][1], power), heated(own[2][1], power**0.5))
     models = [fit(*told, NUM_CLASSES) for told in (single, many)]
     np.testing.assert_allclose(models[0].weights, 1)
-    np.testing.assert_allclose(models[1].weights, [1, 1, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
+    np.testing.assert_allclose(models[1].weights, [1, 1, 1 / 3, 1 / 3, 1 / 3], atol=0.06)
     right = [
         np.mean(fused(*told, model) == truth) for told, model in zip((single, many), models, strict=True)
     ]

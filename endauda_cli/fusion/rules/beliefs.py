@@ -63,7 +63,20 @@ def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
 
 @jit
 def _decide(  # type: ignore[no-untyped-def]
-    labels, planes, edges, factors, prior, powers, share, iou, weight, candidate, certainty, claims, first, last
+    labels,
+    planes,
+    edges,
+    factors,
+    prior,
+    powers,
+    share,
+    iou,
+    weight,
+    candidate,
+    certainty,
+    claims,
+    first,
+    last,
 ):
     """Pixels ``first`` to ``last`` (exclusive)."""
     num_teachers, num_classes, _ = planes.shape
