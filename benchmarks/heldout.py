@@ -69,7 +69,8 @@ class Drive:
     @property
     def labels(self) -> UInt8:
         """(T, S)."""
-        return self.planes.argmax(2).reshape(len(self.planes), -1).astype(np.uint8)
+        labels: UInt8 = self.planes.argmax(2).reshape(len(self.planes), -1).astype(np.uint8)
+        return labels
 
     @property
     def certainties(self) -> UInt8:
@@ -128,7 +129,7 @@ def relative(planes: UInt8, seed: Sequence[int]) -> UInt8:
     field = partial(_field, generator, (images, height, width))
     mixed = 1 / (1 + np.exp(-4 * field(int(generator.choice([3, 8, 15])))))[:, None]
     own = (logs[0] * (1 - mixed) + logs[1] * mixed) * np.exp(generator.normal(0, 0.4))
-    own += generator.normal(0, 0.5, classes).astype(np.float32)[:, None, None]
+    own += np.asarray(generator.normal(0, 0.5, classes), np.float32)[:, None, None]
     for c in range(classes):
         own[:, c] += 0.6 * field(int(generator.choice([2, 3, 6])))
     return _percent(np.exp(own - own.max(1, keepdims=True)))
