@@ -9,14 +9,16 @@ protocol, ``endauda`` answers it in that of its scripts: after its name, after `
 ``test --weights``, in a workspace of three archives and a run. fish asks the empty program twice for one TAB; one call
 is counted. The programs take turns within each repeat; medians, and the median of the ratios within the repeats.
 
-``--networks`` counts the CPU seconds of commands on one tiny image, from start to end, and how many of them are beyond
-those of ``python -c "import torch"`` in the same repeat; medians again. A first, untimed round fills numba's cache.
+``--networks`` counts the CPU seconds of commands on one tiny image, from start to end, how many of them are beyond
+those of ``python -c "import torch"`` in the same repeat, and how many a process spends between its own import of torch
+and the first layer of a network that has run; medians again. A first, untimed round fills numba's cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -68,7 +70,26 @@ def second(name: str = "") -> None:
 
 app(prog_name="empty")
 """
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled once
 OURS = ("-c", "from endauda_cli.cli import entry; entry()")
+FIRST_LAYER = """
+import time
+import torch
+
+begin = time.process_time()
+
+
+def told(module, inputs, output):
+    handle.remove()
+    with open({path!r}, "w") as file:
+        file.write(str(time.process_time() - begin))
+
+
+handle = torch.nn.modules.module.register_module_forward_hook(told)
+from endauda_cli.cli import entry
+entry()
+"""
+"""Writes down how many CPU seconds there were between torch and the first layer of a network."""
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
@@ -158,7 +179,11 @@ def measure(repeat: int) -> list[dict[str, object]]:
 
 
 COLUMNS = ("ms", "ms", ".0f"), ("empty program, ms", "empty_ms", ".0f"), ("ratio", "ratio", ".2f")
-NETWORK_COLUMNS = ("CPU s", "cpu_s", ".2f"), ("beyond import torch", "beyond_torch_s", ".2f")
+NETWORK_COLUMNS = (
+    ("CPU s", "cpu_s", ".2f"),
+    ("beyond import torch", "beyond_torch_s", ".2f"),
+    ("first layer after torch", "first_layer_s", ".2f"),
+)
 """Of the tables: title, key, how it is shown."""
 STUDENT = "runs/gta5/student/last.pt"
 TORCH = "import torch"
@@ -211,25 +236,34 @@ def cpu_seconds(program: str, words: Sequence[str], workspace: Path) -> float:
 def measure_networks(repeat: int) -> list[dict[str, object]]:
     """Of each command, its CPU seconds and those beyond an import of torch in the same repeat."""
 
-    def spent(command: str, name: str) -> float:
+    def spent(command: str, name: str, program: str = OURS[1]) -> float:
         size = () if command in WITHOUT_SIZE else ("--size", "64x32")
         words = [*COMMANDS[command].format(name).split(), "--device", "cpu", "--quiet", *size]
-        return cpu_seconds(OURS[1], words, workspace)
+        return cpu_seconds(program, words, workspace)
+
+    def until_network(command: str, name: str) -> float:
+        if command in WITHOUT_SIZE:
+            return math.nan
+        note = workspace / "first_layer"
+        spent(command, name, FIRST_LAYER.format(path=str(note)))
+        return float(note.read_text())
 
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         make_images(workspace)
         for command, name in MADE_FIRST:
             spent(command, name)
-        rounds = []
+        rounds, first_layers = [], []
         for number in range(repeat + 1):  # the first for the caches
             torch = cpu_seconds(TORCH, (), workspace)
             rounds.append({TORCH: torch} | {command: spent(command, f"n{number}") for command in COMMANDS})
+            first_layers.append({command: until_network(command, f"m{number}") for command in COMMANDS})
     return [
         {
             "call": name,
             "cpu_s": statistics.median(one[name] for one in rounds[1:]),
             "beyond_torch_s": statistics.median(one[name] - one[TORCH] for one in rounds[1:]),
+            "first_layer_s": statistics.median(one.get(name, math.nan) for one in first_layers[1:]),
         }
         for name in (TORCH, *COMMANDS)
     ]

@@ -9,13 +9,13 @@ import numpy as np
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, CertaintyWriter, stored_bytes
+from endauda_cli.compiling import compiling_told
 from endauda_cli.datasets import one_per_image
 from endauda_cli.distributed import rank, total_over_ranks, world_size
 from endauda_cli.errors import ArchiveError, ConfigError, DataError
 from endauda_cli.files import free_bytes, size_text
 from endauda_cli.gridding import grid_maps, has_grid, said_of
 from endauda_cli.inference import run_network, run_network_there
-from endauda_cli.jit import compiling_told
 from endauda_cli.labels import image_size, read_train_ids
 from endauda_cli.outputs import (
     LEAST_AGREEMENT,

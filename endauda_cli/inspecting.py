@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from endauda_cli.archive import CertaintyReader, stored_bytes, verify
+from endauda_cli.compiling import compiling_told
 from endauda_cli.domains import palette_of
 from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.files import free_bytes, size_text
-from endauda_cli.jit import compiling_told
 from endauda_cli.labels import colourise, write_certainty, write_label, write_png
 from endauda_cli.names import checked_id
 from endauda_cli.progress import Reporter, Tick, counted, phase

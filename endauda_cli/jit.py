@@ -22,14 +22,10 @@ import numba
 from numba.core import event
 from numba.core.caching import FunctionCache
 
-from endauda_cli.progress import Tick
+from endauda_cli import compiling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from endauda_cli.progress import Reporter
-
-COMPILING = "compiling loops, once per machine"
+    from collections.abc import Callable
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,28 +40,24 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return dispatcher  # type: ignore[no-any-return]
 
 
-@contextlib.contextmanager
-def compiling_told(report: Reporter) -> Iterator[None]:
-    """While open, say so when machine code is made: the first run on a machine waits for it."""
-    with event.install_listener("numba:compile", _Listener(report)):
-        yield
-
-
 class _Listener(event.Listener):
     """Functions compile each other, and threads wait for one that does."""
 
-    def __init__(self, report: Reporter) -> None:
-        self.report, self.depth = report, 0
+    def __init__(self) -> None:
+        self.depth = 0
 
     def on_start(self, event: Any) -> None:
         self.depth += 1
         if self.depth == 1:
-            self.report(Tick(COMPILING, 0, None))
+            compiling.tell(0, None)
 
     def on_end(self, event: Any) -> None:
         self.depth -= 1
         if self.depth == 0:
-            self.report(Tick(COMPILING, 1, 1))
+            compiling.tell(1, 1)
+
+
+event.register("numba:compile", _Listener())
 
 
 class _Cache(FunctionCache):

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
@@ -54,6 +55,8 @@ _RUN_LENGTHS, _WIDEST_RUNS = (1, 2), 65_535
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Pillow's names for 16-bit colour as PNG stores it, and for the same with swapped bytes."""
+_PLAIN: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
+"""Kinds of PNG that hold the bytes that are wanted, and their last dimensions."""
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262
 _TILE = (322, 323)
@@ -106,7 +109,23 @@ class Raster:
 
     def pixels(self) -> Array:
         """As Pillow decodes them, upright: (H, W) or (H, W, channels)."""
-        return self._upright(np.asarray(self.image))
+        plain = _PLAIN.get(self.stored) if self.image.format == "PNG" else None
+        quick = self._quick((*reversed(self.image.size), *plain)) if plain is not None else None
+        return self._upright(np.asarray(self.image) if quick is None else quick)
+
+    def _quick(self, shape: tuple[int, ...]) -> Array | None:
+        """What libpng makes of a PNG of plain bytes, in half of Pillow's time; ``None`` if that is not ``shape``.
+
+        A file that it refuses is Pillow's to judge, as all others are.
+        """
+        here = self.file.tell()
+        self.file.seek(0)
+        with suppress(Exception):
+            pixels: Array = imagecodecs.png_decode(self.file.read())
+            if pixels.shape == shape and pixels.dtype == np.uint8:
+                return pixels
+        self.file.seek(here)
+        return None
 
     def ids(self) -> Array:
         """The values of a file with one channel as they stand in it: (H, W), whatever Pillow stretches them to.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli import __version__
 from endauda_cli.archive import CertaintyReader, join_classes
+from endauda_cli.compiling import compiling_told
 from endauda_cli.errors import ArchiveError, DataError
 from endauda_cli.fusion.choosing import (
     Evidence,
@@ -40,7 +41,6 @@ from endauda_cli.fusion.rules import RULES, Recipe
 from endauda_cli.fusion.summary import summarise, warn_of_what_is_lost
 from endauda_cli.fusion.witnesses import one_witness_each, votes_count
 from endauda_cli.fusion.writers import only_recipe
-from endauda_cli.jit import compiling_told
 from endauda_cli.names import checked_id
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.threads import ordered_map
