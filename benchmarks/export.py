@@ -103,7 +103,7 @@ def loop(teacher: Teacher, samples: Sequence[Sample], folder: Path, device: torc
     segmenter = teacher.segmenter
     for sample in samples:
         loaded = load(sample.image, segmenter)
-        inputs = [torch.tensor(loaded.pixels[0])[None].to(device)]
+        inputs = [loaded.pixels[0][None].to(device)]
         with torch.inference_mode():
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 (logits,) = run_passes(segmenter, inputs)
@@ -166,7 +166,7 @@ def main() -> None:
         (root / "loop").mkdir()
         samples = draw_images(root, given.images, image_size)
         preprocessing = teacher.segmenter.preprocessing
-        raw = [torch.tensor(load(s.image, teacher.segmenter).pixels[0])[None].to(device) for s in samples]
+        raw = [load(s.image, teacher.segmenter).pixels[0][None].to(device) for s in samples]
         inputs = [preprocessing.normalise(i).contiguous(memory_format=torch.channels_last) for i in raw]
 
         with torch.inference_mode():

@@ -21,6 +21,7 @@ from endauda_cli.options import (
     parse_size,
     parse_tile,
     parse_window,
+    parse_workers,
 )
 from endauda_cli.types import (
     Arch,
@@ -55,7 +56,10 @@ def _with_commas(words: list[str]) -> str:
 class Workers:
     """How much is done at once."""
 
-    workers: int = option(2, "--workers", help="Threads that read, resize and code.", panel=COMMON)
+    workers: int = option(
+        0, "--workers", panel=COMMON, typed=int, parse=parse_workers,
+        help="Threads that read, resize and code; 0: one per core, 16 at most.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)

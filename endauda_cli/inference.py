@@ -1,8 +1,9 @@
 """Engine: a network over many images. Serves ``export-teacher``, ``test`` and validation during training.
 
-Decoding and resizing run ahead in threads, pinned batches go to the device while it computes, softmax and
-quantisation happen there, and results are copied back asynchronously and waited for one batch late: a CUDA device
-never waits for the disk. Memory that does not suffice halves the batch.
+Decoding runs ahead in threads, and resizing too, where a CUDA device would not make the same bytes of an image; pinned
+images go to the device while it computes, softmax and quantisation happen there, and results are copied back
+asynchronously and waited for one batch late: a CUDA device never waits for the disk. Too little memory halves
+the batch.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from endauda_cli.errors import ConfigError, DataError, EndaudaError
 from endauda_cli.labels import read_image
 from endauda_cli.progress import Note, silent
+from endauda_cli.resampling import as_pillow, resize_there
 from endauda_cli.segmenter import run_passes
 from endauda_cli.threads import ordered_map
+from endauda_cli.transforms import resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -42,8 +45,10 @@ class Loaded(NamedTuple):
     path: Path
     size: Size
     """(H, W) of the file."""
-    pixels: list[UInt8]
-    """(h, w, 3) uint8 RGB, resized; one per scale that is made from pixels."""
+    pixels: list[Tensor]
+    """(h, w, 3) uint8 RGB, resized, one per scale that is made from pixels; or the file's own."""
+    sizes: tuple[Size, ...] = ()
+    """(w, h) that the file's own are resized to on the device, one per scale."""
 
 
 class Finished(NamedTuple):
@@ -79,7 +84,7 @@ def run_network(
         DataError: if an image cannot be read, or the network's output for it is not finite.
         ConfigError: if the device's memory does not suffice for one image.
     """
-    finished = _run_all(segmenter, images, finish, config, device, report, _send, decode or load)
+    finished = _run_all(segmenter, images, finish, config, device, report, _send, decode or load_for(device))
     return (tuple(output.cpu().numpy() for output in outputs) for outputs in finished)
 
 
@@ -92,7 +97,7 @@ def run_network_there(
     report: Reporter = silent,
 ) -> Iterator[tuple[Tensor, ...]]:
     """As ``run_network``, but what ``finish`` makes stays on the device."""
-    return _run_all(segmenter, images, finish, config, device, report, _leave, load)
+    return _run_all(segmenter, images, finish, config, device, report, _leave, load_for(device))
 
 
 def _run_all(
@@ -110,7 +115,7 @@ def _run_all(
     late: list[Finished] = []
     with ThreadPoolExecutor(config.workers) as pool, torch.inference_mode():
         ahead = 2 * config.batch_size + config.workers
-        loaded = ordered_map(pool, lambda path: decode(path, segmenter), images, ahead)
+        loaded = ordered_map(pool, lambda path: _pinned(decode(path, segmenter), device), images, ahead)
         batches, failure = _batches(loaded, config.batch_size), None
         while failure is None:
             try:
@@ -126,13 +131,46 @@ def _run_all(
             raise failure
 
 
-def load(path: Path, segmenter: Segmenter) -> Loaded:
-    """Decode and resize an image file for a network."""
+def load(path: Path, segmenter: Segmenter, there: bool = False) -> Loaded:
+    """Decode and resize an image file for a network.
+
+    Args:
+        path: the file.
+        segmenter: says for which sizes.
+        there: pin it, and leave resizing to the device, if that gives the same bytes.
+    """
     image = read_image(path)
-    procedure = segmenter.procedure
+    size, preprocessing, procedure = (
+        (image.shape[0], image.shape[1]),
+        segmenter.preprocessing,
+        segmenter.procedure,
+    )
     scales = procedure.scales if procedure.rescale == "pixels" else (1.0,)
-    pixels = [segmenter.preprocessing.resize(image, scale) for scale in scales]
-    return Loaded(path, (image.shape[0], image.shape[1]), pixels)
+    sizes = tuple(preprocessing.input_size(size[1], size[0], scale) for scale in scales)
+    if there and all(as_pillow(size, wanted, preprocessing.filter) for wanted in sizes):
+        return Loaded(path, size, [tensor_of(image, True)], sizes)
+    return Loaded(path, size, [tensor_of(resize(image, s, preprocessing.filter), there) for s in sizes])
+
+
+def load_for(device: torch.device) -> Decode:
+    """``load``, as that device wants it."""
+    there = device.type == "cuda"
+    return lambda path, segmenter: load(path, segmenter, there)
+
+
+def _pinned(loaded: Loaded, device: torch.device) -> Loaded:
+    if device.type != "cuda":
+        return loaded
+    return loaded._replace(
+        pixels=[one.pin_memory() for one in loaded.pixels]
+    )  # what is pinned stays as it is
+
+
+def tensor_of(pixels: UInt8, pinned: bool = False) -> Tensor:
+    """A copy, in memory that a CUDA device can fetch while it computes."""
+    copy = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pinned)
+    copy.numpy()[:] = pixels
+    return copy
 
 
 def _batches(items: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -186,7 +224,7 @@ class _Runner:
     def _halve(self, part: list[Loaded]) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        height, width = part[0].pixels[0].shape[:2]
+        width, height = part[0].sizes[0] if part[0].sizes else part[0].pixels[0].shape[1::-1]
         if len(part) == 1:
             raise ConfigError(
                 f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; "
@@ -203,6 +241,9 @@ class _Runner:
 
     def _run_part(self, part: list[Loaded]) -> list[Finished]:
         inputs = [self._to_device([image.pixels[i] for image in part]) for i in range(len(part[0].pixels))]
+        if part[0].sizes:
+            filter = self._segmenter.preprocessing.filter
+            inputs = [resize_there(inputs[0], size, filter) for size in part[0].sizes]
         with autocast(self._device, self._config.amp, _half(self._device)):
             passes = run_passes(self._segmenter, inputs, self._config.tile)
         finished = []
@@ -213,11 +254,8 @@ class _Runner:
             finished.append(self._send(image.path, outputs))
         return finished
 
-    def _to_device(self, pixels: list[UInt8]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(pixels))  # (B, h, w, 3)
-        if self._device.type == "cuda":
-            stacked = stacked.pin_memory()
-        return stacked.to(self._device, non_blocking=True)
+    def _to_device(self, pixels: list[Tensor]) -> Tensor:
+        return torch.stack([one.to(self._device, non_blocking=True) for one in pixels])  # (B, h, w, 3)
 
 
 def _send(path: Path, outputs: tuple[Tensor, ...]) -> Finished:

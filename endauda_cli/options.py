@@ -10,6 +10,7 @@ Classes that are only inherited from are declared without what they do not need 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -132,6 +133,8 @@ def chosen(kind: type[T], options: Any, **other: Any) -> T:
 
 
 MAX_SIDE = 65_535
+MOST_WORKERS = 16
+"""More threads than this wait for each other."""
 
 
 def parse_size(flag: str) -> Callable[[str], tuple[int, int]]:
@@ -146,6 +149,15 @@ def parse_size(flag: str) -> Callable[[str], tuple[int, int]]:
         return int(parts[0]), int(parts[1])
 
     return parse
+
+
+def parse_workers(number: int) -> int:
+    """Threads: for 0 one per core that this process may use, if it need not share them with others of its run."""
+    if number != 0:
+        return number
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min(MOST_WORKERS, here // max(1, int(processes) if processes.isdecimal() else 1)))
 
 
 def parse_tile(text: str) -> tuple[int, int]:

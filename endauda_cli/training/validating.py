@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from endauda_cli.distributed import barrier, rank
-from endauda_cli.inference import Loaded
+from endauda_cli.inference import Loaded, tensor_of
 from endauda_cli.labels import image_size, read_image
 from endauda_cli.training.cache import cached_rows
 from endauda_cli.training.data import DECODING
@@ -69,7 +69,7 @@ class ValidationImages:
     def __call__(self, path: Path, segmenter: Segmenter) -> Loaded:
         """Raises DataError if the file cannot be read."""
         assert self._rows is not None and segmenter.procedure.scales == (1.0,)
-        return Loaded(path, image_size(path), [self._rows[self._row_of[path]]])
+        return Loaded(path, image_size(path), [tensor_of(self._rows[self._row_of[path]])])
 
     def _resized(self, i: int) -> NDArray[np.uint8]:
         return self._preprocessing.resize(read_image(self._images[i]), 1.0)
