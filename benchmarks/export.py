@@ -2,12 +2,13 @@
 
     python benchmarks/export.py [--network student] [--images 8] [--codec grid] [--device auto]
 
-Four ways over the same generated street scenes, in the same process on the same device, rounds in turn, best of each:
+Ways over the same generated street scenes, in the same process on the same device, rounds in turn, best of each:
 
 - forward: the network alone, on an input that is on the device already;
 - export: files to archive, as ``endauda export-teacher`` does it;
 - beside: the same, but the network's outputs are there already: what an export costs beside the forward pass. Of
   that, decode: files to inputs;
+- test: files and their truth to mIoU, as ``endauda test`` does it;
 - loop: decode, resize, forward, upsample, softmax, ``.cpu()``, ``np.save`` of (H, W, C) bytes, one after another.
 
 On a CPU whose cores the forward pass keeps busy anyway, the CPU seconds say the same as the clock, and say it too
@@ -17,6 +18,7 @@ where others use the machine.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 import time
@@ -35,6 +37,7 @@ from endauda_cli.datasets import Sample
 from endauda_cli.demo.street import TARGET_LOOK, draw_scene, paint
 from endauda_cli.distributed import pick_device
 from endauda_cli.domains import CITYSCAPES, GTA5, make_task
+from endauda_cli.evaluation import Scoring, evaluate
 from endauda_cli.exporting import export_network
 from endauda_cli.inference import load
 from endauda_cli.models import build_student, build_teacher
@@ -44,6 +47,9 @@ from endauda_cli.segmenter import Procedure, Segmenter, run_passes
 from endauda_cli.teachers import TEACHERS, Teacher
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import Codec
+
+POOL = 16
+ID_OF = {CITYSCAPES.train_id(i): i for i in sorted(CITYSCAPES.label_ids)}
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,14 +84,23 @@ class Replay(torch.nn.Module):
 
 
 def draw_images(folder: Path, count: int, size: tuple[int, int]) -> list[Sample]:
-    """PNG files of street scenes, a little noisy, as photographs are."""
+    """PNG files of street scenes, a little noisy, as photographs are, and label ids; 16 of them under many names."""
     samples = []
+    table = np.array([ID_OF.get(c, 0) for c in range(256)], np.uint8)
     for i in range(count):
+        image, label = folder / f"{i:04}.png", folder / f"{i:04}_truth.png"
+        samples.append(Sample(f"{i:04}", image, label))
+        if i >= POOL:
+            for file in (image, label):
+                os.link(file.with_name(file.name.replace(f"{i:04}", f"{i % POOL:04}")), file)
+            continue
         rng = np.random.default_rng(i)
-        picture = Image.fromarray(paint(draw_scene(rng, 512, 256), TARGET_LOOK, rng)).resize(size)
+        scene = draw_scene(rng, 512, 256)
+        picture = Image.fromarray(paint(scene, TARGET_LOOK, rng)).resize(size)
         noisy = np.asarray(picture) + rng.normal(0, 2, (size[1], size[0], 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04}.png")
-        samples.append(Sample(f"{i:04}", folder / f"{i:04}.png", None))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(image)
+        truth = Image.fromarray(table[scene.label])
+        truth.resize(size, Image.Resampling.NEAREST).save(label)
     return samples
 
 
@@ -141,7 +156,7 @@ def main() -> None:
     parser.add_argument("--image-size", default="2048x1024")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", help="one of the ways, such as beside")
+    parser.add_argument("--only", nargs="+", help="some of the ways, such as forward export")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--codec", default=ExportConfig(teacher="x").codec, choices=list(Codec))
     parser.add_argument(
@@ -177,6 +192,10 @@ def main() -> None:
             shutil.rmtree(root / "archive", ignore_errors=True)
             export_network(config, task, teacher, samples, root / "archive", device, silent)
 
+        def score(teacher: Teacher) -> None:
+            scoring = Scoring(CITYSCAPES, "bench")
+            evaluate(teacher.segmenter, samples, scoring, config.inference, device, silent)
+
         def decode() -> None:
             for sample in samples:
                 load(sample.image, teacher.segmenter)
@@ -186,11 +205,12 @@ def main() -> None:
             "export": lambda: export(teacher),
             "beside": lambda: export(replayed),
             "decode": decode,
+            "test": lambda: score(teacher),
             "loop": lambda: loop(teacher, samples, root / "loop", device, given.amp),
         }
         export(replayed)  # warm-up; loops are compiled
         forward(teacher, inputs[: given.batch_size], device, given.batch_size, given.amp)
-        ways = {way: run for way, run in ways.items() if given.only in (None, way)}
+        ways = {way: run for way, run in ways.items() if given.only is None or way in given.only}
         best = dict.fromkeys(ways, float("inf"))
         work = dict(best)
         for _ in range(given.rounds):
@@ -199,19 +219,20 @@ def main() -> None:
                 run()
                 best[way] = min(best[way], time.perf_counter() - begin)
                 work[way] = min(work[way], time.process_time() - begin_work)
-        print(f"{given.codec}: {stored_bytes(root / 'archive') / given.images / 1000:.0f} KB/image")
-        for way in work:
-            print(f"{way:8} CPU {work[way] / given.images:7.4f} s/image")
-        if given.only:
-            return
-        print(f"{given.network}, input {given.size}, images {given.image_size}, batch {given.batch_size}, {device}, "
+        if (root / "archive").exists():
+            print(f"{given.codec}: {stored_bytes(root / 'archive') / given.images / 1000:.0f} KB/image")
+        print(f"{given.network}, input {size}, images {image_size}, batch {given.batch_size}, {device}, "
               f"{torch.get_num_threads()} threads, best of {given.rounds} rounds of {given.images} images")  # fmt: skip
         for way, seconds in best.items():
-            print(f"{way:8} {given.images / seconds:8.3f} images/s {best['forward'] / seconds:6.2f} of forward "
-                  f"{best['loop'] / seconds:6.2f} of loop;  CPU {work[way] / given.images:7.3f} s/image "
-                  f"{work['forward'] / work[way]:6.2f} of forward")  # fmt: skip
-        if device.type == "cuda":
+            print(f"{way:8} {given.images / seconds:8.3f} images/s {_ratio(best, 'forward', way)} of forward "
+                  f"{_ratio(best, 'loop', way)} of loop;  CPU {work[way] / given.images:7.4f} s/image "
+                  f"{_ratio(work, 'forward', way)} of forward")  # fmt: skip
+        if device.type == "cuda" and "export" in ways:
             print(f"idle share of the device during export: {100 * idle_share(ways['export'], device):.1f} %")
+
+
+def _ratio(seconds: dict[str, float], baseline: str, way: str) -> str:
+    return f"{seconds[baseline] / seconds[way]:6.2f}" if baseline in seconds else "     -"
 
 
 if __name__ == "__main__":

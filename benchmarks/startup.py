@@ -28,7 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -182,6 +182,7 @@ COLUMNS = ("ms", "ms", ".0f"), ("empty program, ms", "empty_ms", ".0f"), ("ratio
 NETWORK_COLUMNS = (
     ("CPU s", "cpu_s", ".2f"),
     ("beyond import torch", "beyond_torch_s", ".2f"),
+    ("by the clock", "clock_s", ".2f"),
     ("first layer after torch", "first_layer_s", ".2f"),
 )
 """Of the tables: title, key, how it is shown."""
@@ -219,8 +220,16 @@ def make_images(root: Path) -> None:
         Image.fromarray(train_ids).save(path.with_name(f"{path.name}_000019_leftImg8bit.png"))
 
 
-def cpu_seconds(program: str, words: Sequence[str], workspace: Path) -> float:
-    """Of a process and its threads, from start to end; it must end well."""
+class Spent(NamedTuple):
+    """By a process and its threads, from start to end."""
+
+    cpu: float
+    clock: float
+
+
+def spent_by(program: str, words: Sequence[str], workspace: Path) -> Spent:
+    """Seconds of a process; it must end well."""
+    begin = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             [sys.executable, "-c", program, *words], cwd=workspace, stdout=said, stderr=said
@@ -230,16 +239,16 @@ def cpu_seconds(program: str, words: Sequence[str], workspace: Path) -> float:
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(words)}: {said.read().decode()}")
-    return used.ru_utime + used.ru_stime
+    return Spent(used.ru_utime + used.ru_stime, time.perf_counter() - begin)
 
 
-def measure_networks(repeat: int) -> list[dict[str, object]]:
+def measure_networks(repeat: int, device: str) -> list[dict[str, object]]:
     """Of each command, its CPU seconds and those beyond an import of torch in the same repeat."""
 
-    def spent(command: str, name: str, program: str = OURS[1]) -> float:
+    def spent(command: str, name: str, program: str = OURS[1]) -> Spent:
         size = () if command in WITHOUT_SIZE else ("--size", "64x32")
-        words = [*COMMANDS[command].format(name).split(), "--device", "cpu", "--quiet", *size]
-        return cpu_seconds(program, words, workspace)
+        words = [*COMMANDS[command].format(name).split(), "--device", device, "--quiet", *size]
+        return spent_by(program, words, workspace)
 
     def until_network(command: str, name: str) -> float:
         if command in WITHOUT_SIZE:
@@ -255,14 +264,15 @@ def measure_networks(repeat: int) -> list[dict[str, object]]:
             spent(command, name)
         rounds, first_layers = [], []
         for number in range(repeat + 1):  # the first for the caches
-            torch = cpu_seconds(TORCH, (), workspace)
+            torch = spent_by(TORCH, (), workspace)
             rounds.append({TORCH: torch} | {command: spent(command, f"n{number}") for command in COMMANDS})
             first_layers.append({command: until_network(command, f"m{number}") for command in COMMANDS})
     return [
         {
             "call": name,
-            "cpu_s": statistics.median(one[name] for one in rounds[1:]),
-            "beyond_torch_s": statistics.median(one[name] - one[TORCH] for one in rounds[1:]),
+            "cpu_s": statistics.median(one[name].cpu for one in rounds[1:]),
+            "beyond_torch_s": statistics.median(one[name].cpu - one[TORCH].cpu for one in rounds[1:]),
+            "clock_s": statistics.median(one[name].clock for one in rounds[1:]),
             "first_layer_s": statistics.median(one.get(name, math.nan) for one in first_layers[1:]),
         }
         for name in (TORCH, *COMMANDS)
@@ -278,8 +288,9 @@ def main() -> int:
     parser.add_argument(
         "--networks", action="store_true", help="the commands that need a network, CPU seconds"
     )
+    parser.add_argument("--device", default="cpu", help="of the networks (default: cpu)")
     given = parser.parse_args()
-    rows = measure_networks(given.repeat) if given.networks else measure(given.repeat)
+    rows = measure_networks(given.repeat, given.device) if given.networks else measure(given.repeat)
     about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if given.json:
         print(json.dumps({"repeat": given.repeat, "machine": about, "calls": rows}, indent=1))
