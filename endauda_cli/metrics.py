@@ -109,12 +109,21 @@ def pairs(
         cells = truth.astype(np.uint16)
         cells <<= 8
         cells |= prediction
-        counts = np.bincount(cells.ravel(), minlength=1 << 16)
+        counts = _occurrences(cells.ravel())
         found = np.flatnonzero(counts)
         return (found >> 8).astype(np.int32), (found & 255).astype(np.int32), counts[found]
     wide = truth.astype(np.int64).ravel() << 32 | prediction.astype(np.int32).ravel().view(np.uint32)
     keys, counts = np.unique(wide, return_counts=True)
     return (keys >> 32).astype(np.int32), keys.astype(np.uint32).view(np.int32), counts
+
+
+def _occurrences(cells: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """How often each value occurs, (65536,): run by run where there are few, as in maps of labels."""
+    starts = np.concatenate(([0], np.flatnonzero(cells[1:] != cells[:-1]) + 1))
+    if 4 * starts.size > cells.size:
+        return np.bincount(cells, minlength=1 << 16)
+    lengths = np.diff(starts, append=cells.size)
+    return np.bincount(cells[starts], lengths, 1 << 16).astype(np.int64)  # sums of whole numbers are exact
 
 
 def _counted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -315,3 +316,14 @@ def test_pairs_count_as_their_pixels_do(kind: type[np.integer[Any]]) -> None:
 def test_pairs_of_any_integers() -> None:
     truth, prediction = (np.array(values, np.int32) for values in ([[-3, 70000, -3]], [[-1, 2**31 - 1, -1]]))
     assert [part.tolist() for part in pairs(truth, prediction)] == [[-3, 70000], [-1, 2**31 - 1], [2, 1]]
+
+
+@pytest.mark.parametrize("run", [1, 3, 4, 5, 400])
+@pytest.mark.parametrize("pixels", [1, 2, 399, 2000])
+def test_pairs_of_maps_in_runs(pixels: int, run: int) -> None:
+    rng = np.random.default_rng(run)
+    truth, prediction = (
+        np.repeat(rng.integers(0, 256, -(-pixels // run), np.uint8), run)[None, :pixels] for _ in range(2)
+    )
+    found = {(t, p): n for t, p, n in zip(*(part.tolist() for part in pairs(truth, prediction)), strict=True)}
+    assert found == Counter(zip(truth[0].tolist(), prediction[0].tolist(), strict=True))

@@ -7,15 +7,17 @@ import os
 import resource
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from endauda_cli.domains import CITYSCAPES
 from endauda_cli.errors import DataError
 from endauda_cli.labels import image_size, read_image, read_label_ids, read_truth
+from endauda_cli.rasters import open_raster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,3 +249,54 @@ def test_what_is_no_image_ends_in_a_sentence(tmp_path: Path, what: str) -> None:
             DataError, match=rf"^{path}: (no such file|cannot be read|truncated or not an image)"
         ):
             read(path)
+
+
+# ---------------------------------------------------------------------------- libpng beside Pillow
+
+
+def _saved(tmp_path: Path, kind: str) -> Path:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (13, 17, 3), np.uint8)
+    image = Image.fromarray(pixels if kind.startswith("rgb") else pixels[..., 0])
+    more: dict[str, Any] = {}
+    if kind.endswith("transparent"):
+        more["transparency"] = (1, 2, 3) if kind.startswith("rgb") else 5
+    if kind.endswith("moving"):
+        more |= {"save_all": True, "append_images": [Image.fromarray(255 - np.asarray(image))]}
+    if kind.endswith("gamma"):
+        more["pnginfo"] = PngInfo()
+        more["pnginfo"].add(b"gAMA", struct.pack(">I", 100_000))
+    if kind.endswith("turned"):
+        more["exif"] = Image.Exif()
+        more["exif"][0x0112] = 6
+    path = tmp_path / f"{kind}.png"
+    image.save(path, **more)
+    if kind.endswith("endless"):
+        path.write_bytes(path.read_bytes()[:-12])
+    return path
+
+
+@pytest.mark.parametrize("more", ["", " transparent", " moving", " gamma", " turned", " endless"])
+@pytest.mark.parametrize("kind", ["rgb", "grey"])
+def test_a_png_is_what_pillow_makes_of_it(tmp_path: Path, kind: str, more: str) -> None:
+    path = _saved(tmp_path, kind + more)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    with open_raster(path) as raster:
+        np.testing.assert_array_equal(raster.pixels(), expected)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "grey"])
+def test_plain_pngs_are_decoded_by_libpng(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _saved(tmp_path, kind)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("Pillow decoded it"))
+    with open_raster(path) as raster:
+        assert raster.pixels().shape[:2] == (13, 17)
+
+
+@pytest.mark.parametrize("cut", [40, 300, 500])
+def test_what_libpng_refuses_is_pillows_to_judge(tmp_path: Path, cut: int) -> None:
+    path = _saved(tmp_path, "rgb")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match="truncated or not an image"), open_raster(path) as raster:
+        raster.pixels()
