@@ -188,9 +188,14 @@ class _Runner:
             torch.cuda.empty_cache()
         height, width = part[0].pixels[0].shape[:2]
         if len(part) == 1:
+            slides = self._segmenter.procedure.windows is not None  # the network is in pieces already
+            helps = (
+                f"make it smaller, such as --size {width // 2}x{height // 2}, or use another --device"
+                if slides
+                else f"run it in pieces, such as --tile {width // 2}x{height // 2}"
+            )
             raise ConfigError(
-                f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; "
-                f"run it in pieces, such as --tile {width // 2}x{height // 2}"
+                f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; {helps}"
             )
         self._limit = len(part) // 2
         self._report(

@@ -98,9 +98,7 @@ def open_teacher(
             segmenter, preprocessing=preprocessing, procedure=said.procedure(segmenter.procedure)
         )
     if size is not None:
-        segmenter = replace(
-            segmenter, preprocessing=replace(segmenter.preprocessing, size=size, longer_side=None)
-        )
+        segmenter = replace(segmenter, preprocessing=segmenter.preprocessing.resized_to(size))
     return replace(teacher, segmenter=segmenter)
 
 
@@ -223,7 +221,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
             raise ConfigError(
                 f"{said.path}: [input] size is {preprocessing.size}, but the program takes {size[0]}x{size[1]} alone"
             )
-        preprocessing = replace(preprocessing, size=size, longer_side=None)
+        preprocessing = preprocessing.resized_to(size)
     class_map = join_classes(path, None, classes, said)
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),
