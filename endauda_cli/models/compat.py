@@ -151,6 +151,13 @@ def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}; it is damaged or of another network") from error
 
 
+def written_names(content: object) -> set[str]:
+    """The names in a file's state dict, without wrappings but else as its project wrote them."""
+    state, _ = _evaluated(_unwrap(content)[0])  # type: ignore[arg-type]
+    prefix = _prefix(state)
+    return {key.removeprefix(prefix) for key in state}
+
+
 def peeled(path: Path, content: object) -> str | None:
     """What was left out around a state dict to find the network's own names, as a sentence; ``None`` for nothing."""
     state, wrappers = _unwrap(content)

@@ -38,6 +38,18 @@ _LARGEST = MiTSize((64, 128, 320, 512), (3, 8, 40, 3))
 """Channels and blocks that no published encoder exceeds; a forged file may claim any number."""
 _WIDEST = 1024
 
+_HEADS = {  # a key that only it has -> where its width and its classes are seen
+    "decode_head.scale_attention.conv_seg.weight": (
+        "decode_head.head.embed_layers.0.proj.weight",
+        "decode_head.head.conv_seg.weight",
+    ),
+    "decode_head.linear_pred.weight": ("decode_head.linear_c.0.proj.weight", "decode_head.linear_pred.weight"),
+    "decode_head.embed_layers.0.proj.weight": (
+        "decode_head.embed_layers.0.proj.weight",
+        "decode_head.conv_seg.weight",
+    ),
+}
+
 
 # ---------------------------------------------------------------------------- names
 
@@ -78,33 +90,28 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------- numbers
 
 
-def options_of(state: Mapping[str, Tensor], num_classes: int, classes_of_19: Sequence[int]) -> dict[str, Any]:
-    """What to build a network with (``models.build_teacher``), so that the state dict fits; ``num_classes`` beside it.
+def options_of(
+    state: Mapping[str, Tensor], num_classes: int, of_19: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What ``models.build_teacher`` is to be called with so that the state dict fits, ``num_classes`` among it.
 
     Args:
         state: of a network on a MiT, in our names.
         num_classes: classes that are wanted.
-        classes_of_19: which they are of the 19 that a network may be published with instead.
+        of_19: which they are of Cityscapes' 19, with which networks of fewer are published.
 
     Raises:
         ValueError: says what the numbers are that no such network has.
     """
     made: dict[str, Any] = {"size": _encoder_size(state), "num_classes": num_classes}
-    for key, option, axis in (
-        ("decode_head.embed_layers.0.proj.weight", "width", 0),
-        ("decode_head.head.embed_layers.0.proj.weight", "width", 0),
-        ("decode_head.linear_c.0.proj.weight", "width", 0),
-        ("decode_head.linear_pred.weight", "outputs", 0),
-        ("decode_head.conv_seg.weight", "outputs", 0),
-        ("decode_head.head.conv_seg.weight", "outputs", 0),
-    ):
-        if key in state:
-            made.setdefault(option, _side(state, key, axis, _WIDEST))
-    if "decode_head.linear_c.0.proj.weight" in state and "decode_head.conv_seg.weight" in state:
-        made["unused"] = _side(state, "decode_head.conv_seg.weight", 1, _WIDEST)
-    outputs = made.pop("outputs", num_classes)
-    if outputs == 19 and num_classes == len(classes_of_19):
-        made |= {"num_classes": outputs, "kept": tuple(classes_of_19)}
+    for head, (width, outputs) in _HEADS.items():
+        if head in state:
+            made["width"] = _side(state, width, 0)
+            if of_19 is not None and num_classes != 19 and _side(state, outputs, 0) == 19:
+                made |= {"num_classes": 19, "kept": tuple(of_19)}
+            if head == "decode_head.linear_pred.weight":
+                made["unused"] = _side(state, "decode_head.conv_seg.weight", 1)
+            break
     return made
 
 
@@ -130,7 +137,7 @@ def _encoder_size(state: Mapping[str, Tensor]) -> MiTSize:
     return MiTSize(tuple(channels), tuple(depths))  # type: ignore[arg-type]
 
 
-def _side(state: Mapping[str, Tensor], key: str, axis: int, most: int) -> int:
+def _side(state: Mapping[str, Tensor], key: str, axis: int, most: int = _WIDEST) -> int:
     """One length of a tensor. Raises ValueError where it is missing or none that a network has."""
     if key not in state:
         raise ValueError(f"it has no {key!r}")

@@ -24,6 +24,7 @@ from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
+from endauda_cli.teachers.mmseg_files import facts_of, fitted
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
 from endauda_cli.transforms import Preprocessing
@@ -144,12 +145,16 @@ def _from_checkpoint(
     else:
         spec = TEACHERS[network]
         key = _variant(spec.network, state_dict_in(path, content))
+        facts = {"network": key, "teacher_of": spec.title}
+        options: dict[str, Any] = {"num_classes": len(outputs)}
+        if spec.on_mit:
+            spec, options = fitted(spec, path, content, outputs)
+            facts |= facts_of(options)
         with Unfilled():
-            module = build_teacher(key, len(outputs))
+            module = build_teacher(key, **options)
         _refuse_other_project(path, network, content)
         if told := load_checkpoint(module, path, content):
             report(Note(told))
-        facts = {"network": key, "teacher_of": spec.title}
         segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
     class_map = join_classes(path, None, classes, said)
     facts["weights_sha256"] = sha256(path)
