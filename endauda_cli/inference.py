@@ -105,6 +105,9 @@ def _run_all(
     send: Callable[[Path, tuple[Tensor, ...]], Finished],
     decode: Decode,
 ) -> Iterator[tuple[Tensor, ...]]:
+    if config.tile is not None and segmenter.procedure.windows is not None:
+        side = segmenter.procedure.windows.side
+        report(Note(f"--tile has no effect on this network: it is run in windows of {side}x{side} anyway"))
     network = segmenter.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     runner = _Runner(replace(segmenter, network=network), finish, config, device, report, send)
     late: list[Finished] = []

@@ -83,7 +83,7 @@ _TEACHER_KEYS = {
     "HRDA's or MIC's network": ("decode_head.scale_attention.conv_seg.weight",),
     "DAFormer's network": ("decode_head.fuse_layer.bottleneck.conv.weight", "backbone.patch_embed1.proj.weight"),
     "SegFormer's network": ("decode_head.linear_pred.weight",),
-    "another network of mmsegmentation": ("decode_head.conv_seg.weight",),
+    "an mmsegmentation network (DAFormer and its kin)": ("decode_head.conv_seg.weight",),
     "a SegFormer of transformers": ("decode_head.classifier.weight",),
     "a torchvision network": ("classifier.4.weight", "backbone.layer4.2.conv3.weight"),
 }
@@ -167,8 +167,8 @@ def peeled(path: Path, content: object) -> str | None:
     prefix = _prefix(state)
     told = [f"taken from {' / '.join(wrappers)}"] if len(wrappers) > 1 else []
     if several:
-        left = f", without the {', '.join(several[1:])} beside it" if several[1:] else ""
-        told.append(f"those of {several[0]}{left}")
+        left = f" without {' and '.join(f'{prefix}*' for prefix in several[1:])} beside it"
+        told.append(f"{several[0]}*{left if several[1:] else ''}")
     told += [f"without {prefix!r} before every name"] if prefix not in ("", "module.") else []
     return f"{path}: the weights were {' and '.join(told)}" if told else None
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from endauda_cli.errors import ConfigError
+
 STAGES = (1, 2, 3, 4)
 REDUCTIONS = (8, 4, 2, 1)
 """By which each stage's keys and values are coarser than its queries."""
@@ -48,7 +50,7 @@ MIT_SIZES = {
 
 
 class MiT(nn.Module):
-    """Images (B, 3, H, W), sides of ``LEAST_SIDE`` or more, to four maps (B, C, h, w), fine to coarse."""
+    """Images (B, 3, H, W) to four maps (B, C, h, w), fine to coarse; ConfigError for sides below ``LEAST_SIDE``."""
 
     def __init__(self, size: MiTSize) -> None:
         super().__init__()
@@ -65,6 +67,11 @@ class MiT(nn.Module):
         init_transformer(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        if min(images.shape[2:]) < LEAST_SIDE:
+            raise ConfigError(
+                f"the network's encoder was given {images.shape[3]}x{images.shape[2]} pixels, but takes {LEAST_SIDE} or more "
+                "each way (of HRDA's windows it also sees a copy of half the size); make --size larger"
+            )
         x, maps = images, []
         for stage in STAGES:
             tokens, (h, w) = self.get_submodule(f"patch_embed{stage}")(x)

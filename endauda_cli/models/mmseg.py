@@ -81,8 +81,9 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for key, t in state.items()
         }
         fuse = state.get("decode_head.linear_fuse.conv.weight")
-        if fuse is None or fuse.ndim != 4 or fuse.shape[1] % len(STAGES):
-            raise ValueError("decode_head.linear_fuse.conv.weight is no convolution over four maps")
+        width = 0 if fuse is None or fuse.ndim == 0 else fuse.shape[0]
+        if fuse is None or width > _WIDEST or fuse.shape != (width, len(STAGES) * width, 1, 1):
+            raise ValueError("'decode_head.linear_fuse.conv.weight' is no convolution that joins four maps")
         state["decode_head.linear_fuse.conv.weight"] = torch.cat(fuse.chunk(len(STAGES), 1)[::-1], 1)
     return state
 
@@ -91,12 +92,13 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def options_of(
-    state: Mapping[str, Tensor], num_classes: int, of_19: Sequence[int] | None = None
+    network: str, state: Mapping[str, Tensor], num_classes: int, of_19: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """What ``models.build_teacher`` is to be called with so that the state dict fits, ``num_classes`` among it.
 
     Args:
-        state: of a network on a MiT, in our names.
+        network: key of ``TEACHER_NETWORKS``.
+        state: of a network on a MiT, in our names; that it is of this one is seen when it is loaded.
         num_classes: classes that are wanted.
         of_19: which they are of Cityscapes' 19, with which networks of fewer are published.
 
@@ -109,7 +111,7 @@ def options_of(
             made["width"] = _side(state, width, 0)
             if of_19 is not None and num_classes != 19 and _side(state, outputs, 0) == 19:
                 made |= {"num_classes": 19, "kept": tuple(of_19)}
-            if head == "decode_head.linear_pred.weight":
+            if head == "decode_head.linear_pred.weight" and network == "segformer":
                 made["unused"] = _side(state, "decode_head.conv_seg.weight", 1)
             break
     return made

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.domains import CITYSCAPES_CLASSES
-from endauda_cli.errors import CheckpointError
+from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import mmseg
 from endauda_cli.models.compat import state_dict_in, written_names
 from endauda_cli.models.hrda import CROP, MULTIPLE
@@ -43,7 +43,7 @@ def fitted(
     if set(classes) <= set(CITYSCAPES_CLASSES):
         of_19 = [CITYSCAPES_CLASSES.index(name) for name in classes]
     try:
-        options = mmseg.options_of(state, len(classes), of_19)
+        options = mmseg.options_of(spec.network, state, len(classes), of_19)
     except ValueError as error:
         raise CheckpointError(
             f"{path}: {error}; it is damaged or of another network than {spec.title}'s"
@@ -57,7 +57,16 @@ def fitted(
             f"{path}: its configuration asks for windows or images of {', '.join(map(str, sides))} pixels; expected "
             f"{_SIDES[0]} to {_SIDES[1]}"
         )
-    return _tested(spec, told), options | ({"crop": told.crop or CROP} if _two_scales(spec) else {})
+    if _two_scales(spec):
+        options["crop"] = told.crop or CROP
+        if options["crop"] % MULTIPLE:
+            raise CheckpointError(
+                f"{path}: its configuration asks for detail crops of {told.crop} pixels; expected a multiple of {MULTIPLE}"
+            )
+    try:
+        return _tested(spec, told), options
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its configuration asks for {error}") from error
 
 
 def _tested(spec: TeacherSpec, told: mmseg.Geometry) -> TeacherSpec:
@@ -82,3 +91,10 @@ def facts_of(options: Mapping[str, Any]) -> dict[str, Any]:
     named = next((name for name, known in MIT_SIZES.items() if known == size), None)
     encoder = f"mit-{named}" if named else f"mit of {list(size.channels)} channels, {list(size.depths)} blocks"
     return {"encoder": encoder} | ({"crop": options["crop"]} if "crop" in options else {})
+
+
+def named_by_experiment(name: str, content: object) -> str:
+    """HRDA's keys are MIC's too, and mean the same; the experiment's name tells whose file it is."""
+    meta = content.get("meta") if isinstance(content, dict) else None
+    experiment = meta.get("exp_name") if isinstance(meta, dict) else None
+    return "mic" if name == "hrda" and isinstance(experiment, str) and "_mic_" in experiment else name

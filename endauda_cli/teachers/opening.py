@@ -24,7 +24,7 @@ from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
-from endauda_cli.teachers.mmseg_files import facts_of, fitted
+from endauda_cli.teachers.mmseg_files import facts_of, fitted, named_by_experiment
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
 from endauda_cli.transforms import Preprocessing
@@ -166,7 +166,7 @@ def _network_of(path: Path, content: object) -> str | None:
     state = state_dict_in(path, content)
     told = next((name for name, spec in TEACHERS.items() if spec.told_by in state), None)
     if told is not None:
-        return told
+        return named_by_experiment(told, content)
     if "layer5.conv2d_list.3.weight" in state and "layer6.conv2d_list.3.weight" not in state:
         if _is_of_dacs(content):
             return "dacs"
