@@ -27,7 +27,7 @@ def measure(name: str, encoder: str, width: int, height: int) -> str:
     torch.manual_seed(0)
     spec = TEACHERS[name]
     network = build_teacher(spec.network, 19, size=encoder).eval()
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     weights = peak()
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     segmenter = Segmenter(network, spec.preprocessing, spec.procedure)
@@ -38,7 +38,9 @@ def measure(name: str, encoder: str, width: int, height: int) -> str:
         labels, _ = certainty_maps(segmenter, passes, (height, width))
     assert labels.shape == (height, width)
     spent = time.process_time() - begun
-    return f"{name:10} {spent:7.1f} CPU s   peak {peak():5.2f} GB, {weights:4.2f} GB of it with nothing run yet"
+    return (
+        f"{name:10} {spent:7.1f} CPU s   peak {peak():5.2f} GB, {weights:4.2f} GB of it with nothing run yet"
+    )
 
 
 def peak() -> float:
@@ -47,7 +49,9 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=list(NAMES))
     parser.add_argument("--size", default="2048x1024")
     parser.add_argument("--encoder", default="b5")

@@ -70,9 +70,7 @@ class Preprocessing:
             factor = self.longer_side / max(width, height)
             width, height = round(width * factor), round(height * factor)
         elif self.within is not None:  # rounded once, as mmcv does
-            factor = scale * min(
-                max(self.within) / max(width, height), min(self.within) / min(width, height)
-            )
+            factor = scale * min(max(self.within) / max(width, height), min(self.within) / min(width, height))
             return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
         return max(1, round(width * scale)), max(1, round(height * scale))
 

@@ -112,7 +112,7 @@ def test_layouts_load(name: str, layout: str, tmp_path: Path) -> None:
 
 def test_of_the_untrained_head_nothing_is_made(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pth", before("imnet_model.", small("daformer")))
-    with pytest.raises(CheckpointError, match="missing 'backbone|has no"):
+    with pytest.raises(CheckpointError, match=r"has no|missing"):
         open_teacher(path, CITYSCAPES_CLASSES, "daformer")
 
 
@@ -153,7 +153,7 @@ def test_size_of_the_encoder_is_seen(size: str, tmp_path: Path) -> None:
     path = save(tmp_path / "x.pth", {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in shapes.items()})
     teacher = open_teacher(path, CITYSCAPES_CLASSES)
     assert teacher.facts["encoder"] == f"mit-{size}"
-    assert teacher.segmenter.network.backbone.size == MIT_SIZES[size]  # type: ignore[union-attr]
+    assert teacher.segmenter.network.backbone.size == MIT_SIZES[size]
 
 
 @every_leader
@@ -203,7 +203,9 @@ def test_its_own_configuration_counts(kind: str, tmp_path: Path) -> None:
     assert run.network.crop == 384
     assert run.procedure.windows == Windows(512, 256, 8)
     assert run.preprocessing.input_size(1280, 720) == (1280, 720)
-    path = save(tmp_path / "x.pth", small("daformer"), configuration(kind, mode="whole", width=960, height=540))
+    path = save(
+        tmp_path / "x.pth", small("daformer"), configuration(kind, mode="whole", width=960, height=540)
+    )
     run = open_teacher(path, CITYSCAPES_CLASSES).segmenter
     assert run.procedure == TEACHERS["daformer"].procedure
     assert run.preprocessing.input_size(1920, 1080) == (960, 540)
@@ -214,14 +216,17 @@ def test_its_own_configuration_counts(kind: str, tmp_path: Path) -> None:
 )
 def test_a_configuration_that_says_nothing(config: str, tmp_path: Path) -> None:
     run = open_teacher(save(tmp_path / "x.pth", small("hrda"), config), CITYSCAPES_CLASSES).segmenter
-    assert (run.network.crop, run.procedure) == (512, TEACHERS["hrda"].procedure)
+    assert run.network.crop == 512 and run.procedure == TEACHERS["hrda"].procedure
     assert run.preprocessing == TEACHERS["hrda"].preprocessing
 
 
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"side": 99999}, "asks for windows or images of 384, 99999, 256, 1280, 720 pixels; expected 64 to 8192"),
+        (
+            {"side": 99999},
+            "asks for windows or images of 384, 99999, 256, 1280, 720 pixels; expected 64 to 8192",
+        ),
         ({"crop": 8}, "asks for windows or images of 8, 512"),
         ({"stride": 513}, "windows of 512 every 513 pixels"),
         ({"crop": 100}, "detail crops of 100 pixels; expected a multiple of 8"),
@@ -383,14 +388,20 @@ def test_the_whole_way(name: str, tmp_path: Path) -> None:
     mode = "slide" if two_scales else "whole"
     config = configuration("python", mode=mode, crop=64, side=128, stride=64, width=240, height=136)
     state = recipe_weights(build_teacher(name, 19, size=SMALL, width=16))
-    teacher = open_teacher(save(tmp_path / "x.pth", before("model.", state), config), CITYSCAPES_CLASSES, name)
+    teacher = open_teacher(
+        save(tmp_path / "x.pth", before("model.", state), config), CITYSCAPES_CLASSES, name
+    )
     run = teacher.segmenter
     image = np.asarray(Image.open(tmp_path / "image.png"))
     small_image = run.preprocessing.resize(image)
     assert small_image.shape == (136, 227, 3)
     x = torch.from_numpy(small_image.copy()).permute(2, 0, 1).float()[None]
-    x = (x - torch.tensor([123.675, 116.28, 103.53])[:, None, None]) / torch.tensor([58.395, 57.12, 57.375])[:, None, None]
-    logits = slid(run.network, x, 128, 64) if two_scales else F.interpolate(run.network(x), x.shape[2:], mode="bilinear")
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    x = (x - mean[:, None, None]) / std[:, None, None]
+    if two_scales:
+        logits = slid(run.network, x, 128, 64)
+    else:
+        logits = F.interpolate(run.network(x), x.shape[2:], mode="bilinear")
     expected = F.interpolate(logits, (108, 180), mode="bilinear")[0].softmax(0)
     ((labels, certainty),) = teacher_maps(
         teacher, [tmp_path / "image.png"], InferenceConfig(), torch.device("cpu"), lambda _: None
@@ -403,7 +414,9 @@ def test_the_whole_way(name: str, tmp_path: Path) -> None:
 def test_their_archives_hold_planes(tmp_path: Path) -> None:
     """A grid says what is enlarged once: not a mean of windows, nor what is enlarged twice."""
     for name in LEADERS:
-        assert not has_grid(open_teacher(save(tmp_path / "x.pth", small(name)), CITYSCAPES_CLASSES, name).segmenter)
+        assert not has_grid(
+            open_teacher(save(tmp_path / "x.pth", small(name)), CITYSCAPES_CLASSES, name).segmenter
+        )
     twice = replace(TEACHERS["dacs"].procedure, align_corners=False)
     segmenter = open_teacher(tmp_path / "x.pth", CITYSCAPES_CLASSES, "segformer").segmenter
     assert has_grid(replace(segmenter, procedure=twice))

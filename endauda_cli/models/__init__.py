@@ -137,13 +137,14 @@ def build_teacher(name: str, num_classes: int, **options: Any) -> nn.Module:
     """A published teacher's network with fresh random weights, in train mode, on the CPU.
 
     Takes what the teacher's own preprocessing makes (see ``teachers.TEACHERS``); returns logits (B, C, h, w) at an
-    eighth of the size, ``mrnet`` those of its two heads, ``daformer``, ``segformer``, ``hrda`` and ``mic`` at a quarter.
+    eighth of the size, ``mrnet`` those of its two heads; ``daformer``, ``segformer``, ``hrda`` and ``mic`` at a
+    quarter.
 
     Args:
         name: key of ``TEACHER_NETWORKS``.
         num_classes: outputs.
-        options: of those four, ``size`` of the encoder (``b0`` to ``b5``, as published) and others that
-            ``options_of`` finds for a file; of ``hrda`` and ``mic``, ``crop``, the side of a detail crop (512).
+        options: of those four, ``size`` of the encoder (``b5`` as published, ``b0`` to ``b4``) and others that
+            ``mmseg.options_of`` finds for a file; of ``hrda`` and ``mic``, ``crop``, the side of a detail crop (512).
     """
     return _choice(TEACHER_NETWORKS, name, "teacher network")(num_classes, **options)
 

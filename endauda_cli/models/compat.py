@@ -81,7 +81,10 @@ _TEACHER_KEYS = {
     "the DeepLabv2 of DACS and CRST": ("layer5.conv2d_list.3.weight", "layer4.2.conv3.weight"),
     "the ResNet-38 of the original CBST": ("res7a_branch2b1.weight",),
     "HRDA's or MIC's network": ("decode_head.scale_attention.conv_seg.weight",),
-    "DAFormer's network": ("decode_head.fuse_layer.bottleneck.conv.weight", "backbone.patch_embed1.proj.weight"),
+    "DAFormer's network": (
+        "decode_head.fuse_layer.bottleneck.conv.weight",
+        "backbone.patch_embed1.proj.weight",
+    ),
     "SegFormer's network": ("decode_head.linear_pred.weight",),
     "an mmsegmentation network (DAFormer and its kin)": ("decode_head.conv_seg.weight",),
     "a SegFormer of transformers": ("decode_head.classifier.weight",),
@@ -153,7 +156,10 @@ def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
 
 def written_names(content: object) -> set[str]:
     """The names in a file's state dict, without wrappings but else as its project wrote them."""
-    state, _ = _evaluated(_unwrap(content)[0])  # type: ignore[arg-type]
+    state = _unwrap(content)[0]
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        return set()
+    state, _ = _evaluated(state)
     prefix = _prefix(state)
     return {key.removeprefix(prefix) for key in state}
 

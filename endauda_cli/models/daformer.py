@@ -80,7 +80,7 @@ class SeparableConv(nn.Module):
 
 
 class SeparableASPP(nn.Module):
-    """Parallel branches of growing dilation, without one that looks at the whole image: (B, in, h, w) to (B, out, h, w)."""
+    """Branches of growing dilation, none of which sees the whole image: (B, in, h, w) to (B, out, h, w)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ def segformer(
     unused: int = 128,
     kept: Sequence[int] | None = None,
 ) -> EncoderDecoder:
-    """SegFormer with random weights, ``size`` as of :func:`daformer`; ``width`` of the head, as published if ``None``."""
+    """SegFormer with random weights, ``size`` as of :func:`daformer`; a head of ``width``, as published if ``None``."""
     encoder = MiT(as_size(size))
     if width is None:
         width = SMALL_MLP_WIDTH if max(encoder.size.depths) == 2 else MLP_WIDTH

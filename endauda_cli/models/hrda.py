@@ -74,7 +74,11 @@ class HRDA(nn.Module):
         height, width = window.shape[2] // 4, window.shape[3] // 4
         total, count = None, window.new_zeros(height, width)
         for (top, left), logits in self.crops(window):
-            place = (..., slice(top // 4, top // 4 + logits.shape[2]), slice(left // 4, left // 4 + logits.shape[3]))
+            place = (
+                ...,
+                slice(top // 4, top // 4 + logits.shape[2]),
+                slice(left // 4, left // 4 + logits.shape[3]),
+            )
             if total is None:
                 total = logits.new_zeros(*logits.shape[:2], height, width)
             total[place] += logits

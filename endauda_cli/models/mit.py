@@ -68,9 +68,10 @@ class MiT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         if min(images.shape[2:]) < LEAST_SIDE:
+            given = f"{images.shape[3]}x{images.shape[2]}"
             raise ConfigError(
-                f"the network's encoder was given {images.shape[3]}x{images.shape[2]} pixels, but takes {LEAST_SIDE} or more "
-                "each way (of HRDA's windows it also sees a copy of half the size); make --size larger"
+                f"the network's encoder was given {given} pixels, but takes {LEAST_SIDE} or more each way (of HRDA's "
+                "windows it also sees a copy of half the size); make --size larger"
             )
         x, maps = images, []
         for stage in STAGES:
@@ -139,7 +140,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class MixMLP(nn.Module):
@@ -191,7 +192,7 @@ def as_tokens(x: Tensor) -> Tensor:
 
 def as_map(x: Tensor, h: int, w: int) -> Tensor:
     """(B, N, C) to (B, C, h, w), which is ``channels_last`` in memory."""
-    return x.transpose(1, 2).unflatten(2, (h, w))
+    return x.transpose(1, 2).view(x.shape[0], x.shape[2], h, w)
 
 
 def init_transformer(module: nn.Module) -> None:

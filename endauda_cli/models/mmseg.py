@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+NETWORKS = ("daformer", "hrda", "mic", "segformer")
+"""Keys of ``TEACHER_NETWORKS`` whose files are such."""
+
 TAKEN = ("model.", "ema_model.")
 """Networks in an adapted one's file, the first that is there is taken: the student, which is evaluated, or its mean."""
 LEFT = ("imnet_model.", "mic.")
@@ -43,7 +46,10 @@ _HEADS = {  # a key that only it has -> where its width and its classes are seen
         "decode_head.head.embed_layers.0.proj.weight",
         "decode_head.head.conv_seg.weight",
     ),
-    "decode_head.linear_pred.weight": ("decode_head.linear_c.0.proj.weight", "decode_head.linear_pred.weight"),
+    "decode_head.linear_pred.weight": (
+        "decode_head.linear_c.0.proj.weight",
+        "decode_head.linear_pred.weight",
+    ),
     "decode_head.embed_layers.0.proj.weight": (
         "decode_head.embed_layers.0.proj.weight",
         "decode_head.conv_seg.weight",
@@ -77,7 +83,9 @@ def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         }
     if NVLABS in state:  # the same function with the four maps joined from coarse to fine
         state = {
-            re.sub(r"^decode_head\.linear_c([1-4])\.", lambda m: f"decode_head.linear_c.{int(m[1]) - 1}.", key): t
+            re.sub(
+                r"^decode_head\.linear_c([1-4])\.", lambda m: f"decode_head.linear_c.{int(m[1]) - 1}.", key
+            ): t
             for key, t in state.items()
         }
         fuse = state.get("decode_head.linear_fuse.conv.weight")
@@ -122,14 +130,18 @@ def _encoder_size(state: Mapping[str, Tensor]) -> MiTSize:
     for stage, most, deepest in zip(STAGES, _LARGEST.channels, _LARGEST.depths, strict=True):
         channels.append(_side(state, f"backbone.patch_embed{stage}.proj.weight", 0, most))
         numbers = {
-            int(found[1]) for key in state if (found := re.match(rf"backbone\.block{stage}\.(\d{{1,4}})\.", key))
+            int(found[1])
+            for key in state
+            if (found := re.match(rf"backbone\.block{stage}\.(\d{{1,4}})\.", key))
         }
         if not numbers or max(numbers) >= deepest:
             held = max(numbers) + 1 if numbers else 0
             raise ValueError(f"stage {stage} of its encoder has {held} blocks, and a MiT has 1 to {deepest}")
         depths.append(max(numbers) + 1)
     if any(c % channels[0] for c in channels):
-        raise ValueError(f"its encoder has {channels} channels, which its heads of {channels[0]} do not divide")
+        raise ValueError(
+            f"its encoder has {channels} channels, which its heads of {channels[0]} do not divide"
+        )
     for stage, c, reduction in zip(STAGES, channels, REDUCTIONS, strict=True):
         inner, key = f"backbone.block{stage}.0.", "attn.sr.weight"
         if (reduction > 1) != (inner + key in state):
@@ -178,7 +190,9 @@ def geometry_of(content: object) -> Geometry:
     crop = _numbers(text, rf"\bhr_crop_size\b['\"]?\s*[=:]\s*{_PAIR}")
     within = _numbers(text, rf"MultiScaleFlipAug['\"]\s*,\s*['\"]?img_scale['\"]?\s*[=:]\s*{_PAIR}")
     # The network's own, not one within it: the only one that has a mode.
-    tested = re.search(r"\btest_cfg['\"]?\s*[=:]\s*(?:dict\(|\{)([^{}]{0,400}?\bmode['\"]?\s*[=:][^{}]{0,400})", text)
+    tested = re.search(
+        r"\btest_cfg['\"]?\s*[=:]\s*(?:dict\(|\{)([^{}]{0,400}?\bmode['\"]?\s*[=:][^{}]{0,400})", text
+    )
     said = tested[1] if tested else ""
     mode = re.search(r"\bmode['\"]?\s*[=:]\s*['\"](\w+)['\"]", said)
     side = _numbers(said, rf"\bcrop_size['\"]?\s*[=:]\s*{_PAIR}")

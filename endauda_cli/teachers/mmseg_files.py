@@ -61,7 +61,8 @@ def fitted(
         options["crop"] = told.crop or CROP
         if options["crop"] % MULTIPLE:
             raise CheckpointError(
-                f"{path}: its configuration asks for detail crops of {told.crop} pixels; expected a multiple of {MULTIPLE}"
+                f"{path}: its configuration asks for detail crops of {told.crop} pixels; expected a multiple of "
+                f"{MULTIPLE}"
             )
     try:
         return _tested(spec, told), options
@@ -89,7 +90,9 @@ def facts_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """What an archive says about the network."""
     size = options["size"]
     named = next((name for name, known in MIT_SIZES.items() if known == size), None)
-    encoder = f"mit-{named}" if named else f"mit of {list(size.channels)} channels, {list(size.depths)} blocks"
+    encoder = (
+        f"mit-{named}" if named else f"mit of {list(size.channels)} channels, {list(size.depths)} blocks"
+    )
     return {"encoder": encoder} | ({"crop": options["crop"]} if "crop" in options else {})
 
 

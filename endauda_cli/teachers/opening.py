@@ -18,6 +18,7 @@ from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
+from endauda_cli.models.mmseg import NETWORKS
 from endauda_cli.models.reading import no_weights, read_content
 from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
@@ -147,7 +148,7 @@ def _from_checkpoint(
         key = _variant(spec.network, state_dict_in(path, content))
         facts = {"network": key, "teacher_of": spec.title}
         options: dict[str, Any] = {"num_classes": len(outputs)}
-        if spec.on_mit:
+        if spec.network in NETWORKS:
             spec, options = fitted(spec, path, content, outputs)
             facts |= facts_of(options)
         with Unfilled():

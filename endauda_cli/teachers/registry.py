@@ -27,8 +27,6 @@ class TeacherSpec:
     """A key that only its checkpoints have."""
     like_dacs: bool = False
     """Its checkpoints have the keys of DACS, which reads them differently."""
-    on_mit: bool = False
-    """Its checkpoints tell the encoder's size, and perhaps how they are tested (``models.mmseg``)."""
 
 
 _CAFFE = Preprocessing(size=(1024, 512), filter="bicubic", bgr=True)
@@ -59,7 +57,6 @@ _DAFORMER = TeacherSpec(
     _MMSEG,
     Procedure(softmax="upsampled", align_corners=False, enlarge="twice"),
     told_by="decode_head.fuse_layer.bottleneck.conv.weight",
-    on_mit=True,
 )
 _HRDA = replace(
     _DAFORMER,

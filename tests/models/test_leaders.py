@@ -80,9 +80,8 @@ def test_state_dict(name: str) -> None:
 def test_layers(name: str) -> None:
     model = on_meta(name)
     found = [layer for path, module in model.named_modules() if (layer := described(path, module))]
-    expected = golden(name, "layers")
-    by_name = lambda layers: sorted(layers, key=lambda layer: layer[0])  # noqa: E731
-    assert by_name(found) == by_name(expected)
+    # Heads were made in another order, which nothing depends on.
+    assert sorted(map(str, found)) == sorted(map(str, golden(name, "layers")))
     assert sum(p.numel() for p in model.parameters()) == golden(name, "parameters")
 
 
@@ -130,9 +129,7 @@ def filled(name: str, recipe: str) -> nn.Module:
 
 def arrays(name: str, recipe: str) -> dict[str, np.ndarray[Any, Any]]:
     found = np.load(DATA / f"leader_{name}.npz")
-    return {
-        key.removeprefix(f"{recipe}_"): found[key] for key in found.files if key.startswith(f"{recipe}_")
-    }
+    return {key.removeprefix(f"{recipe}_"): found[key] for key in found.files if key.startswith(f"{recipe}_")}
 
 
 def image_of(key: str) -> Tensor:
@@ -141,7 +138,9 @@ def image_of(key: str) -> Tensor:
     return recipe_input((1, 3, int(height), int(width)))
 
 
-def close(found: Tensor, expected: np.ndarray[Any, Any], tolerance: float, kept: tuple[slice, slice] = HALF) -> None:
+def close(
+    found: Tensor, expected: np.ndarray[Any, Any], tolerance: float, kept: tuple[slice, slice] = HALF
+) -> None:
     values = found.numpy()[..., *kept]
     assert values.shape == expected.shape
     assert np.abs(values - expected).max() <= tolerance * np.abs(expected).max()
