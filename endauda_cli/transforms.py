@@ -137,11 +137,36 @@ def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
 
 
 def _between_neighbours(array: UInt8, size: tuple[int, int]) -> UInt8:
-    """As OpenCV's bilinear: where it halves or leaves a side bit for bit, else within one grey level."""
-    planes = torch.from_numpy(np.array(array)).view(*array.shape[:2], -1).permute(2, 0, 1)[None].float()
-    made = F.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
-    rounded = (made[0] + 0.5).to(torch.uint8).permute(1, 2, 0)  # a half goes up, as there
-    return rounded.reshape(size[1], size[0], *array.shape[2:]).numpy()
+    """As OpenCV's bilinear, bit for bit: whole numbers, shares of 1/2048, and what it drops on the way.
+
+    ``size`` is (width, height). Where both sides are halved it takes the mean of four pixels instead.
+    """
+    pixels = array.reshape(*array.shape[:2], -1).astype(np.int32)
+    if (2 * size[0], 2 * size[1]) == (pixels.shape[1], pixels.shape[0]):
+        made = (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2] + 2) >> 2
+    else:
+        left, right, before, after = _neighbours(pixels.shape[1], size[0], border=True)
+        rows = pixels[:, left] * before[:, None] + pixels[:, right] * after[:, None]  # (H, width, channels)
+        rows >>= 4
+        above, below, before, after = _neighbours(pixels.shape[0], size[1], border=False)
+        made = (before[:, None, None] * rows[above]) >> 16
+        made += (after[:, None, None] * rows[below]) >> 16
+        made = (made + 2) >> 2
+    return made.astype(np.uint8).reshape(size[1], size[0], *array.shape[2:])
+
+
+def _neighbours(length: int, made: int, border: bool) -> tuple[NDArray[np.int32], ...]:
+    """Of each of ``made`` pixels: the two of ``length`` that it lies between, and their shares in 1/2048.
+
+    Beyond the first and the last both are that pixel, which with ``border`` has all of the share: it is rounded once.
+    """
+    at = ((np.arange(made) + 0.5) * (length / made) - 0.5).astype(np.float32)
+    first = np.floor(at).astype(np.int32)
+    share = at - first
+    if border:
+        share[(first < 0) | (first >= length - 1)] = 0
+    shares = (np.rint((1 - share) * 2048).astype(np.int32), np.rint(share * 2048).astype(np.int32))
+    return (first.clip(0, length - 1), (first + 1).clip(0, length - 1), *shares)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

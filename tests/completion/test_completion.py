@@ -147,7 +147,7 @@ OFFERS = {
     "endauda inspect d": {"dacs"},
     "endauda download-weights gta5/": {"gta5/ours/drn", "gta5/source"},
     "endauda download-weights dacs mr": {"mrnet"},
-    "endauda download-weights dacs da": set(),
+    "endauda download-weights dacs dac": set(),
 }
 
 
