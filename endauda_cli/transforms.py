@@ -41,6 +41,9 @@ class Preprocessing:
     Attributes:
         size: (width, height) that the image is resized to; ``None`` leaves it as it is.
         longer_side: instead of ``size``, what the image's longer side is resized to.
+        shorter_side: instead of ``size``, what the shorter side is resized to; the longer one is then at most
+            ``longer_side``.
+        round_up: resized sides that are no multiple are made the next one, by resizing.
         filter: key of ``FILTERS``.
         bgr: channel order of the network's input.
         divisor: of pixel values 0..255, before anything is subtracted.
@@ -57,15 +60,20 @@ class Preprocessing:
     divisor: float = 1.0
     longer_side: int | None = None
     multiple_of: int = 1
+    shorter_side: int | None = None
+    round_up: int = 1
 
     def input_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
         """(width, height) that an image of that size is resized to."""
         if self.size is not None:
             width, height = self.size
+        elif self.shorter_side is not None:
+            width, height = _with_shorter_side(width, height, self.shorter_side, self.longer_side)
         elif self.longer_side is not None:
             factor = self.longer_side / max(width, height)
             width, height = round(width * factor), round(height * factor)
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return -(-width // self.round_up) * self.round_up, -(-height // self.round_up) * self.round_up
 
     def resize(self, image: UInt8, scale: float = 1.0) -> UInt8:
         """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB."""
@@ -90,16 +98,29 @@ class Preprocessing:
 
     def facts(self) -> dict[str, Any]:
         """What an archive says about it."""
+        longer = self.longer_side and f"longer side {self.longer_side}"
+        shorter = self.shorter_side and f"shorter side {self.shorter_side}" + (
+            f", {longer} at most" if longer else ""
+        )
         return {
-            "network_size": list(self.size)
-            if self.size
-            else self.longer_side and f"longer side {self.longer_side}",
+            "network_size": list(self.size) if self.size else shorter or longer,
             "resize_filter": self.filter,
             "channels": "bgr" if self.bgr else "rgb",
             "divisor": self.divisor,
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+
+def _with_shorter_side(width: int, height: int, shorter: int, most: int | None) -> tuple[int, int]:
+    """(width, height) of that shorter side, the longer one ``most`` at most; fractions are cut, as transformers does."""
+    short, long = min(width, height), max(width, height)
+    exact = float(shorter)
+    if most is not None and long / short * shorter > most:
+        exact = most * short / long
+    side = round(exact)
+    other = max(1, int(exact * long / short)) if short != side else long
+    return (side, other) if width < height else (other, side)
 
 
 STUDENT = Preprocessing()

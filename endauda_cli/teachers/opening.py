@@ -99,7 +99,8 @@ def open_teacher(
         )
     if size is not None:
         segmenter = replace(
-            segmenter, preprocessing=replace(segmenter.preprocessing, size=size, longer_side=None)
+            segmenter,
+            preprocessing=replace(segmenter.preprocessing, size=size, longer_side=None, shorter_side=None),
         )
     return replace(teacher, segmenter=segmenter)
 
