@@ -113,7 +113,7 @@ class Preprocessing:
 
 
 def _with_shorter_side(width: int, height: int, shorter: int, most: int | None) -> tuple[int, int]:
-    """(width, height) of that shorter side, the longer one ``most`` at most; fractions are cut, as transformers does."""
+    """(width, height) of that shorter side, the longer one ``most`` at most; fractions are cut, as by transformers."""
     short, long = min(width, height), max(width, height)
     exact = float(shorter)
     if most is not None and long / short * shorter > most:

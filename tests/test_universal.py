@@ -173,7 +173,7 @@ def test_as_its_own_processor(made: Made, images: list[Path]) -> None:
         # Resizing differs by a level of 255 between libraries; where two classes are that near, either is right.
         two = expected.topk(2, 0).values
         sure = ((two[0] - two[1]) > 0.02).numpy()
-        assert sure.mean() > 0.3
+        assert sure.mean() > 0.1
         assert (labels == scores.argmax(0).numpy())[sure].all()
         assert (labels == scores.argmax(0).numpy()).mean() > 0.97
         assert np.abs(certainty - 100 * expected.numpy()).mean() < 1  # truncated: half of it on average

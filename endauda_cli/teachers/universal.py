@@ -62,6 +62,8 @@ class Scores(nn.Module):
         task: tokens (L,) of the task, where it wants some.
     """
 
+    task: Tensor | None
+
     def __init__(self, model: Any, family: Family, task: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.family = model, family
@@ -109,7 +111,7 @@ def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None
             if some.shape[2:] != shape:
                 some = F.interpolate(some, shape, mode="bilinear", align_corners=False)
             scores.baddbmm_(shares[:, :, first : first + step], some.sigmoid().flatten(2))
-    return scores.unflatten(2, shape)
+    return scores.view(*scores.shape[:2], *shape)
 
 
 def windows(size: tuple[int, int], side: int) -> Iterator[tuple[Any, ...]]:
