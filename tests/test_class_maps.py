@@ -13,8 +13,8 @@ from PIL import Image
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.domains import CITYSCAPES_CLASSES, DOMAINS
 from endauda_cli.errors import ConfigError
-from endauda_cli.teachers.class_maps import _word, content_of, fitted
-from endauda_cli.teachers.descriptions import join_classes, read_classes, read_description
+from endauda_cli.teachers.class_maps import _word, content_of
+from endauda_cli.teachers.descriptions import fitted, join_classes, read_classes, read_description
 from endauda_cli.types import ClassMapName
 
 if TYPE_CHECKING:

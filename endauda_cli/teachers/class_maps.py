@@ -6,7 +6,6 @@ that a data set has no honest counterpart of stays empty (``absent``); what a da
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from endauda_cli.types import ClassMapName
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from endauda_cli.teachers.descriptions import Description
 
 
 def content_of(name: str) -> dict[str, Any]:
@@ -35,54 +32,35 @@ def content_of(name: str) -> dict[str, Any]:
     return parse_toml(files("endauda_cli").joinpath(f"data/classes/{name}.toml").read_text(encoding="utf-8"))
 
 
-def fitted(
-    said: Description, outputs: Sequence[str] | None, classes: Sequence[str], where: Path
-) -> Description:
-    """A map that is known by name, for one network and task.
+def in_order(
+    name: str, classes: Sequence[str], further: Sequence[str], outputs: Sequence[str], where: Path
+) -> tuple[str, ...]:
+    """A map's classes in the order of a network that names them, in whatever spelling.
+
+    By name where all names are known. Else by position, as data sets number them, unless a name says otherwise.
 
     Args:
-        said: the map; any other description comes back as it is.
-        outputs: what the network calls its outputs, or ``None``: then they are in the map's order.
-        classes: the task's. What the map has beyond these has no class.
+        name: of the map.
+        classes, further: its outputs, and what some networks have behind them.
+        outputs: what the network calls its own.
         where: the network's file, for messages.
 
     Raises:
-        ConfigError: if the outputs are not the map's, or the task has a class that the map knows nothing of.
+        ConfigError: if these are not the map's.
     """
-    if said.shipped is None:
-        return said
-    if outputs is not None:
-        said = replace(said, classes=_in_order(said, outputs, where))
-    known = {*said.names.values(), *(said.classes or ()), *said.absent}
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"{where}: {said.shipped} joins outputs with Cityscapes' classes, and has none for {', '.join(unknown)}; "
-            "write a TOML with classes and [map] of your own, and name that instead"
-        )
-    names = {output: name if name in classes else "" for output, name in said.names.items()}
-    return replace(said, names=names, absent=tuple(name for name in said.absent if name in classes))
-
-
-def _in_order(said: Description, outputs: Sequence[str], where: Path) -> tuple[str, ...]:
-    """The map's classes in the order of a network that names them, in whatever spelling.
-
-    By name where all names are known. Else by position, as data sets number them, unless a name says otherwise.
-    """
-    classes = said.classes or ()
-    listed = (*classes, *said.further)
-    by_word = {_word(name): name for name in listed}
+    listed = (*classes, *further)
+    by_word = {_word(output): output for output in listed}
     told = [by_word.get(_word(output)) for output in outputs]
     if None not in told and len(set(told)) == len(told):
-        return tuple(name for name in told if name is not None)
+        return tuple(output for output in told if output is not None)
     if len(outputs) in (len(classes), len(listed)):
         at = listed[: len(outputs)]
-        agree = sum(name == here for name, here in zip(told, at, strict=True))
+        agree = sum(known == here for known, here in zip(told, at, strict=True))
         if agree == len(told) - told.count(None) and 2 * agree >= len(outputs):
             return at
     shown = ", ".join(f"{output:.40}" for output in outputs[:4])
     raise ConfigError(
-        f"{where}: its {len(outputs)} outputs ({shown}, ...) are not those of {said.shipped} ({len(classes)}: "
+        f"{where}: its {len(outputs)} outputs ({shown}, ...) are not those of {name} ({len(classes)}: "
         f"{', '.join(classes[:4])}, ...); name the data set that it was trained on, or a TOML of your own"
     )
 

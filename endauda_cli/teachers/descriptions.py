@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.errors import ConfigError, known_are
 from endauda_cli.files import read_toml
 from endauda_cli.segmenter import ClassMap, Procedure
-from endauda_cli.teachers.class_maps import content_of
+from endauda_cli.teachers.class_maps import content_of, in_order
 from endauda_cli.transforms import FILTERS, Preprocessing
 
 if TYPE_CHECKING:
@@ -251,6 +251,36 @@ def _description(path: Path, content: Mapping[str, Any]) -> Description:
     if classes is not None:
         _refuse_unlisted(path, names, (*classes, *lists["further"]))
     return Description(path, tables, classes, tuple(lists["absent"]), names, further=tuple(lists["further"]))
+
+
+def fitted(
+    said: Description, outputs: Sequence[str] | None, classes: Sequence[str], where: Path
+) -> Description:
+    """A map that is known by name, for one network and task.
+
+    Args:
+        said: the map; any other description comes back as it is.
+        outputs: what the network calls its outputs, or ``None``: then they are in the map's order.
+        classes: the task's. What the map has beyond these has no class.
+        where: the network's file, for messages.
+
+    Raises:
+        ConfigError: if the outputs are not the map's, or the task has a class that the map knows nothing of.
+    """
+    if said.shipped is None:
+        return said
+    if outputs is not None:
+        order = in_order(said.shipped, said.classes or (), said.further, outputs, where)
+        said = replace(said, classes=order)
+    known = {*said.names.values(), *(said.classes or ()), *said.absent}
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{where}: {said.shipped} joins outputs with Cityscapes' classes, and has none for {', '.join(unknown)}; "
+            "write a TOML with classes and [map] of your own, and name that instead"
+        )
+    names = {output: name if name in classes else "" for output, name in said.names.items()}
+    return replace(said, names=names, absent=tuple(name for name in said.absent if name in classes))
 
 
 def join_classes(

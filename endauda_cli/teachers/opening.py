@@ -22,8 +22,13 @@ from endauda_cli.models.reading import no_weights, read_content
 from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
-from endauda_cli.teachers.class_maps import fitted
-from endauda_cli.teachers.descriptions import join_classes, read_classes, read_description, with_classes
+from endauda_cli.teachers.descriptions import (
+    fitted,
+    join_classes,
+    read_classes,
+    read_description,
+    with_classes,
+)
 from endauda_cli.teachers.libraries import open_folder
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
