@@ -117,9 +117,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         OSError: as :func:`open_regular`.
         ValueError: if it is no TOML or no UTF-8, whatever is wrong with it.
     """
+    return parse_toml(read_text(path, _TOML_BYTES))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """As :func:`read_toml`, of a text.
+
+    Raises:
+        ValueError: if it is no TOML.
+    """
     import tomllib  # few workspaces have such a file, and every TAB asks
 
-    text = read_text(path, _TOML_BYTES)
     for number, line in enumerate(text.splitlines(), 1):
         if line.count(".") > _TOML_DOTS:
             raise ValueError(f"more than {_TOML_DOTS} dots in line {number}")

@@ -44,6 +44,9 @@ class Preprocessing:
         size: (width, height) that the image is resized to; ``None`` leaves it as it is.
         longer_side: instead of ``size``, what the image's longer side is resized to.
         within: instead of ``size``, (longer, shorter) sides that the image is enlarged or shrunk to fit within.
+        shorter_side: instead of ``size``, what the shorter side is resized to; the longer one is then at most
+            ``longer_side``.
+        round_up: resized sides that are no multiple are made the next one, by resizing.
         filter: one of ``FILTERS``.
         bgr: channel order of the network's input.
         divisor: of pixel values 0..255, before anything is subtracted.
@@ -61,18 +64,23 @@ class Preprocessing:
     longer_side: int | None = None
     multiple_of: int = 1
     within: tuple[int, int] | None = None
+    shorter_side: int | None = None
+    round_up: int = 1
 
     def input_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
         """(width, height) that an image of that size is resized to."""
         if self.size is not None:
             width, height = self.size
+        elif self.shorter_side is not None:
+            width, height = _with_shorter_side(width, height, self.shorter_side, self.longer_side)
         elif self.longer_side is not None:
             factor = self.longer_side / max(width, height)
             width, height = round(width * factor), round(height * factor)
         elif self.within is not None:  # rounded once, as mmcv does
             factor = scale * min(max(self.within) / max(width, height), min(self.within) / min(width, height))
             return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return -(-width // self.round_up) * self.round_up, -(-height // self.round_up) * self.round_up
 
     def resize(self, image: UInt8, scale: float = 1.0) -> UInt8:
         """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB."""
@@ -109,13 +117,27 @@ class Preprocessing:
     def _size_fact(self) -> list[int] | str | None:
         if self.size is not None:
             return list(self.size)
-        if self.longer_side is not None:
-            return f"longer side {self.longer_side}"
+        longer = self.longer_side and f"longer side {self.longer_side}"
+        if self.shorter_side is not None:
+            return f"shorter side {self.shorter_side}" + (f", {longer} at most" if longer else "")
+        if longer:
+            return longer
         return None if self.within is None else f"within {max(self.within)}x{min(self.within)}"
 
     def resized_to(self, size: tuple[int, int]) -> Preprocessing:
         """The same with that (width, height) instead of whatever it said."""
-        return replace(self, size=size, longer_side=None, within=None)
+        return replace(self, size=size, longer_side=None, shorter_side=None, within=None)
+
+
+def _with_shorter_side(width: int, height: int, shorter: int, most: int | None) -> tuple[int, int]:
+    """(width, height) of that shorter side, the longer one ``most`` at most; fractions are cut, as by transformers."""
+    short, long = min(width, height), max(width, height)
+    exact = float(shorter)
+    if most is not None and long / short * shorter > most:
+        exact = most * short / long
+    side = round(exact)
+    other = max(1, int(exact * long / short)) if short != side else long
+    return (side, other) if width < height else (other, side)
 
 
 STUDENT = Preprocessing()

@@ -90,6 +90,20 @@ class TeacherName(StrEnum):
     SEGFORMER = "segformer"
 
 
+class ClassMapName(Described):
+    """Data sets whose classes are joined with Cityscapes' 19 (``data/classes``)."""
+
+    ADE20K = "ade20k", "150 classes; no traffic sign, rider, train"
+    COCO_STUFF = "coco-stuff", "171 classes; no pole, rider"
+    MAPILLARY_V1 = "mapillary-v1.2", "65 classes, or 66"
+    MAPILLARY_V2 = "mapillary-v2.0", "124 classes"
+    IDD = "idd", "26 classes of level 3; no train"
+    KITTI_360 = "kitti-360", "Cityscapes' 19 train ids"
+    BDD100K = "bdd100k", "Cityscapes' 19 train ids"
+    ACDC = "acdc", "Cityscapes' 19 train ids"
+    DARK_ZURICH = "dark-zurich", "Cityscapes' 19 train ids"
+
+
 TEACHER_ENTRY_POINTS = "endauda.teachers"
 """Group of entry points by which other packages add teachers (``docs/teachers.md``)."""
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.types import Augmentation, Codec, FittedOn, FusionRule, PolicyKind
+from endauda_cli.types import Augmentation, ClassMapName, Codec, FittedOn, FusionRule, PolicyKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init", "config"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init", "config", "classes"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
@@ -247,6 +247,7 @@ commands = _completer(
 )
 policies = _choices(PolicyKind)
 codecs = _choices(Codec)
+class_maps = _choices(ClassMapName)
 temperatures = _choices(FittedOn)
 augmentations = _choices(Augmentation)
 shells = _plain("bash", "zsh", "fish", "powershell")

@@ -21,6 +21,7 @@ from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
 from endauda_cli.teachers.offline import offline
 from endauda_cli.teachers.processors import numbers_in, preprocessing_of
+from endauda_cli.teachers.universal import UNIVERSAL, Scores, semantic_task
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ _MOST_OF = (
 )
 """Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
 _MOST = 1 << 24
-_OPTIONAL_SUFFIXES = (".num_batches_tracked",)
-"""PyTorch before 0.4.1 had no such counter, and nothing reads it."""
+_OPTIONAL_SUFFIXES = (".num_batches_tracked", "criterion.empty_weight")
+"""PyTorch before 0.4.1 had no such counter, and nothing reads it; nor a loss's weights."""
 
 _ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
 """Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
@@ -215,7 +216,9 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
     import transformers
 
     library: Any = transformers  # not typed
-    auto = library.AutoModelForSemanticSegmentation
+    family = UNIVERSAL.get(str(config.get("model_type")))
+    task = "Semantic" if family is None else "Universal"
+    auto = getattr(library, f"AutoModelFor{task}Segmentation")
 
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
@@ -237,15 +240,13 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
     _refuse_unfilled(folder, info)  # also what did not fit, with its name
-    settings = _processor_settings(folder)
-    # Its post-processing enlarges logits without aligned corners.
-    return Found(
-        "transformers",
-        _Logits(model),
-        preprocessing_of(folder, settings, own_size),
-        Procedure(align_corners=False),
-        outputs,
-    )
+    preprocessing = preprocessing_of(*_processor_settings(folder), own_size)
+    # All their post-processing enlarges without aligned corners.
+    if family is None:
+        return Found("transformers", _Logits(model), preprocessing, Procedure(align_corners=False), outputs)
+    words = semantic_task(folder, int(model.config.task_seq_len)) if family.task else None
+    procedure = Procedure(align_corners=False, softmax="scores")
+    return Found("transformers", Scores(model, family, words), preprocessing, procedure, outputs)
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
@@ -276,14 +277,18 @@ def _refuse_hubs(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _processor_settings(folder: Path) -> dict[str, Any]:
+def _processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how images are prepared, and what is in it of that."""
+    whole = folder / "processor_config.json"  # since transformers 5, of a processor with a tokenizer
+    if whole.exists() and isinstance(settings := _read_json(whole).get("image_processor"), dict):
+        return whole, settings
     path = folder / "preprocessor_config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
             "there too, with processor.save_pretrained(folder)"
         )
-    return _read_json(path)
+    return path, _read_json(path)
 
 
 # ---------------------------------------------------------------------------- what is declared, and what is there
