@@ -68,7 +68,7 @@ def make_teacher(name: str, size: tuple[int, int]) -> Teacher:
         spec = TEACHERS[name]
         network, preprocessing = build_teacher(spec.network, 19), spec.preprocessing
         procedure = replace(spec.procedure, scales=(1.0,), flip=False)
-    return Teacher(Segmenter(network, replace(preprocessing, size=size, longer_side=None), procedure))
+    return Teacher(Segmenter(network, preprocessing.resized_to(size), procedure))
 
 
 class Replay(torch.nn.Module):

@@ -30,11 +30,13 @@ _LEAST = 1e-38
 def has_grid(segmenter: Segmenter) -> bool:
     """Whether a grid and ``GridForm`` can say all that is made of the network's outputs.
 
-    It must end in one softmax of logits that are enlarged bilinearly, or in the mean of enlarged probabilities;
-    joined classes, and a temperature of enlarged probabilities, need the percents.
+    It must end in one softmax of logits that are enlarged bilinearly, once, or in the mean of enlarged probabilities;
+    joined classes, windows that were slid, and a temperature of enlarged probabilities, need the percents.
     """
     procedure, classes = segmenter.procedure, segmenter.class_map
-    if procedure.enlarge != "bilinear" or (classes is not None and not classes.is_identity):
+    if procedure.enlarge != "bilinear" or procedure.windows is not None:
+        return False
+    if classes is not None and not classes.is_identity:
         return False
     if procedure.softmax == "upsampled":  # of one pass, what comes last
         return len(procedure.passes) == 1

@@ -110,6 +110,9 @@ def _run_all(
     send: Callable[[Path, tuple[Tensor, ...]], Finished],
     decode: Decode,
 ) -> Iterator[tuple[Tensor, ...]]:
+    if config.tile is not None and segmenter.procedure.windows is not None:
+        side = segmenter.procedure.windows.side
+        report(Note(f"--tile has no effect on this network: it is run in windows of {side}x{side} anyway"))
     network = segmenter.network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     runner = _Runner(replace(segmenter, network=network), finish, config, device, report, send)
     late: list[Finished] = []
@@ -226,9 +229,14 @@ class _Runner:
             torch.cuda.empty_cache()
         width, height = part[0].sizes[0] if part[0].sizes else part[0].pixels[0].shape[1::-1]
         if len(part) == 1:
+            slides = self._segmenter.procedure.windows is not None  # the network is in pieces already
+            helps = (
+                f"make it smaller, such as --size {width // 2}x{height // 2}, or use another --device"
+                if slides
+                else f"run it in pieces, such as --tile {width // 2}x{height // 2}"
+            )
             raise ConfigError(
-                f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; "
-                f"run it in pieces, such as --tile {width // 2}x{height // 2}"
+                f"{part[0].path}: one image of {width}x{height} does not fit into the memory of {self._device}; {helps}"
             )
         self._limit = len(part) // 2
         self._report(

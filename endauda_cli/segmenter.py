@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from endauda_cli.domains import IGNORE
 from endauda_cli.errors import ConfigError
-from endauda_cli.transforms import Preprocessing, on_device
+from endauda_cli.transforms import Preprocessing, on_device, window_starts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +46,28 @@ class Pass(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Pieces that a network is run over, one after the other; where they overlap, their logits are averaged.
+
+    Attributes:
+        side: of a square window, in pixels of the input; a shorter input has shorter ones.
+        stride: from one to the next; the last one ends with the input.
+        multiple_of: sides of shorter ones are padded to it with 0, normalised, and what is said there is cut off.
+    """
+
+    side: int
+    stride: int
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stride <= self.side or self.side % self.multiple_of:
+            raise ConfigError(
+                f"windows of {self.side} every {self.stride} pixels: they must be multiples of {self.multiple_of} and "
+                "leave no gap"
+            )
+
+
+@dataclass(frozen=True)
 class Procedure:
     """How a network is run over an image and its outputs become one set of probabilities.
 
@@ -57,7 +79,9 @@ class Procedure:
         softmax: see ``Softmax``.
         heads: weights in the sum of a network's outputs, one per head.
         align_corners: convention of the bilinear upsampling.
-        enlarge: ``bicubic`` enlarges to the input's size as Pillow does, before anything else.
+        enlarge: ``bicubic`` enlarges to the input's size as Pillow does, before anything else; ``twice`` bilinearly
+            to the input's size and from there to the image's.
+        windows: in which the network is run over each pass's input; the output has the input's size.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -66,7 +90,8 @@ class Procedure:
     softmax: Softmax = "last"
     heads: tuple[float, ...] = (1.0,)
     align_corners: bool = True
-    enlarge: Literal["bilinear", "bicubic"] = "bilinear"
+    enlarge: Literal["bilinear", "bicubic", "twice"] = "bilinear"
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or not all(0.05 <= scale <= 20 for scale in self.scales):
@@ -88,7 +113,10 @@ class Procedure:
 
     def facts(self) -> dict[str, Any]:
         """What an archive says about it."""
-        return {
+        told: dict[str, Any] = {} if self.enlarge == "bilinear" else {"enlarge": self.enlarge}
+        if self.windows is not None:
+            told["windows"] = [self.windows.side, self.windows.stride]
+        return told | {
             "scales": list(self.scales),
             "flip": self.flip,
             "heads": list(self.heads),
@@ -195,7 +223,7 @@ def run_passes(segmenter: Segmenter, inputs: Sequence[Tensor], tile: Size | None
                 y = F.interpolate(
                     y, x.shape[-2:], mode="bicubic", antialias=True
                 )  # Pillow's, of float images
-            elif x.shape[-2:] != content:
+            elif procedure.enlarge == "twice" or x.shape[-2:] != content:
                 y = _resize(y, x.shape[-2:], procedure.align_corners)
             if x.shape[-2:] != content:
                 y = y[..., : content[0], : content[1]]
@@ -204,7 +232,9 @@ def run_passes(segmenter: Segmenter, inputs: Sequence[Tensor], tile: Size | None
 
 
 def _run(segmenter: Segmenter, x: Tensor, tile: Size | None) -> Tensor:
-    """Sum of the heads (B, K, h, w), float32; of an input larger than ``tile`` at the input's resolution."""
+    """Sum of the heads (B, K, h, w), float32; of windows, or an input larger than ``tile``, at the input's size."""
+    if segmenter.procedure.windows is not None:
+        return _slide(segmenter, x, segmenter.procedure.windows)
     if tile is None or (x.shape[2] <= tile[0] and x.shape[3] <= tile[1]):
         return _sum_heads(segmenter, x)
     height, width = min(tile[0], x.shape[2]), min(tile[1], x.shape[3])
@@ -220,6 +250,24 @@ def _run(segmenter: Segmenter, x: Tensor, tile: Size | None) -> Tensor:
             norm[window] += weights
     assert total is not None
     return total / norm
+
+
+def _slide(segmenter: Segmenter, x: Tensor, windows: Windows) -> Tensor:
+    """Mean of the windows' heads (B, K, h, w) at the input's size; one window is in memory at a time."""
+    height, width = (min(windows.side, side) for side in x.shape[2:])
+    below, right = (-side % windows.multiple_of for side in (height, width))
+    total, count = None, x.new_zeros(x.shape[2:])
+    for top in window_starts(x.shape[2], windows.side, windows.stride):
+        for left in window_starts(x.shape[3], windows.side, windows.stride):
+            place = (..., slice(top, top + height), slice(left, left + width))
+            y = _sum_heads(segmenter, F.pad(x[place], (0, right, 0, below)))
+            y = _resize(y, (height + below, width + right), segmenter.procedure.align_corners)
+            if total is None:
+                total = y.new_zeros(*y.shape[:2], *x.shape[2:])
+            total[place] += y[..., :height, :width]
+            count[place] += 1
+    assert total is not None
+    return total.div_(count)
 
 
 def _sum_heads(segmenter: Segmenter, x: Tensor) -> Tensor:

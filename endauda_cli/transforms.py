@@ -6,7 +6,7 @@ models, no division). Pillow does the resizing because its filters are part of "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     UInt8 = NDArray[np.uint8]
 
-FILTERS = {
+_PILLOW = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+FILTERS = (*_PILLOW, "opencv")
+"""Pillow's, which average all pixels that a new one covers; ``opencv`` is bilinear between its four neighbours."""
 
 
 DEFAULT_SIZE = (1024, 512)
@@ -41,7 +43,8 @@ class Preprocessing:
     Attributes:
         size: (width, height) that the image is resized to; ``None`` leaves it as it is.
         longer_side: instead of ``size``, what the image's longer side is resized to.
-        filter: key of ``FILTERS``.
+        within: instead of ``size``, (longer, shorter) sides that the image is enlarged or shrunk to fit within.
+        filter: one of ``FILTERS``.
         bgr: channel order of the network's input.
         divisor: of pixel values 0..255, before anything is subtracted.
         mean: subtracted per channel, in the order of the input, after the division.
@@ -57,6 +60,7 @@ class Preprocessing:
     divisor: float = 1.0
     longer_side: int | None = None
     multiple_of: int = 1
+    within: tuple[int, int] | None = None
 
     def input_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
         """(width, height) that an image of that size is resized to."""
@@ -65,6 +69,9 @@ class Preprocessing:
         elif self.longer_side is not None:
             factor = self.longer_side / max(width, height)
             width, height = round(width * factor), round(height * factor)
+        elif self.within is not None:  # rounded once, as mmcv does
+            factor = scale * min(max(self.within) / max(width, height), min(self.within) / min(width, height))
+            return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def resize(self, image: UInt8, scale: float = 1.0) -> UInt8:
@@ -91,15 +98,24 @@ class Preprocessing:
     def facts(self) -> dict[str, Any]:
         """What an archive says about it."""
         return {
-            "network_size": list(self.size)
-            if self.size
-            else self.longer_side and f"longer side {self.longer_side}",
+            "network_size": self._size_fact(),
             "resize_filter": self.filter,
             "channels": "bgr" if self.bgr else "rgb",
             "divisor": self.divisor,
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def _size_fact(self) -> list[int] | str | None:
+        if self.size is not None:
+            return list(self.size)
+        if self.longer_side is not None:
+            return f"longer side {self.longer_side}"
+        return None if self.within is None else f"within {max(self.within)}x{min(self.within)}"
+
+    def resized_to(self, size: tuple[int, int]) -> Preprocessing:
+        """The same with that (width, height) instead of whatever it said."""
+        return replace(self, size=size, longer_side=None, within=None)
 
 
 STUDENT = Preprocessing()
@@ -112,10 +128,26 @@ def on_device(numbers: Sequence[float] | Sequence[int], device: torch.device) ->
 
 
 def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
-    """(H, W[, 3]) uint8 to (height, width[, 3]) by Pillow; ``size`` is (width, height)."""
+    """(H, W[, 3]) uint8 to (height, width[, 3]) by one of ``FILTERS``; ``size`` is (width, height)."""
     if (array.shape[1], array.shape[0]) == size:
         return array
-    return np.asarray(Image.fromarray(array).resize(size, FILTERS[filter]))
+    if filter == "opencv":
+        return _between_neighbours(array, size)
+    return np.asarray(Image.fromarray(array).resize(size, _PILLOW[filter]))
+
+
+def _between_neighbours(array: UInt8, size: tuple[int, int]) -> UInt8:
+    """As OpenCV's bilinear: where it halves or leaves a side bit for bit, else within one grey level."""
+    planes = torch.from_numpy(np.array(array)).view(*array.shape[:2], -1).permute(2, 0, 1)[None].float()
+    made = F.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
+    rounded = (made[0] + 0.5).to(torch.uint8).permute(1, 2, 0)  # a half goes up, as there
+    return rounded.reshape(size[1], size[0], *array.shape[2:]).numpy()
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover ``length``, ``stride`` apart; the last one ends with it."""
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride, length - window), 0) for i in range(count)]
 
 
 class Crop(NamedTuple):

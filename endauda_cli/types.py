@@ -84,6 +84,10 @@ class TeacherName(StrEnum):
     CBST = "cbst"
     MRNET = "mrnet"
     CBST_MXNET = "cbst-mxnet"
+    DAFORMER = "daformer"
+    HRDA = "hrda"
+    MIC = "mic"
+    SEGFORMER = "segformer"
 
 
 TEACHER_ENTRY_POINTS = "endauda.teachers"

@@ -80,14 +80,16 @@ class ExportTeacher(_Origin, ArchiveOptions, Passes, SourceData, TargetData, OnD
 def run(options: ExportTeacher) -> None:
     """Store a teacher's certainties: run its network, or import outputs that exist.
 
-    The archive goes to certainty/SOURCE/NAME. A run that was stopped goes on where it was. The names dacs, crst,
-    cbst and mrnet stand for the published networks with their own preprocessing and test-time procedure.
+    The archive goes to certainty/SOURCE/NAME. A run that was stopped goes on where it was. The names mic,
+    hrda, daformer, segformer, dacs, crst, cbst and mrnet stand for the published networks with their own
+    preprocessing and test-time procedure.
 
     **Examples**
 
+    - `endauda export-teacher mic --weights latest.pth`
     - `endauda export-teacher dacs --weights checkpoint-iter250000.pth`
     - `endauda export-teacher mine --weights mine.pth --backbone resnet`
-    - `endauda export-teacher segformer --program segformer.onnx --tile 1024x1024`
+    - `endauda export-teacher former --program former.onnx --tile 1024x1024`
     - `endauda export-teacher dacs --import outputs/dacs --split train val`
     """
     if sum(given is not None for given in (options.weights, options.program, options.imported)) != 1:

@@ -6,7 +6,7 @@ Everything below is a kernel (tensors in, tensors out) except ``compat`` and ``r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -133,13 +133,20 @@ def build_student(arch: str, backbone: str, num_classes: int) -> Student:
 # ---------------------------------------------------------------------------- teachers
 
 
-def build_teacher(name: str, num_classes: int) -> nn.Module:
+def build_teacher(name: str, num_classes: int, **options: Any) -> nn.Module:
     """A published teacher's network with fresh random weights, in train mode, on the CPU.
 
     Takes what the teacher's own preprocessing makes (see ``teachers.TEACHERS``); returns logits (B, C, h, w) at an
-    eighth of the size, ``mrnet`` those of its two heads.
+    eighth of the size, ``mrnet`` those of its two heads; ``daformer``, ``segformer``, ``hrda`` and ``mic`` at a
+    quarter.
+
+    Args:
+        name: key of ``TEACHER_NETWORKS``.
+        num_classes: outputs.
+        options: of those four, ``size`` of the encoder (``b5`` as published, ``b0`` to ``b4``) and others that
+            ``mmseg.options_of`` finds for a file; of ``hrda`` and ``mic``, ``crop``, the side of a detail crop (512).
     """
-    return _choice(TEACHER_NETWORKS, name, "teacher network")(num_classes)
+    return _choice(TEACHER_NETWORKS, name, "teacher network")(num_classes, **options)
 
 
 def _choice(table: Mapping[str, _T], name: str, kind: str) -> _T:

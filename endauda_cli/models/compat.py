@@ -1,23 +1,26 @@
 """Checkpoints, ours and other projects': read without running code, checked key by key, then loaded.
 
-All knowledge about foreign files is in the tables at the top.
+All knowledge about foreign files is in the tables at the top, but for mmsegmentation's, which is in ``mmseg``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.models import mmseg
 from endauda_cli.models.reading import read_content
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+_Value = TypeVar("_Value")
 
 # Where projects put the state dict inside a larger checkpoint, also one in the other; the first of these counts.
 WRAPPERS = (
@@ -44,7 +47,10 @@ _DEEPEST = 4
 """So many wrappers, one in the other."""
 
 # Keys that a file may have without the network knowing them.
-IGNORED_PREFIXES = ("fc.",)  # ImageNet classifiers: the backbones keep none
+IGNORED_PREFIXES = (
+    "fc.",  # ImageNet classifiers: the backbones keep none
+    *mmseg.TRAINED_WITH,
+)
 
 # Keys that a file may lack; they become 0. PyTorch before 0.4.1 had no such counter, and nothing reads it.
 OPTIONAL_SUFFIXES = (".num_batches_tracked",)
@@ -74,6 +80,12 @@ _TEACHER_KEYS = {
     ),
     "the DeepLabv2 of DACS and CRST": ("layer5.conv2d_list.3.weight", "layer4.2.conv3.weight"),
     "the ResNet-38 of the original CBST": ("res7a_branch2b1.weight",),
+    "HRDA's or MIC's network": ("decode_head.scale_attention.conv_seg.weight",),
+    "DAFormer's network": (
+        "decode_head.fuse_layer.bottleneck.conv.weight",
+        "backbone.patch_embed1.proj.weight",
+    ),
+    "SegFormer's network": ("decode_head.linear_pred.weight",),
     "an mmsegmentation network (DAFormer and its kin)": ("decode_head.conv_seg.weight",),
     "a SegFormer of transformers": ("decode_head.classifier.weight",),
     "a torchvision network": ("classifier.4.weight", "backbone.layer4.2.conv3.weight"),
@@ -134,8 +146,22 @@ def state_dict_in(path: Path, content: object) -> dict[str, Tensor]:
                 f"{path}: entry {key!r:.80} is of type {type(value).__name__}, but a state dict maps names "
                 "to tensors and nothing else; save one with torch.save(model.state_dict(), path)"
             )
+    state, _ = _evaluated(state)
     prefix = _prefix(state)
-    return {key.removeprefix(prefix): value for key, value in state.items()}
+    try:
+        return mmseg.own_names({key.removeprefix(prefix): value for key, value in state.items()})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; it is damaged or of another network") from error
+
+
+def written_names(content: object) -> set[str]:
+    """The names in a file's state dict, without wrappings but else as its project wrote them."""
+    state = _unwrap(content)[0]
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        return set()
+    state, _ = _evaluated(state)
+    prefix = _prefix(state)
+    return {key.removeprefix(prefix) for key in state}
 
 
 def peeled(path: Path, content: object) -> str | None:
@@ -143,8 +169,12 @@ def peeled(path: Path, content: object) -> str | None:
     state, wrappers = _unwrap(content)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         return None
+    state, several = _evaluated(state)
     prefix = _prefix(state)
     told = [f"taken from {' / '.join(wrappers)}"] if len(wrappers) > 1 else []
+    if several:
+        left = f" without {' and '.join(f'{prefix}*' for prefix in several[1:])} beside it"
+        told.append(f"{several[0]}*{left if several[1:] else ''}")
     told += [f"without {prefix!r} before every name"] if prefix not in ("", "module.") else []
     return f"{path}: the weights were {' and '.join(told)}" if told else None
 
@@ -158,6 +188,16 @@ def _unwrap(content: object) -> tuple[object, tuple[str, ...]]:
             break
         content, names = content[name], (*names, name)
     return content, names
+
+
+def _evaluated(state: Mapping[str, _Value]) -> tuple[Mapping[str, _Value], list[str]]:
+    """Of a file that holds several networks, the one that its project evaluates, and what :func:`mmseg.parts` says."""
+    outer = _prefix(state)
+    several = mmseg.parts({key.removeprefix(outer): None for key in state})
+    if not several:
+        return state, []
+    prefix = outer + several[0]
+    return {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}, several
 
 
 def _prefix(state: Mapping[str, object]) -> str:

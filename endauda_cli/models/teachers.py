@@ -1,6 +1,6 @@
-"""The networks of published teachers, key for key: DACS, CRST (MRKLD, LRENT), its CBST, and R-MRNet.
+"""The networks of published teachers, key for key: DACS, CRST (MRKLD, LRENT), its CBST, R-MRNet, and the table of all.
 
-All three share a trunk, the ResNet-101 that came to domain adaptation with AdaptSegNet (Tsai et al., 2018), and
+These share a trunk, the ResNet-101 that came to domain adaptation with AdaptSegNet (Tsai et al., 2018), and
 differ in their heads. DACS: Tranheden et al., 2021. CRST: Zou et al., 2019. R-MRNet: Zheng and Yang, 2021.
 
 Shapes in comments: B batch, C classes, H and W the image's size, h and w that of the features: H/8 and W/8,
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from endauda_cli.models.daformer import daformer, segformer
+from endauda_cli.models.hrda import hrda
 from endauda_cli.models.layers import Bottleneck, init_convs
 from endauda_cli.models.wide_resnet import WideResNet38
 
@@ -198,7 +200,7 @@ def _mrnet(num_classes: int, norm: Callable[[int], nn.Module], excite: bool) -> 
     return MRNet(num_classes, norm, excite=excite)
 
 
-TEACHER_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+TEACHER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dacs": partial(SummedTeacher, counted=2),
     "crst": partial(SummedTeacher, counted=4),
     "cbst": partial(
@@ -209,4 +211,8 @@ TEACHER_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "mrnet-bn": partial(_mrnet, norm=nn.BatchNorm2d, excite=False),
     "mrnet-bn-se": partial(_mrnet, norm=nn.BatchNorm2d, excite=True),
     "cbst-mxnet": WideResNet38,  # the original CBST
+    "daformer": daformer,
+    "hrda": hrda,
+    "mic": hrda,  # only its training differs
+    "segformer": segformer,
 }

@@ -9,7 +9,7 @@ it is written down beside the file:
     pedestrian = "person"
     [input]
     size = [1024, 512]                      # width, height; or longer_side = 2048; default: the image's own
-    filter = "bilinear"                     # of the resizing: nearest, bilinear, bicubic
+    filter = "bilinear"                     # of the resizing: nearest, bilinear, bicubic (Pillow's), opencv
     channels = "rgb"                        # or bgr
     divisor = 255                           # of pixel values, before mean and std
     mean = [0.485, 0.456, 0.406]
@@ -61,7 +61,7 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "passes": {"scales": list, "flip": bool},
 }
 _CHOICES = {
-    ("input", "filter"): tuple(FILTERS),
+    ("input", "filter"): FILTERS,
     ("input", "channels"): ("rgb", "bgr"),
     ("output", "kind"): ("logits", "probabilities"),
     ("output", "softmax"): ("after", "before"),
@@ -97,9 +97,9 @@ class Description:
                 raise ConfigError(
                     f"{self.path}: [input] size = {given['size']}: expected whole numbers of pixels"
                 )
-            changes["size"] = (int(width), int(height))
+            changes |= {"size": (int(width), int(height)), "within": None}
         elif "longer_side" in given:
-            changes["size"] = None
+            changes |= {"size": None, "within": None}
         made = replace(base, **changes)
         smallest = min(
             [made.multiple_of, made.longer_side or 1, *(made.size or (1,)), *made.std, made.divisor]

@@ -18,12 +18,14 @@ from endauda_cli.checkpoint import load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
+from endauda_cli.models.mmseg import NETWORKS
 from endauda_cli.models.reading import no_weights, read_content
 from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import join_classes, read_description
 from endauda_cli.teachers.libraries import open_folder
+from endauda_cli.teachers.mmseg_files import facts_of, fitted, named_by_experiment
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
 from endauda_cli.transforms import Preprocessing
@@ -98,9 +100,7 @@ def open_teacher(
             segmenter, preprocessing=preprocessing, procedure=said.procedure(segmenter.procedure)
         )
     if size is not None:
-        segmenter = replace(
-            segmenter, preprocessing=replace(segmenter.preprocessing, size=size, longer_side=None)
-        )
+        segmenter = replace(segmenter, preprocessing=segmenter.preprocessing.resized_to(size))
     return replace(teacher, segmenter=segmenter)
 
 
@@ -146,12 +146,16 @@ def _from_checkpoint(
     else:
         spec = TEACHERS[network]
         key = _variant(spec.network, state_dict_in(path, content))
+        facts = {"network": key, "teacher_of": spec.title}
+        options: dict[str, Any] = {"num_classes": len(outputs)}
+        if spec.network in NETWORKS:
+            spec, options = fitted(spec, path, content, outputs)
+            facts |= facts_of(options)
         with Unfilled():
-            module = build_teacher(key, len(outputs))
+            module = build_teacher(key, **options)
         _refuse_other_project(path, network, content)
         if told := load_checkpoint(module, path, content):
             report(Note(told))
-        facts = {"network": key, "teacher_of": spec.title}
         segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
     class_map = join_classes(path, None, classes, said)
     facts["weights_sha256"] = sha256(path)
@@ -163,7 +167,7 @@ def _network_of(path: Path, content: object) -> str | None:
     state = state_dict_in(path, content)
     told = next((name for name, spec in TEACHERS.items() if spec.told_by in state), None)
     if told is not None:
-        return told
+        return named_by_experiment(told, content)
     if "layer5.conv2d_list.3.weight" in state and "layer6.conv2d_list.3.weight" not in state:
         if _is_of_dacs(content):
             return "dacs"
@@ -223,7 +227,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
             raise ConfigError(
                 f"{said.path}: [input] size is {preprocessing.size}, but the program takes {size[0]}x{size[1]} alone"
             )
-        preprocessing = replace(preprocessing, size=size, longer_side=None)
+        preprocessing = preprocessing.resized_to(size)
     class_map = join_classes(path, None, classes, said)
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.segmenter import Procedure, Segmenter
+from endauda_cli.segmenter import Procedure, Segmenter, Windows
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import TEACHER_ENTRY_POINTS
 
@@ -42,6 +42,39 @@ _IMAGENET = Preprocessing(
 _CRST = TeacherSpec(
     "CRST (MRKLD)", "crst", _IMAGENET, Procedure(flip=True, rescale="input", softmax="last"), like_dacs=True
 )
+# DAFormer, HRDA and MIC, by mmsegmentation: logits to the input's size, to the image's, then softmax of each pass.
+_MMSEG = Preprocessing(
+    size=None,
+    within=(1024, 512),
+    filter="opencv",
+    bgr=False,
+    mean=(123.675, 116.28, 103.53),
+    std=(58.395, 57.12, 57.375),
+)
+_DAFORMER = TeacherSpec(
+    "DAFormer",
+    "daformer",
+    _MMSEG,
+    Procedure(softmax="upsampled", align_corners=False, enlarge="twice"),
+    told_by="decode_head.fuse_layer.bottleneck.conv.weight",
+)
+_HRDA = replace(
+    _DAFORMER,
+    title="HRDA",
+    network="hrda",
+    preprocessing=replace(_MMSEG, within=(2048, 1024)),
+    procedure=replace(_DAFORMER.procedure, windows=Windows(1024, 512, multiple_of=8)),
+    told_by="decode_head.scale_attention.conv_seg.weight",
+)
+_SEGFORMER = replace(
+    _DAFORMER, title="SegFormer", network="segformer", told_by="decode_head.linear_pred.weight"
+)
+SEGFORMER_OF_NVLABS = replace(
+    _SEGFORMER,
+    preprocessing=replace(_MMSEG, within=(2048, 1024)),
+    procedure=replace(_SEGFORMER.procedure, windows=Windows(1024, 768)),
+)
+"""The SegFormer project's own files; ``TEACHERS`` has that of DAFormer's project."""
 
 TEACHERS: dict[str, TeacherSpec] = {
     "dacs": TeacherSpec("DACS", "dacs", replace(_CAFFE, filter="bilinear"), Procedure(softmax="last")),
@@ -63,6 +96,10 @@ TEACHERS: dict[str, TeacherSpec] = {
         Procedure(flip=True, rescale="input", softmax="first", enlarge="bicubic"),
         told_by="res7a_branch2b1.weight",
     ),
+    "daformer": _DAFORMER,
+    "hrda": _HRDA,
+    "mic": replace(_HRDA, title="MIC", network="mic", told_by=None),  # its files have HRDA's keys
+    "segformer": _SEGFORMER,
 }
 """By the name that ``export-teacher`` knows them by."""
 

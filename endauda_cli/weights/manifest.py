@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
-NETWORKS_OF_TEACHERS = ("dacs", "crst", "cbst", "mrnet")
+NETWORKS_OF_TEACHERS = ("dacs", "crst", "cbst", "mrnet", "daformer", "hrda", "mic", "segformer")
 """Networks that ``models.build_teacher`` knows (or will know)."""
 USES = ("test", "init", "teacher", "labels")
 """What an artefact is for; decides which command is named when it is there."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import CheckpointError
 from endauda_cli.types import Arch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from endauda_cli.weights.manifest import Network
 
@@ -47,11 +47,11 @@ def match(path: Path, network: Network | None, shown: Path) -> Match:
     from endauda_cli.models import load_checkpoint, read_state_dict
 
     try:
-        tensors = len(read_state_dict(path))
-        opened = f"{tensors:,} tensors"
+        state = read_state_dict(path)
+        opened = f"{len(state):,} tensors"
         if network is None:
             return Match(f"{opened}; which network they are of is not known", False)
-        candidates = _candidates(network)
+        candidates = _candidates(path, network, state)
         if not candidates:
             return Match(
                 f"{opened}, not matched: this version cannot build the network of {network.teacher}", False
@@ -69,9 +69,12 @@ def match(path: Path, network: Network | None, shown: Path) -> Match:
     raise AssertionError("the last candidate fits or raises")
 
 
-def _candidates(network: Network) -> list[tuple[str | None, str, Callable[[], nn.Module]]]:
+def _candidates(
+    path: Path, network: Network, state: Mapping[str, Tensor]
+) -> list[tuple[str | None, str, Callable[[], nn.Module]]]:
     """Networks that would do: architecture, words, and how to build each. Empty if this version has none."""
     from endauda_cli import models
+    from endauda_cli.models.mmseg import NETWORKS, options_of
 
     classes = network.classes
     if network.teacher is not None:
@@ -79,14 +82,20 @@ def _candidates(network: Network) -> list[tuple[str | None, str, Callable[[], nn
         if build_teacher is None:
             return []
         teacher = network.teacher
-        return [
-            (None, f"the {teacher} teacher of {classes} classes", lambda: build_teacher(teacher, classes))
-        ]
+        options: dict[str, Any] = {}
+        if teacher in NETWORKS:  # the file tells the encoder's size
+            try:
+                options = options_of(teacher, state, classes or 0)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {error}; it is damaged or of another network") from error
+        outputs = options.pop("num_classes", classes)
+        build = partial(build_teacher, teacher, outputs, **options)
+        return [(None, f"the {teacher} teacher of {classes} classes", build)]
     backbone = network.backbone
     assert backbone is not None
     if classes is None:
-        build = lambda: models.build_student(Arch.DEEPLABV3PLUS, backbone, 2).backbone  # noqa: E731
-        return [(None, f"the {backbone} backbone", build)]
+        bare = lambda: models.build_student(Arch.DEEPLABV3PLUS, backbone, 2).backbone  # noqa: E731
+        return [(None, f"the {backbone} backbone", bare)]
     archs = (network.arch,) if network.arch is not None else tuple(Arch)
     return [
         (
