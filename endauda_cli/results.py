@@ -104,6 +104,7 @@ class TrainResult:
     run: Path
     arch: str
     backbone: str
+    """Empty where the network has no name for it."""
     steps: int
     resumed_from: int
     """The step at which this process took over, 0 for a fresh run."""

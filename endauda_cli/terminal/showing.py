@@ -133,7 +133,7 @@ class Page:
         resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
         labelled = f" and {r.labelled_images} with true labels" if r.labelled_images else ""
         self._line(
-            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
+            f"{f'{r.arch} on {r.backbone}' if r.backbone else r.arch}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
             f"{speed}"
         )
         if r.last_loss is not None:
