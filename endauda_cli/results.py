@@ -133,6 +133,8 @@ class TrainResult:
     precision: str = "fp32"
     empty_steps: int = 0
     """Steps whose batch had no label, which learnt nothing."""
+    folder: Path | None = None
+    """The student as its library's ``save_pretrained`` writes it, if it is of transformers or smp."""
 
 
 @dataclass(frozen=True)

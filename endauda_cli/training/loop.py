@@ -41,10 +41,11 @@ from endauda_cli.training.methods import MAIN
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.records import Records, all_finite, diverged, save_best, save_last, scalars
 from endauda_cli.types import Arch, BestBy, Precision
-from endauda_cli.workspace import BEST_FILE, LAST_FILE
+from endauda_cli.workspace import BEST_FILE, LAST_FILE, PRETRAINED_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -146,6 +147,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     if stopped_early:
         report(Note(f"ended after step {state.step} of {config.steps}: {state.idle} tests without a gain"))
     seconds = time.monotonic() - started
+    checkpoint = run.out / (BEST_FILE if state.best_step is not None else LAST_FILE)
     return TrainResult(
         run=run.out,
         arch=run.trained(config).arch,
@@ -165,11 +167,26 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         last_miou=state.last_miou,
         best_miou=state.best_miou,
         best_step=state.best_step,
-        checkpoint=run.out / (BEST_FILE if state.best_step is not None else LAST_FILE),
+        checkpoint=checkpoint,
+        folder=_keep(run, checkpoint, report),
         initialised_from=state.initialised_from,
         precision=precision,
         empty_steps=state.empty,
     )
+
+
+def _keep(run: Run, checkpoint: Path, report: Reporter) -> Path | None:
+    """The student as its library keeps it, if it is of one; by the first rank."""
+    if run.network is None or rank() > 0:
+        return None
+    from endauda_cli.teachers.keeping import KEPT, keep
+
+    if run.network.family not in KEPT:
+        return None
+    folder = run.out / PRETRAINED_FOLDER
+    with phase(report, f"writing {folder.name}"):
+        keep(checkpoint, run.task.classes, folder)
+    return folder
 
 
 def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
