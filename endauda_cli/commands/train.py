@@ -103,6 +103,7 @@ def run(options: Train) -> None:
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
+        from endauda_cli.training.starting import fitting
 
     for change in options.augment:
         if change not in AUGMENTATIONS:
@@ -132,6 +133,8 @@ def run(options: Train) -> None:
             init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
         network = _network(start, options)
+        if start is not None:
+            network = fitting(network, config, len(task.classes))
         validate, agree, truth = _tests(session, config, network, held_out, (cache, out), where)
         said = _recipe(session, options, config, streams, init)
         run = Run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,15 @@ from endauda_cli.models import load_checkpoint, read_state_dict
 from endauda_cli.models.compat import fill
 from endauda_cli.models.grouping import run_once
 from endauda_cli.models.reading import read_content
+from endauda_cli.models.unfilled import Unfilled
+from endauda_cli.segmenter import Windows
+from endauda_cli.students import build
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from endauda_cli.config import TrainConfig
     from endauda_cli.models import Student
@@ -77,19 +83,51 @@ def try_out(student: Student, network: Network, config: TrainConfig, num_classes
         ConfigError: if it does not take crops of the recipe's size, or returns no logits of these classes.
     """
     width, height = config.crop
-    try:
-        logits, layers = run_once(student, torch.zeros(1, 3, height, width))
-    except MemoryError:
-        raise
-    except Exception as error:  # a network of any library can fail in any way
-        reason = " ".join(str(error).split())[:200]
+    found = _run(student, (width, height))
+    if isinstance(found, str):
         raise ConfigError(
-            f"{network.title} does not take crops of {width}x{height} ({type(error).__name__}: {reason}); say others "
-            "with --crop, and --size for whole images"
-        ) from error
+            f"{network.title} does not take crops of {width}x{height} ({found}); say others with --crop, and --size "
+            "for whole images"
+        )
+    logits, layers = found
     if logits.ndim != 4 or logits.shape[1] != num_classes:
         raise ConfigError(
             f"{network.title} returns {tuple(logits.shape)}, but (batch, {num_classes} classes, height, width) were "
             "expected"
         )
     return layers
+
+
+def fitting(network: Network, config: TrainConfig, num_classes: int) -> Network:
+    """The network as it is run over whole images: in windows of the crop, where it takes images of one size alone.
+
+    Raises:
+        ConfigError: if it takes neither.
+    """
+    if config.crop == config.size or network.procedure.windows is not None:
+        return network
+    with Unfilled():
+        student = build(network, num_classes)
+    try_out(student, network, config, num_classes)
+    padded = [-(-side // network.preprocessing.multiple_of) * network.preprocessing.multiple_of for side in config.size]
+    found = _run(student, (padded[0], padded[1]))
+    if not isinstance(found, str):
+        return network
+    side = config.crop[0]
+    if config.crop[1] != side:
+        raise ConfigError(
+            f"{network.title} takes crops of {side}x{config.crop[1]}, but no images of {config.size[0]}x{config.size[1]} "
+            f"({found}); with a square --crop these are run in windows of it"
+        )
+    procedure = replace(network.procedure, windows=Windows(side, -(-side * 3 // 4)))
+    return replace(network, procedure=procedure, tested=procedure)
+
+
+def _run(student: Student, size: tuple[int, int]) -> tuple[Tensor, Layers] | str:
+    """``run_once`` on an image of that (width, height), or why not."""
+    try:
+        return run_once(student, torch.zeros(1, 3, size[1], size[0]))
+    except MemoryError:
+        raise
+    except Exception as error:  # a network of any library can fail in any way
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
