@@ -338,9 +338,7 @@ class TrainConfig(StudentOptions, Workers):
         1.0, "--layer-decay", panel=_SCHEDULE,
         help="Each block of the encoder learns at this much of the next one's rate.",
     )  # fmt: skip
-    momentum: float = option(
-        0.9, "--momentum", help="Of Nesterov SGD; AdamW's first beta.", panel=_SCHEDULE
-    )
+    momentum: float = option(0.9, "--momentum", help="Of Nesterov SGD; AdamW's first beta.", panel=_SCHEDULE)
     weight_decay: float = option(5e-4, "--weight-decay", help="Of all weights.", panel=_SCHEDULE)
     clip: float = option(0.0, "--clip", help="Longest gradient; 0 = any.", panel=_SCHEDULE)
     ema: float = option(

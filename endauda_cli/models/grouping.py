@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ class Group(NamedTuple):
     """Whether weight decay pulls at them."""
 
 
-class Layers(NamedTuple):
+@dataclass(frozen=True)
+class Layers:
     """Where an encoder's parameters stand, in the order in which an image passes them."""
 
     count: int

@@ -22,11 +22,11 @@ from endauda_cli.models.foreign import Foreign, HeadSum, Logits, Mask
 from endauda_cli.models.mit import MiTSize
 from endauda_cli.students.offline import offline
 from endauda_cli.students.settings import refuse_hubs, refuse_numbers, refuse_smp
-from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import STUDENT_ENTRY_POINTS
 
 if TYPE_CHECKING:
     from endauda_cli.models import Student
+    from endauda_cli.transforms import Preprocessing
 
 Settings = Mapping[str, Any]
 
@@ -165,7 +165,7 @@ def _option(key: str, value: Any) -> Any:
             return MiTSize(tuple(value["channels"]), tuple(value["depths"]))
     if isinstance(value, list | tuple) and len(value) < 256 and all(type(n) is int for n in value):
         return tuple(value)
-    if type(value) is int and 0 < value <= 8192 or (isinstance(value, str) and len(value) < 20):
+    if (type(value) is int and 0 < value <= 8192) or (isinstance(value, str) and len(value) < 20):
         return value
     raise CheckpointError(f"{_WHERE}: {key:.80} is {value!r:.80}, which no network has")
 
@@ -198,7 +198,9 @@ def own_network(name: str, num_classes: int) -> Own:
     """
     found = {entry.name: entry for entry in entry_points(group=STUDENT_ENTRY_POINTS)}
     if name not in found:
-        raise ConfigError(f"no installed package has a student {name:.80}; there are {', '.join(found) or 'none'}")
+        raise ConfigError(
+            f"no installed package has a student {name:.80}; there are {', '.join(found) or 'none'}"
+        )
     try:
         own = found[name].load()(num_classes)
     except EndaudaError:
@@ -208,7 +210,9 @@ def own_network(name: str, num_classes: int) -> Own:
             f"{found[name].value} cannot make a student ({type(error).__name__}: {error})"
         ) from error
     if not isinstance(own, Own):
-        raise ConfigError(f"{found[name].value} returned a {type(own).__name__}, but a students.Own was expected")
+        raise ConfigError(
+            f"{found[name].value} returned a {type(own).__name__}, but a students.Own was expected"
+        )
     return own
 
 

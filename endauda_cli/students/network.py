@@ -107,9 +107,7 @@ def from_record(path: Path, record: object) -> Network:
             )
         return value
 
-    family = part(
-        "family", lambda v: isinstance(v, str) and v in FAMILIES, f"one of {', '.join(FAMILIES)}"
-    )
+    family = part("family", lambda v: isinstance(v, str) and v in FAMILIES, f"one of {', '.join(FAMILIES)}")
     arch, backbone = (part(name, _is_word, "a name") for name in ("arch", "backbone"))
     settings = part("settings", lambda v: isinstance(v, dict), "a table")
     said = part("input", lambda v: isinstance(v, dict), "a table")
@@ -149,7 +147,7 @@ def _is_windows(value: object) -> bool:
     if not isinstance(value, list | tuple) or len(value) != 3 or any(type(n) is not int for n in value):
         return False
     side, stride, multiple = value
-    return 0 < stride <= side <= 1 << 16 and 0 < multiple <= side and side % multiple == 0
+    return bool(0 < stride <= side <= 1 << 16 and 0 < multiple <= side and side % multiple == 0)
 
 
 _SOFTMAX = ("last", "scores")

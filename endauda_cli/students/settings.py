@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -88,5 +88,3 @@ def refuse_smp(folder: Path, settings: dict[str, Any], build: type[nn.Module]) -
                 f"{folder}: config.json has {key!r:.80}, which {build.__name__} does not know and which might lead to "
                 "other files; remove it"
             )
-
-

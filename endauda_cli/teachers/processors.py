@@ -21,7 +21,7 @@ from endauda_cli.students.settings import numbers_in
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}

@@ -236,7 +236,9 @@ def _shapes(network: Network, num_classes: int) -> dict[str, torch.Size]:
 def _of_teacher(said: str, init: Path | None, classes: Sequence[str]) -> Start:
     """A published teacher's network, as large as the file's, which may say so."""
     key = TEACHERS[said].network if said in TEACHERS else said
-    spec = next(spec for spec in TEACHERS.values() if spec.network == key.partition("-")[0] or spec.network == key)
+    spec = next(
+        spec for spec in TEACHERS.values() if spec.network == key.partition("-")[0] or spec.network == key
+    )
     options: dict[str, Any] = {}
     if init is not None and init.is_file():
         content = read_content(init, in_memory=False)
@@ -267,7 +269,9 @@ def _recipe(network: Network, pretrained: bool) -> dict[str, Any]:
 
     From random weights the encoder learns as fast as the head, and no block slower than another.
     """
-    transformer = network.family == "transformers" or (network.family == "teacher" and _has_layer_norm(network))
+    transformer = network.family == "transformers" or (
+        network.family == "teacher" and _has_layer_norm(network)
+    )
     if network.family == "teacher" and not transformer:
         return {}
     rate = _BACKBONE_RATE if transformer else _CONVOLUTIONAL_RATE

@@ -42,6 +42,8 @@ LABELLED = "labelled"
 """Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
+
+
 def beyond(preprocessing: Preprocessing) -> tuple[int, ...]:
     """RGB of what lies beyond an image: nothing, to the network."""
     mean = preprocessing.mean[::-1] if preprocessing.bgr else preprocessing.mean

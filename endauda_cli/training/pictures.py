@@ -57,7 +57,9 @@ class FixedCrops:
         self.ids = [run.streams[MAIN].examples[int(i)].id for i in order]
         self.crops = [crop_at(config, rows, position)[:2] for position in range(count)]
 
-    def look(self, student: nn.Module, half: bool = False, preprocessing: Preprocessing = STUDENT) -> list[Seen]:
+    def look(
+        self, student: nn.Module, half: bool = False, preprocessing: Preprocessing = STUDENT
+    ) -> list[Seen]:
         """What the student says of them now; at least of the first, of the others as far as time allows.
 
         Args:
@@ -85,9 +87,7 @@ class FixedCrops:
         return seen
 
     @torch.no_grad()
-    def _predict(
-        self, student: nn.Module, pixels: Tensor, half: bool, preprocessing: Preprocessing
-    ) -> UInt8:
+    def _predict(self, student: nn.Module, pixels: Tensor, half: bool, preprocessing: Preprocessing) -> UInt8:
         """(h, w) uint8 train ids."""
         x = preprocessing.normalise(pixels[None].to(self.device))
         x = x.contiguous(memory_format=torch.channels_last)

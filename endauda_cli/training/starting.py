@@ -109,15 +109,18 @@ def fitting(network: Network, config: TrainConfig, num_classes: int) -> Network:
     with Unfilled():
         student = build(network, num_classes)
     try_out(student, network, config, num_classes)
-    padded = [-(-side // network.preprocessing.multiple_of) * network.preprocessing.multiple_of for side in config.size]
+    padded = [
+        -(-side // network.preprocessing.multiple_of) * network.preprocessing.multiple_of
+        for side in config.size
+    ]
     found = _run(student, (padded[0], padded[1]))
     if not isinstance(found, str):
         return network
     side = config.crop[0]
     if config.crop[1] != side:
         raise ConfigError(
-            f"{network.title} takes crops of {side}x{config.crop[1]}, but no images of {config.size[0]}x{config.size[1]} "
-            f"({found}); with a square --crop these are run in windows of it"
+            f"{network.title} takes crops of {side}x{config.crop[1]}, but no images of "
+            f"{config.size[0]}x{config.size[1]} ({found}); with a square --crop these are run in windows of it"
         )
     procedure = replace(network.procedure, windows=Windows(side, -(-side * 3 // 4)))
     return replace(network, procedure=procedure, tested=procedure)

@@ -55,11 +55,11 @@ class ValidationImages:
         """Decodes what the cache lacks; on all ranks at once. Raises DataError as ``cached_rows``."""
         if self._rows is not None:
             return
-        width, height = self._config.size
+        (width, height), kind = self._config.size, filter_word(self._preprocessing)
         if rank() > 0:
             barrier()  # the first rank fills the cache
         self._rows = cached_rows(
-            self._cache, "caching validation images", self._images, f"{DECODING} {self._config.size} validation{filter_word(self._preprocessing)}",
+            self._cache, "caching validation images", self._images, f"{DECODING} {self._config.size} validation{kind}",
             (height, width, 3), self._resized, self._config.workers, self._report,
             Use(f"validation images {width}x{height}", *self._user),
         )  # fmt: skip

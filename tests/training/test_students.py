@@ -14,8 +14,7 @@ from endauda_cli import checkpoint
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.models import build_teacher
 from endauda_cli.models.mit import MiTSize
-from endauda_cli.teachers import open_teacher
-from tests.support.command_lines import refused, result_of
+from tests.support.command_lines import result_of
 from tests.support.training_runs import CLASSES, TinySet, make_set
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ def segformer(library: Any) -> Any:
 
 
 def beit(library: Any) -> Any:
-    return library.BeitConfig(out_indices=[1, 2, 3, 4], pool_scales=[1, 2], use_relative_position_bias=True, **SMALL)
+    return library.BeitConfig(
+        out_indices=[1, 2, 3, 4], pool_scales=[1, 2], use_relative_position_bias=True, **SMALL
+    )
 
 
 def dpt(library: Any) -> Any:
@@ -48,10 +49,16 @@ def dpt(library: Any) -> Any:
 
 def upernet(library: Any) -> Any:
     backbone = library.ConvNextConfig(
-        depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 16], out_features=["stage1", "stage2", "stage3", "stage4"]
+        depths=[1, 2, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     return library.UperNetConfig(
-        backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], auxiliary_channels=8, auxiliary_in_channels=16
+        backbone_config=backbone,
+        hidden_size=16,
+        pool_scales=[1, 2],
+        auxiliary_channels=8,
+        auxiliary_in_channels=16,
     )
 
 
@@ -95,10 +102,14 @@ def words_of(kind: Kind, folder: Path) -> tuple[str, ...]:
     """The words after ``train`` that name it."""
     torch.manual_seed(1)
     if kind.teacher is not None:
-        torch.save(build_teacher(kind.named, len(CLASSES), **kind.teacher).state_dict(), folder / "teacher.pth")
+        torch.save(
+            build_teacher(kind.named, len(CLASSES), **kind.teacher).state_dict(), folder / "teacher.pth"
+        )
         return "--network", kind.named, "--init", str(folder / "teacher.pth")
     if kind.named:
-        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+        pytest.importorskip(
+            "segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed"
+        )
         return "--network", kind.named
     library: Any = pytest.importorskip("transformers", reason="transformers is not installed")
     assert kind.config is not None
