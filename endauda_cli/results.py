@@ -104,6 +104,7 @@ class TrainResult:
     run: Path
     arch: str
     backbone: str
+    """Empty where the network has no name for it."""
     steps: int
     resumed_from: int
     """The step at which this process took over, 0 for a fresh run."""
@@ -132,6 +133,8 @@ class TrainResult:
     precision: str = "fp32"
     empty_steps: int = 0
     """Steps whose batch had no label, which learnt nothing."""
+    folder: Path | None = None
+    """The student as its library's ``save_pretrained`` writes it, if it is of transformers or smp."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,15 @@ class ClassMapName(Described):
 
 TEACHER_ENTRY_POINTS = "endauda.teachers"
 """Group of entry points by which other packages add teachers (``docs/teachers.md``)."""
+STUDENT_ENTRY_POINTS = "endauda.students"
+"""The same of students (``docs/students.md``)."""
+
+
+class Optimizer(Described):
+    """What ``train`` moves the weights by (``training.optimizers.OPTIMIZERS``)."""
+
+    SGD = "sgd", "with Nesterov momentum, as published for DeepLabs"
+    ADAMW = "adamw", "for transformers"
 
 
 class Method(StrEnum):

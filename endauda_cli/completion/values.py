@@ -217,6 +217,18 @@ def _networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     return {**entries, **{name.value: "published" for name in TeacherName}}.items()
 
 
+def _student_networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    from importlib.metadata import entry_points
+
+    from endauda_cli.types import STUDENT_ENTRY_POINTS, TeacherName
+
+    yield "smp:unet/resnet18", "any network and encoder of segmentation-models-pytorch"
+    for name in TeacherName:
+        yield name.value, "a published teacher's"
+    for entry in entry_points(group=STUDENT_ENTRY_POINTS):
+        yield entry.name, f"of {entry.value.partition(':')[0]}"
+
+
 def _devices(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     """What may be there; to be sure would take torch."""
     yield "auto", "the fastest there is"
@@ -231,6 +243,7 @@ def _devices(ctx: Any, workspace: Workspace) -> Iterable[Described]:
 
 teachers = _completer(_teachers)
 networks = _completer(_networks)
+student_networks = _completer(_student_networks)
 archives = _completer(_archives)
 images = _completer(_images)
 labelled_images = _completer(_labelled_images)

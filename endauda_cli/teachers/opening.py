@@ -6,15 +6,13 @@ runs a teacher, to export it or to fuse it on the fly, calls it and gives the ``
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from endauda_cli.checkpoint import load_student, sha256
+from endauda_cli.checkpoint import files_sha256, load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
@@ -161,10 +159,10 @@ def _from_checkpoint(
     if ours or network is None:
         student = load_student(path, outputs, arch, backbone, report=report, content=content)
         facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
-        segmenter = Segmenter(student.model, student.preprocessing)
+        segmenter = Segmenter(student.model, student.preprocessing, student.network.procedure)
     else:
         spec = TEACHERS[network]
-        key = _variant(spec.network, state_dict_in(path, content))
+        key = variant_of(spec.network, path, content)
         facts = {"network": key, "teacher_of": spec.title}
         options: dict[str, Any] = {"num_classes": len(outputs)}
         if spec.network in NETWORKS:
@@ -197,10 +195,11 @@ def _network_of(path: Path, content: object) -> str | None:
     return None
 
 
-def _variant(network: str, state: Mapping[str, Any]) -> str:
+def variant_of(network: str, path: Path, content: object) -> str:
     """R-MRNet is published in several: which one, its keys say as surely as the ``opts.yaml`` beside it."""
     if network != "mrnet":
         return network
+    state = state_dict_in(path, content)
     batch_norm = "layer5.conv2d_list.0.1.running_mean" in state
     return _MRNET_VARIANTS[batch_norm, "layer5.bottleneck.0.se.0.weight" in state]
 
@@ -250,7 +249,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
     class_map = join_classes(path, None, classes, said and fitted(said, None, classes, path))
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),
-        {"network": "program", "weights_sha256": _files_sha256(program_files(path))},
+        {"network": "program", "weights_sha256": files_sha256(program_files(path))},
     )
 
 
@@ -265,7 +264,7 @@ def _from_folder(
     network = _CountsClasses(found.network, path, class_map, len(classes))
     return Teacher(
         Segmenter(network, found.preprocessing, found.procedure, class_map),
-        {"network": found.library, "weights_sha256": _files_sha256(_network_files(path))},
+        {"network": found.library, "weights_sha256": sha256(path)},
     )
 
 
@@ -302,19 +301,6 @@ class _CountsClasses(torch.nn.Module):
                 "order, in a TOML given with --description"
             )
         return output
-
-
-def _network_files(folder: Path) -> list[Path]:
-    """Configuration and weights."""
-    return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def _files_sha256(files: Sequence[Path]) -> str:
-    """Of one file, or of several with their names."""
-    if len(files) == 1:
-        return sha256(files[0])
-    lines = "".join(f"{os.path.relpath(file, files[0].parent)}\0{sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _from_plugin(entry: Any, path: Path, classes: Sequence[str]) -> Teacher:

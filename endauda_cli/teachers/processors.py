@@ -6,17 +6,22 @@ compared with what would be done here, so a setting that nobody here knows of is
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.files import read_text
+from endauda_cli.students.settings import numbers_in
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -44,8 +49,58 @@ def preprocessing_of(path: Path, settings: Mapping[str, Any], own_size: bool) ->
         CheckpointError: names the setting that cannot be honoured.
     """
     _refuse_numbers(path, settings)
-    processor = _processor(path.parent, settings)
+    return _of_processor(path, _processor(path.parent, settings), own_size)
 
+
+def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
+    """What a student of a folder is given, whose images the recipe resizes: the folder's processor's values, or, where
+    it has none, those of its kind of network, else ImageNet's.
+
+    Raises:
+        CheckpointError: names the setting that cannot be honoured.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        settings = json.loads(read_text(path))
+        _refuse_numbers(path, settings)
+        processor = _processor(folder, settings)
+    else:
+        processor = processor_of(model_type)
+    made = _of_processor(path, processor, own_size=False)
+    resample = getattr(processor, "resample", None)
+    return replace(made, filter=_FILTERS.get(2 if resample is None else int(resample), "bilinear"))
+
+
+def processor_of(model_type: str, **settings: Any) -> Any:
+    """The processor of a kind of network, with the library's own values but for those given."""
+    library: Any = import_module("transformers")
+    names: Any = import_module("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
+    found = names.get(model_type, "SegformerImageProcessor")
+    several = found.values() if isinstance(found, dict) else [found] if isinstance(found, str) else found
+    name = next((str(name) for name in several if name), "SegformerImageProcessor")
+    return getattr(library, name)(**settings)
+
+
+def write_processor(folder: Path, model_type: str, preprocessing: Preprocessing) -> None:
+    """A ``preprocessor_config.json`` that does what is done here."""
+    assert preprocessing.size is not None
+    width, height = preprocessing.size
+    pillow = {name: number for number, name in _FILTERS.items()}
+    processor = processor_of(
+        model_type, do_resize=True, size={"height": height, "width": width},
+        resample=pillow.get(preprocessing.filter, 2), do_rescale=True, rescale_factor=1 / preprocessing.divisor,
+        do_normalize=True, image_mean=list(preprocessing.mean), image_std=list(preprocessing.std),
+        do_flip_channel_order=preprocessing.bgr,
+    )  # fmt: skip
+    for other in ("do_center_crop", "do_pad", "keep_aspect_ratio", "do_reduce_labels"):
+        if getattr(processor, other, None):
+            setattr(processor, other, False)
+    if getattr(processor, "ensure_multiple_of", 1) not in (1, None):
+        processor.ensure_multiple_of = 1
+    processor.save_pretrained(str(folder))
+
+
+def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
     def said(name: str) -> Any:
         return getattr(processor, name, None)
 
@@ -101,18 +156,6 @@ def _processor(folder: Path, settings: Mapping[str, Any]) -> Any:
     return library.AutoImageProcessor.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False, **without
     )
-
-
-def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:
-    """All numbers in settings, each with the nearest key above it."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from numbers_in(inner, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from numbers_in(inner, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield key, value
 
 
 def _refuse_numbers(path: Path, settings: Mapping[str, Any]) -> None:

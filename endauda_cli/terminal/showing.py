@@ -132,9 +132,9 @@ class Page:
         speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
         resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
         labelled = f" and {r.labelled_images} with true labels" if r.labelled_images else ""
+        network = f"{r.arch} on {r.backbone}" if r.backbone else r.arch
         self._line(
-            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
-            f"{speed}"
+            f"{network}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s{speed}"
         )
         if r.last_loss is not None:
             self._line(f"last loss {r.last_loss:.4f}")
