@@ -23,7 +23,6 @@ from endauda_cli.inference import load, run_network
 from endauda_cli.progress import Note, Tick, phase
 from endauda_cli.results import MergedRun, MergeResult
 from endauda_cli.segmenter import Segmenter, label_map
-from endauda_cli.types import MergeBy
 from endauda_cli.workspace import BEST_FILE, ORDER, RUN_FILE, make_folder, next_order, read_json, write_text
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from endauda_cli.checkpoint import LoadedStudent
     from endauda_cli.config import InferenceConfig
     from endauda_cli.progress import Reporter
+    from endauda_cli.types import MergeBy
 
     Score = Callable[[Segmenter], float]
 
@@ -135,8 +135,8 @@ def _refuse_unlike(paths: Sequence[Path], students: Sequence[LoadedStudent]) -> 
             )
         if first.preprocessing != other.preprocessing:
             raise CheckpointError(
-                f"{path}: trained on other input ({_input(other)}) than {paths[0]} ({_input(first)}); merge runs of one "
-                "--size"
+                f"{path}: trained on other input ({_input(other)}) than {paths[0]} ({_input(first)}); merge runs of "
+                "one --size"
             )
 
 
@@ -156,20 +156,22 @@ class _Pot:
             {key: value.clone() for key, value in one.model.state_dict().items()} for one in students
         ]
         self._model, self._preprocessing = students[0].model.to(device), students[0].preprocessing
-        self.norms = [
-            module
-            for module in self._model.modules()
-            if isinstance(module, _BatchNorm) and module.track_running_stats
-        ] if wanted.images else []
+        self.norms = (
+            [
+                module
+                for module in self._model.modules()
+                if isinstance(module, _BatchNorm) and module.track_running_stats
+            ]
+            if wanted.images
+            else []
+        )
 
     def segmenter(self, chosen: Sequence[int]) -> Segmenter:
         """The mean of those runs; valid until the next is asked for. A single one is what it is."""
         self._model.load_state_dict(mean_of([self._states[i] for i in chosen]))
         segmenter = Segmenter(self._model.eval(), self._preprocessing, PROCEDURE)
         if len(chosen) > 1 and self.norms:
-            measure_statistics(
-                segmenter, self.norms, self._wanted.images, self._device, self._report
-            )
+            measure_statistics(segmenter, self.norms, self._wanted.images, self._device, self._report)
         return segmenter
 
     def chosen(self, alone: Sequence[float | None]) -> list[int]:
@@ -187,7 +189,7 @@ class _Pot:
 
 
 def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of state dicts of equal keys and shapes, summed in float64; what counts in whole numbers is the first's."""
+    """The mean of state dicts of equal keys and shapes, summed in float64; whole numbers are the first's."""
     mean = dict(states[0])
     for key, value in mean.items():
         if value.is_floating_point() and len(states) > 1:
@@ -203,16 +205,18 @@ def measure_statistics(
     device: torch.device,
     report: Reporter,
 ) -> None:
-    """Set the batch norms' running statistics to the mean over batches of the images; all else stays as it is."""
+    """Set the batch norms' running statistics to the mean over all images, two or more; all else stays."""
     network = segmenter.network.eval()
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
-    for number, start in enumerate(range(0, len(images), _BATCH)):
+    seen = 0
+    for part in np.array_split(np.arange(len(images)), -(-len(images) // _BATCH)):  # none of one image alone
+        seen += len(part)
         for norm in norms:
-            norm.momentum = 1 / (number + 1)  # the first batch replaces what was there
-        network(_batch(segmenter, images[start : start + _BATCH], device))
-        report(Tick("batch statistics", min(start + _BATCH, len(images)), len(images)))
+            norm.momentum = len(part) / seen  # so the first replaces what was there
+        network(_batch(segmenter, [images[i] for i in part], device))
+        report(Tick("batch statistics", seen, len(images)))
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
     network.eval()

@@ -26,7 +26,9 @@ class Deploy(InputSize, TargetData, Located):
     """Options of ``deploy``."""
 
     run: Path | None = option(
-        None, complete="runs", help="A run's name, or a checkpoint. [default: best.pt, else last.pt, of the newest run]"
+        None,
+        complete="runs",
+        help="A run's name, or a checkpoint. [default: best.pt, else last.pt, of the newest run]",
     )
     format: Format = option(
         Format.ONNX, "--format", panel=_FILE, complete="formats",
@@ -69,7 +71,9 @@ def run(options: Deploy) -> None:
     - `endauda deploy runs/gta5/second/last.pt --format pt2 --dynamic --out student.pt2`
     """
     if options.precision == Accuracy.INT8 and options.format != Format.ONNX:
-        raise ConfigError(f"--precision int8 is written as onnx alone, not as {options.format}; leave one of them out")
+        raise ConfigError(
+            f"--precision int8 is written as onnx alone, not as {options.format}; leave one of them out"
+        )
     for flag, value, least in (("--images", options.images, 1), ("--calibrate", options.calibrate, 0)):
         if not least <= value <= MOST_IMAGES:
             raise ConfigError(f"{flag} {value}: must be from {least} to {MOST_IMAGES:,}")

@@ -37,12 +37,12 @@ class Merge(Workers, TargetData, OnDevice, Located):
     into: str = option(..., "--into", panel=_MERGED, help="Name of the run that is made.", complete="runs")
     by: MergeBy = option(
         MergeBy.UNIFORM, "--by", panel=_CHOSEN, complete="merging",
-        help="All of them; or, from the best on, those that do not lower the agreement with fused labels (no true label "
-        "is looked at), or the mIoU on a few labelled images.",
+        help="All of them; or, from the best on, those that do not lower the agreement with fused labels (no true "
+        "label is looked at), or the mIoU on a few labelled images.",
     )  # fmt: skip
     labels: str | None = option(
         None, "--labels", panel=_CHOSEN, complete="label_sets",
-        help="Label set to agree with, best one of images that no run was trained on. [default: the newest of train images]",
+        help="Label set to agree with, best of images that no run learnt from. [default: the newest of train images]",
     )  # fmt: skip
     images: int = option(
         32, "--images", panel=_CHOSEN, metavar="N",
@@ -70,11 +70,16 @@ def run(options: Merge) -> None:
     for flag, value, least in (("--images", options.images, 1), ("--statistics", options.statistics, 0)):
         if not least <= value <= MOST_IMAGES:
             raise ConfigError(f"{flag} {value}: must be from {least} to {MOST_IMAGES:,}")
+    if options.statistics == 1:
+        raise ConfigError("--statistics 1: one image has no variance to speak of; give more, or 0")
     if options.labels is not None and options.by != MergeBy.AGREEMENT:
-        raise ConfigError(f"--labels {options.labels}: nothing agrees with them; add --by agreement, or leave it out")
+        raise ConfigError(
+            f"--labels {options.labels}: nothing agrees with them; add --by agreement, or leave it out"
+        )
     session = open_session("merge", options, options.device)
     checkpoints = [session.checkpoint(run) for run in options.runs]
-    twice = next((path for path in checkpoints if checkpoints.count(path) > 1), None)
+    whole = [path.resolve() for path in checkpoints]
+    twice = next((path for path in whole if whole.count(path) > 1), None)
     if twice is not None:
         raise ConfigError(f"{twice}: named twice, which would count it twice; name each run once")
     if len(checkpoints) < 2:
@@ -92,7 +97,7 @@ def run(options: Merge) -> None:
             tuple(session.task.classes),
             session.workspace.run(session.task.source.name, options.into),
             options.by,
-            train[: options.statistics],
+            train[: options.statistics] if len(train) > 1 else (),
             train,
             _score(session, samples, read, inference, device) if samples else None,
             tuple(sample.id for sample in samples),

@@ -145,7 +145,8 @@ class Session:
             names = self.workspace.runs(source)
             known = f"runs of {source} are {', '.join(names)}" if names else f"there is no run of {source}"
             raise WorkspaceError(
-                f"{given}: neither a run of the workspace nor a file of weights; {known}{did_you_mean(str(given), names)}"
+                f"{given}: neither a run of the workspace nor a file of weights; {known}"
+                f"{did_you_mean(str(given), names)}"
             )
         return path
 

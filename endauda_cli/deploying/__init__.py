@@ -91,8 +91,8 @@ def deploy(wanted: Deployment, report: Reporter) -> DeployResult:
     dynamic = segmenter.preprocessing.size is None if wanted.dynamic is None else wanted.dynamic
     if not dynamic and segmenter.preprocessing.size is None:
         raise ConfigError(
-            f"{wanted.checkpoint}: images keep their own size before this network, so a file for one size would not do; "
-            "leave out --fixed, or give a size with --size WIDTHxHEIGHT"
+            f"{wanted.checkpoint}: images keep their own size before this network, so a file for one would not do; leave "
+            "out --fixed, or give a size with --size WIDTHxHEIGHT"
         )
     make_folder(wanted.out.parent)
     try:
@@ -120,7 +120,8 @@ def refuse_foreign(out: Path) -> None:
     for path in (out, text):
         if path.exists() and not _is_ours(text):
             raise ConfigError(
-                f"{path}: is there already and not from 'endauda deploy', so it was left alone; name another file with --out"
+                f"{path}: is there already and not from 'endauda deploy', so it was left alone; name another file with "
+                "--out"
             )
 
 
@@ -130,8 +131,8 @@ def _refuse_other_description(out: Path, text: Path) -> None:
     beside = next((path for path in others if path != out and path.exists()), None)
     if beside is not None and read_text(out.with_suffix(".toml")) != read_text(text):
         raise ConfigError(
-            f"{out}: {out.with_suffix('.toml').name} describes {beside.name} too, which takes other input; name another "
-            "file with --out"
+            f"{out}: {out.with_suffix('.toml').name} describes {beside.name} too, which takes other input; name "
+            "another file with --out"
         )
 
 

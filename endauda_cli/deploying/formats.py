@@ -69,8 +69,8 @@ def refuse_lost(wish: Wish) -> None:
     for key, value in wish.network.state_dict().items():
         if value.is_floating_point() and not bool(value.half().isfinite().all()):
             raise CheckpointError(
-                f"{wish.checkpoint}: {key!r:.120} has values up to {float(value.abs().max()):.3g}, which float16 cannot "
-                "hold; leave out --precision float16"
+                f"{wish.checkpoint}: {key!r:.120} has values up to {float(value.abs().max()):.3g}, which float16 "
+                "cannot hold; leave out --precision float16"
             )
 
 
@@ -114,7 +114,7 @@ def _torchscript(wish: Wish) -> None:
 
 
 def _safetensors(wish: Wish) -> None:
-    """The checkpoint's weights under its own keys, with what it says of itself; written here, for it takes no library."""
+    """The checkpoint's weights under its own keys, with what it says of itself; it takes no library."""
     if wish.checkpoint.is_dir():
         raise CheckpointError(
             f"{wish.checkpoint}: a library's folder, which has model.safetensors already; name another --format"

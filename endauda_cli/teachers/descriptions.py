@@ -226,9 +226,7 @@ def description_text(segmenter: Segmenter, classes: Sequence[str], remark: str) 
         toml_line("kind", "probabilities" if run.softmax == "none" else "logits"),
     ]
     if run.softmax != "none":
-        lines.append(
-            f"{toml_line('softmax', 'before' if run.softmax == 'first' else 'after')}  # upsampling"
-        )
+        lines.append(f"{toml_line('softmax', 'before' if run.softmax == 'first' else 'after')}  # upsampling")
     lines += [
         toml_line("align_corners", run.align_corners),
         f"heads = {list(run.heads)}",
@@ -255,9 +253,11 @@ def refuse_unsaid(path: Path, segmenter: Segmenter, where: Path) -> None:
     )
     for meant, found in pairs:
         if meant != found:
-            unsaid = [
-                f.name for f in fields(meant) if getattr(meant, f.name) != getattr(found, f.name)
-            ] if is_dataclass(meant) and not isinstance(meant, type) else ["temperature"]
+            unsaid = (
+                [f.name for f in fields(meant) if getattr(meant, f.name) != getattr(found, f.name)]
+                if is_dataclass(meant) and not isinstance(meant, type)
+                else ["temperature"]
+            )
             raise ConfigError(
                 f"{where}: a description cannot say its {' and '.join(unsaid)}, so no other program could run it as it "
                 "is meant; deploy a student that was trained on its labels instead"

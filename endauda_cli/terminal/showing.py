@@ -188,7 +188,11 @@ class Page:
         if told:
             table.add_row("the merge", "", _figure(r.score), "", style="bold")
         self._print(table)
-        statistics = f"batch statistics from {r.statistics_images} target images" if r.statistics_images else "averaged"
+        statistics = (
+            f"batch statistics from {r.statistics_images} target images"
+            if r.statistics_images
+            else "averaged"
+        )
         used = sum(one.used for one in r.runs)
         self._line(f"{used} of {len(r.runs)} runs averaged by {r.by}, {statistics}")
         if r.by == "miou":
