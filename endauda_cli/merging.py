@@ -85,15 +85,13 @@ def merge(wanted: Merging, inference: InferenceConfig, device: torch.device, rep
         ]
     _refuse_unlike(wanted.checkpoints, students)
     pot = _Pot(wanted, students, device, report)
-    alone = [None if wanted.score is None else wanted.score(pot.segmenter([i])) for i in range(len(students))]
+    each, compared = range(len(students)), wanted.compared[:_COMPARED]
+    alone = [None if wanted.score is None else wanted.score(pot.segmenter([i])) for i in each]
     used = pot.chosen(alone)
-    merged = pot.segmenter(used)
+    runs = [_labels(pot.segmenter([i]), compared, inference, device) for i in each]
+    merged = pot.segmenter(used)  # the last that is asked for, so this is what is saved
     final = None if wanted.score is None else wanted.score(merged)
-    labels = [
-        _labels(one, wanted.compared[:_COMPARED], inference, device)
-        for one in (*(pot.segmenter([i]) for i in range(len(students))), merged)
-    ]
-    *runs, last = labels
+    last = _labels(merged, compared, inference, device)
     pairs = [_alike(one, other) for one, other in combinations(runs, 2)]
     likeness = [_alike(one, last) for one in runs]
     result = MergeResult(

@@ -91,8 +91,8 @@ def deploy(wanted: Deployment, report: Reporter) -> DeployResult:
     dynamic = segmenter.preprocessing.size is None if wanted.dynamic is None else wanted.dynamic
     if not dynamic and segmenter.preprocessing.size is None:
         raise ConfigError(
-            f"{wanted.checkpoint}: images keep their own size before this network, so a file for one would not do; leave "
-            "out --fixed, or give a size with --size WIDTHxHEIGHT"
+            f"{wanted.checkpoint}: images keep their own size before this network, so a file for one would not do; "
+            "leave out --fixed, or give a size with --size WIDTHxHEIGHT"
         )
     make_folder(wanted.out.parent)
     try:
@@ -256,7 +256,7 @@ def _refuse_one_size(wanted: Deployment, segmenter: Segmenter, again: Segmenter)
         share = 0.0
     if wanted.precision == Accuracy.FLOAT32 and share < LEAST_EQUAL:
         raise CheckpointError(
-            f"{wanted.checkpoint}: as {wanted.format} it is right at {width}x{height} alone, so it cannot be --dynamic; "
+            f"{wanted.checkpoint}: as {wanted.format} it is right at {width}x{height} alone, so not --dynamic; "
             "give --fixed, or another --format"
         )
 
