@@ -105,7 +105,7 @@ def merge(wanted: Merging, inference: InferenceConfig, device: torch.device, rep
         statistics_images=len(wanted.images) if pot.norms else 0,
         alike=float(np.mean(pairs)),
     )
-    _warn_of_valleys(wanted, result, used, report)
+    _warn_of_valleys(result, used, report)
     _save(wanted, students[used[0]], merged.network, result)
     return result
 
@@ -224,7 +224,7 @@ def _batch(segmenter: Segmenter, images: Sequence[Path], device: torch.device) -
     """(B, 3, h, w); images of their own size that differ are cut to the smallest sides."""
     pixels = [load(path, segmenter).pixels[0] for path in images]
     height, width = (min(one.shape[axis] for one in pixels) for axis in (0, 1))
-    stacked = torch.from_numpy(np.stack([one[:height, :width] for one in pixels])).to(device)
+    stacked = torch.stack([one[:height, :width] for one in pixels]).to(device)
     return segmenter.preprocessing.pad(segmenter.preprocessing.normalise(stacked))
 
 
@@ -240,7 +240,7 @@ def _alike(one: Sequence[NDArray[Any]], other: Sequence[NDArray[Any]]) -> float:
     return 100 * equal / sum(a.size for a in one)
 
 
-def _warn_of_valleys(wanted: Merging, result: MergeResult, used: Sequence[int], report: Reporter) -> None:
+def _warn_of_valleys(result: MergeResult, used: Sequence[int], report: Reporter) -> None:
     """The mean of weights in one valley lies between them, nearer to each than they are to each other."""
     likeness = float(np.mean([result.runs[i].alike for i in used]))
     if len(used) > 1 and likeness < result.alike:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from endauda_cli.config import InferenceConfig
@@ -33,6 +32,7 @@ from endauda_cli.workspace import make_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -180,7 +180,7 @@ def _inputs(segmenter: Segmenter, images: Sequence[Path]) -> Iterator[NDArray[np
 
 
 def _input(segmenter: Segmenter, path: Path) -> Tensor:
-    pixels = torch.from_numpy(np.array(load(path, segmenter).pixels[0]))[None]
+    pixels = load(path, segmenter).pixels[0][None]
     return segmenter.preprocessing.pad(segmenter.preprocessing.normalise(pixels))
 
 
