@@ -140,13 +140,14 @@ def parse_toml(text: str) -> dict[str, Any]:
 def toml_line(key: str, value: str | float | bool | list[str]) -> str:
     """A key of letters, digits and dashes with its value, as :func:`read_toml` reads it; a float is written in full."""
     if isinstance(value, list):
-        return f"{key} = [{', '.join(map(_toml_text, value))}]"
+        return f"{key} = [{', '.join(map(toml_text, value))}]"
     if isinstance(value, str):
-        return f"{key} = {_toml_text(value)}"
+        return f"{key} = {toml_text(value)}"
     return f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
-def _toml_text(text: str) -> str:
+def toml_text(text: str) -> str:
+    """A string, or a key of any letters, between quotation marks."""
     told = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 or c in '"\\' else c for c in text)
     return f'"{told}"'
 

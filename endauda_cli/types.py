@@ -155,6 +155,31 @@ class Precision(Described):
     FP32 = "fp32", "float32"
 
 
+class Format(Described):
+    """What ``deploy`` writes (``deploying.formats.FORMATS``)."""
+
+    ONNX = "onnx", "runs nearly everywhere: onnxruntime, TensorRT, OpenVINO, browsers"
+    PT2 = "pt2", "torch.export's, for torch and what compiles it"
+    TORCHSCRIPT = "torchscript", "for C++ and telephones that have torch"
+    SAFETENSORS = "safetensors", "the weights alone, for this program and code of one's own"
+
+
+class Accuracy(Described):
+    """What a deployed network computes in."""
+
+    FLOAT32 = "float32", "as trained"
+    FLOAT16 = "float16", "half the size; fast on cards"
+    INT8 = "int8", "a quarter of the size; ONNX alone"
+
+
+class MergeBy(Described):
+    """How ``merge`` chooses among the runs that it averages."""
+
+    UNIFORM = "uniform", "all of them, equally"
+    AGREEMENT = "agreement", "those that raise the agreement with fused labels; no label is looked at"
+    MIOU = "miou", "those that raise the score on a few labelled target images"
+
+
 class Codec(Described):
     """How archives keep certainties: as the network's own grid, or compressed planes (``archive.CODECS``)."""
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from endauda_cli.checkpoint import files_sha256
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.teachers import open_teacher
 from endauda_cli.teachers.exported import is_arithmetic, refuse_code
 from endauda_cli.teachers.onnx_files import external_files
-from endauda_cli.teachers.opening import files_sha256
 from endauda_cli.teachers.outputs import Wanted
 from endauda_cli.teachers.programs import Input, Program, input_of, program_files
 from tests.test_programs import IMAGENET, maps, save_exported, save_script

@@ -27,12 +27,12 @@ it is written down beside the file:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, known_are
-from endauda_cli.files import read_toml
+from endauda_cli.files import read_toml, toml_line, toml_text
 from endauda_cli.segmenter import ClassMap, Procedure
 from endauda_cli.teachers.class_maps import content_of, in_order
 from endauda_cli.transforms import FILTERS, Preprocessing
@@ -40,6 +40,10 @@ from endauda_cli.transforms import FILTERS, Preprocessing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from endauda_cli.segmenter import Segmenter
+
+PROGRAM_INPUT = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
+"""What a program's description starts from."""
 MAX_SIDE = 65_536
 """Of a network's input, in pixels."""
 _MAX_NAME = 200
@@ -281,6 +285,77 @@ def fitted(
         )
     names = {output: name if name in classes else "" for output, name in said.names.items()}
     return replace(said, names=names, absent=tuple(name for name in said.absent if name in classes))
+
+
+def description_text(segmenter: Segmenter, classes: Sequence[str], remark: str) -> str:
+    """The TOML that says what a segmenter does around its network; :func:`read_description` gives the same back.
+
+    Args:
+        segmenter: its preprocessing, procedure and class map.
+        classes: the task's.
+        remark: the first line, a comment.
+    """
+    made, run, joined = segmenter.preprocessing, segmenter.procedure, segmenter.class_map
+    outputs = tuple(classes) if joined is None else joined.outputs
+    lines = [f"# {remark}", toml_line("classes", list(outputs))]
+    if joined is not None:
+        lines += [toml_line("absent", [classes[c] for c in joined.absent]), "[map]"]
+        lines += [
+            f"{toml_text(output)} = {toml_text('' if target is None else classes[target])}"
+            for output, target in zip(outputs, joined.targets, strict=True)
+        ]
+    lines.append("[input]")
+    if made.size is not None:
+        lines.append(f"size = {list(made.size)}  # width, height")
+    elif made.longer_side is not None:
+        lines.append(f"longer_side = {made.longer_side}")
+    lines += [
+        toml_line("filter", made.filter),
+        toml_line("channels", "bgr" if made.bgr else "rgb"),
+        f"divisor = {made.divisor!r}  # of pixel values, before mean and std",
+        f"mean = {list(made.mean)}",
+        f"std = {list(made.std)}",
+        f"multiple_of = {made.multiple_of}",
+        "[output]",
+        toml_line("kind", "probabilities" if run.softmax == "none" else "logits"),
+    ]
+    if run.softmax != "none":
+        lines.append(f"{toml_line('softmax', 'before' if run.softmax == 'first' else 'after')}  # upsampling")
+    lines += [
+        toml_line("align_corners", run.align_corners),
+        f"heads = {list(run.heads)}",
+        "[passes]",
+        f"scales = {list(run.scales)}",
+        toml_line("flip", run.flip),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def refuse_unsaid(path: Path, segmenter: Segmenter, where: Path) -> None:
+    """Make sure that the description at ``path`` says all that the segmenter does.
+
+    Raises:
+        ConfigError: names what it cannot say of the network in ``where``.
+    """
+    said, run = read_description(path), segmenter.procedure
+    if run.scales == (1.0,):
+        run = replace(run, rescale="pixels")  # nothing is rescaled
+    pairs = (
+        (segmenter.preprocessing, said.preprocessing(PROGRAM_INPUT)),
+        (run, said.procedure(Procedure())),
+        (segmenter.temperature, 1.0),
+    )
+    for meant, found in pairs:
+        if meant != found:
+            unsaid = (
+                [f.name for f in fields(meant) if getattr(meant, f.name) != getattr(found, f.name)]
+                if is_dataclass(meant) and not isinstance(meant, type)
+                else ["temperature"]
+            )
+            raise ConfigError(
+                f"{where}: a description cannot say its {' and '.join(unsaid)}, so no other program could run it as it "
+                "is meant; deploy a student that was trained on its labels instead"
+            )
 
 
 def join_classes(

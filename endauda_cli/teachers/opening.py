@@ -22,6 +22,7 @@ from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
 from endauda_cli.teachers.descriptions import (
+    PROGRAM_INPUT,
     fitted,
     join_classes,
     read_classes,
@@ -33,7 +34,6 @@ from endauda_cli.teachers.mmseg_files import facts_of, named_by_experiment
 from endauda_cli.teachers.mmseg_files import fitted as as_tested
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
-from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import TEACHER_ENTRY_POINTS
 
 if TYPE_CHECKING:
@@ -231,8 +231,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
             f"{said.path}: [input] {' and '.join(absent)} must be given; for ImageNet's, mean = [0.485, 0.456, 0.406] "
             "and std = [0.229, 0.224, 0.225]"
         )
-    base = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
-    preprocessing, procedure = said.preprocessing(base), said.procedure(Procedure())
+    preprocessing, procedure = said.preprocessing(PROGRAM_INPUT), said.procedure(Procedure())
     program, size = open_program(
         path,
         len(said.classes or classes),
