@@ -104,6 +104,7 @@ class TrainResult:
     run: Path
     arch: str
     backbone: str
+    """Empty where the network has no name for it."""
     steps: int
     resumed_from: int
     """The step at which this process took over, 0 for a fresh run."""
@@ -132,6 +133,8 @@ class TrainResult:
     precision: str = "fp32"
     empty_steps: int = 0
     """Steps whose batch had no label, which learnt nothing."""
+    folder: Path | None = None
+    """The student as its library's ``save_pretrained`` writes it, if it is of transformers or smp."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,67 @@ class EvalResult:
     """Likewise."""
     truth: float = 100.0
     """Percent of all pixels whose truth is a class; only these are scored."""
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """A network as a file for other programs, checked against its checkpoint."""
+
+    file: Path
+    description: Path
+    """TOML beside it: classes, pre- and postprocessing."""
+    checkpoint: Path
+    format: str
+    precision: str
+    size: tuple[int, int] | None
+    """(width, height) that images are resized to; ``None`` where they keep their own."""
+    dynamic: bool
+    """Whether the file takes inputs of other heights and widths."""
+    bytes: int
+    float32_bytes: int
+    """Of the checkpoint's weights in float32, without what it takes to train on."""
+    images: int
+    """Real images of the target that both were run on."""
+    equal: float
+    """Percent of their pixels that the file and the checkpoint label alike."""
+    calibrated_on: int = 0
+    """Target images that int8's ranges were measured on; 0 in other precisions, and where they are found as it runs."""
+    images_per_second: float | None = None
+    """Of the network alone, one image at a time, on this machine's CPU, if that was asked for."""
+    checkpoint_images_per_second: float | None = None
+    """Likewise, of the checkpoint in torch."""
+    threads: int | None = None
+    """That both had."""
+
+
+@dataclass(frozen=True)
+class MergedRun:
+    """A checkpoint that was offered to a merge."""
+
+    checkpoint: Path
+    used: bool
+    score: float | None
+    """Alone: agreement or mIoU, percent; ``None`` if nothing was scored."""
+    alike: float
+    """Percent of the pixels of some target images that it and the merged network label alike."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The average of several runs."""
+
+    checkpoint: Path
+    by: str
+    runs: tuple[MergedRun, ...]
+    score: float | None
+    """Of the merged network, as of its runs."""
+    scored_images: tuple[str, ...]
+    """That chose; if by ``miou``, their labels were looked at, so a score on them is no test."""
+    statistics_images: int
+    """Target images that the batch statistics were re-estimated on; 0 if they were averaged, or there are none."""
+    alike: float
+    """Percent of pixels that two of the runs label alike, in the mean; above the runs' likeness with the merge it is a
+    sign that they lie in different valleys and cannot be averaged."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def run(options: Test) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.checkpoint import load_student
         from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, write_evaluation
+        from endauda_cli.evaluation import Scoring, evaluate, write_evaluation
         from endauda_cli.scoring import refuse_unlabelled
         from endauda_cli.segmenter import Segmenter
 
@@ -93,7 +93,7 @@ def run(options: Test) -> None:
         )
         if out.parent != path.parent:
             terminal.report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
-        procedure = PROCEDURE.with_passes(options.scales, options.flip)
+        procedure = network.network.tested.with_passes(options.scales, options.flip)
         segmenter = Segmenter(network.model, network.preprocessing, procedure)
         scoring = Scoring(domain, str(path), split, out if options.save_images else None)
         inference = chosen(InferenceConfig, options)
