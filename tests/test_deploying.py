@@ -197,7 +197,7 @@ def test_what_lies_there(city: Path, tmp_path: Path) -> None:
         (("first", "--precision", "int8", "--format", "pt2"), "--precision int8 is written as onnx alone, not as pt2"),
         (("first", "--out", "x.pt"), "--out x.pt: files of --format onnx end in .onnx"),
         (("first", "--images", "0"), "--images 0: must be from 1 to 10,000"),
-        (("first", "--source", "synthia"), "trained for 19 classes"),
+        (("runs/gta5/first/last.pt", "--source", "synthia"), "trained for 19 classes"),
     ],
 )  # fmt: skip
 def test_lines_that_deploy_cannot_follow(city: Path, words: tuple[str, ...], message: str) -> None:
