@@ -349,7 +349,7 @@ def test_forged_records_are_refused(part: str, value: object, tmp_path: Path) ->
     record = to_record(network)
     assert from_record(tmp_path / "x.pt", record).settings == {"name": "dacs"}
     torch.save({"weights": {"a": torch.zeros(1)}, "meta": {"network": record | {part: value}}}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="x.pt"):
+    with pytest.raises(CheckpointError, match=r"x\.pt"):
         checkpoint.load_student(tmp_path / "x.pt", CLASSES)
 
 
