@@ -163,6 +163,67 @@ class EvalResult:
 
 
 @dataclass(frozen=True)
+class DeployResult:
+    """A network as a file for other programs, checked against its checkpoint."""
+
+    file: Path
+    description: Path
+    """TOML beside it: classes, pre- and postprocessing."""
+    checkpoint: Path
+    format: str
+    precision: str
+    size: tuple[int, int] | None
+    """(width, height) that images are resized to; ``None`` where they keep their own."""
+    dynamic: bool
+    """Whether the file takes inputs of other heights and widths."""
+    bytes: int
+    float32_bytes: int
+    """Of the checkpoint's weights in float32, without what it takes to train on."""
+    images: int
+    """Real images of the target that both were run on."""
+    equal: float
+    """Percent of their pixels that the file and the checkpoint label alike."""
+    calibrated_on: int = 0
+    """Target images that int8's ranges were measured on; 0 in other precisions, and where they are found as it runs."""
+    images_per_second: float | None = None
+    """Of the network alone, one image at a time, on this machine's CPU, if that was asked for."""
+    checkpoint_images_per_second: float | None = None
+    """Likewise, of the checkpoint in torch."""
+    threads: int | None = None
+    """That both had."""
+
+
+@dataclass(frozen=True)
+class MergedRun:
+    """A checkpoint that was offered to a merge."""
+
+    checkpoint: Path
+    used: bool
+    score: float | None
+    """Alone: agreement or mIoU, percent; ``None`` if nothing was scored."""
+    alike: float
+    """Percent of the pixels of some target images that it and the merged network label alike."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The average of several runs."""
+
+    checkpoint: Path
+    by: str
+    runs: tuple[MergedRun, ...]
+    score: float | None
+    """Of the merged network, as of its runs."""
+    scored_images: tuple[str, ...]
+    """That chose; if by ``miou``, their labels were looked at, so a score on them is no test."""
+    statistics_images: int
+    """Target images that the batch statistics were re-estimated on; 0 if they were averaged, or there are none."""
+    alike: float
+    """Percent of pixels that two of the runs label alike, in the mean; above the runs' likeness with the merge it is a
+    sign that they lie in different valleys and cannot be averaged."""
+
+
+@dataclass(frozen=True)
 class ClassFacts:
     """What a teacher says about a class over a whole archive (or a sample of it)."""
 

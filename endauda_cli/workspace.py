@@ -151,9 +151,12 @@ class Workspace:
                 f"no trained run of source {source} in {self.root / 'runs' / source}: "
                 "run 'endauda train' first, or name a checkpoint with --weights"
             )
-        folder = self.run(source, names[-1])
-        best = folder / BEST_FILE
-        return best if best.exists() else folder / LAST_FILE
+        return checkpoint_in(self.run(source, names[-1])) or self.run(source, names[-1]) / LAST_FILE
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """``best.pt`` of a run's folder, else its ``last.pt``; ``None`` if it has neither."""
+    return next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
 
 
 def find_workspace(given: Path | None) -> Workspace:

@@ -12,7 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.types import Augmentation, Codec, FittedOn, FusionRule, PolicyKind
+from endauda_cli.types import (
+    Accuracy,
+    Augmentation,
+    ClassMapName,
+    Codec,
+    FittedOn,
+    Format,
+    FusionRule,
+    MergeBy,
+    PolicyKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init", "config"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init", "config", "classes", "run", "runs"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
@@ -259,7 +269,9 @@ commands = _completer(
     lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx))
 )
 policies = _choices(PolicyKind)
+formats, accuracies, merging = _choices(Format), _choices(Accuracy), _choices(MergeBy)
 codecs = _choices(Codec)
+class_maps = _choices(ClassMapName)
 temperatures = _choices(FittedOn)
 augmentations = _choices(Augmentation)
 shells = _plain("bash", "zsh", "fish", "powershell")

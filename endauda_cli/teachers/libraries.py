@@ -23,6 +23,7 @@ from endauda_cli.segmenter import Procedure
 from endauda_cli.students.offline import offline
 from endauda_cli.students.settings import refuse_hubs, refuse_numbers, refuse_smp
 from endauda_cli.teachers.processors import preprocessing_of
+from endauda_cli.teachers.universal import UNIVERSAL, Scores, semantic_task
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALVES = (0.5, 0.5, 0.5)
 
-_OPTIONAL_SUFFIXES = (".num_batches_tracked",)
-"""PyTorch before 0.4.1 had no such counter, and nothing reads it."""
+_OPTIONAL_SUFFIXES = (".num_batches_tracked", "criterion.empty_weight")
+"""PyTorch before 0.4.1 had no such counter, and nothing reads it; nor a loss's weights."""
 
 
 class Found(NamedTuple):
@@ -155,7 +156,9 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
     import transformers
 
     library: Any = transformers  # not typed
-    auto = library.AutoModelForSemanticSegmentation
+    family = UNIVERSAL.get(str(config.get("model_type")))
+    task = "Semantic" if family is None else "Universal"
+    auto = getattr(library, f"AutoModelFor{task}Segmentation")
 
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
@@ -175,15 +178,13 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
     _refuse_unfilled(folder, info)  # also what did not fit, with its name
-    settings = _processor_settings(folder)
-    # Its post-processing enlarges logits without aligned corners.
-    return Found(
-        "transformers",
-        Logits(model),
-        preprocessing_of(folder, settings, own_size),
-        Procedure(align_corners=False),
-        outputs,
-    )
+    preprocessing = preprocessing_of(*_processor_settings(folder), own_size)
+    # All their post-processing enlarges without aligned corners.
+    if family is None:
+        return Found("transformers", Logits(model), preprocessing, Procedure(align_corners=False), outputs)
+    words = semantic_task(folder, int(model.config.task_seq_len)) if family.task else None
+    procedure = Procedure(align_corners=False, softmax="scores")
+    return Found("transformers", Scores(model, family, words), preprocessing, procedure, outputs)
 
 
 def names_of(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
@@ -206,14 +207,18 @@ def names_of(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     return None if unnamed else outputs
 
 
-def _processor_settings(folder: Path) -> dict[str, Any]:
+def _processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how images are prepared, and what is in it of that."""
+    whole = folder / "processor_config.json"  # since transformers 5, of a processor with a tokenizer
+    if whole.exists() and isinstance(settings := _read_json(whole).get("image_processor"), dict):
+        return whole, settings
     path = folder / "preprocessor_config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
             "there too, with processor.save_pretrained(folder)"
         )
-    return _read_json(path)
+    return path, _read_json(path)
 
 
 # ---------------------------------------------------------------------------- what is declared, and what is there

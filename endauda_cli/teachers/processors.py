@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
+_STRETCH = ("MaskFormer", "Mask2Former")
+"""Processors whose ``size_divisor`` is of resized sides, not of padded ones."""
 _LARGEST_SIDE = 1 << 15
 _TRIED = ((75, 50), (64, 96))
 """(width, height) of pictures on which both are compared."""
@@ -34,21 +36,20 @@ _MOST_LEVELS = 4.0
 _GIVE_SIZE = "give --size WIDTHxHEIGHT, to which whole images are resized instead"
 
 
-def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
-    """What the folder's processor does, where that can be done here exactly.
+def preprocessing_of(path: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
+    """What a folder's processor does, where that can be done here exactly.
 
     Args:
-        folder: with a ``preprocessor_config.json``.
-        settings: what is in it.
+        path: its ``preprocessor_config.json``, or ``processor_config.json``.
+        settings: what is in it of images.
         own_size: the processor says what images are resized to; else the user does, and cropping and padding, which
             belong to the processor's size, are left out.
 
     Raises:
         CheckpointError: names the setting that cannot be honoured.
     """
-    path = folder / "preprocessor_config.json"
     _refuse_numbers(path, settings)
-    return _of_processor(path, _processor(folder), own_size)
+    return _of_processor(path, _processor(path.parent, settings), own_size)
 
 
 def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
@@ -62,7 +63,7 @@ def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     if path.exists():
         settings = json.loads(read_text(path))
         _refuse_numbers(path, settings)
-        processor = _processor(folder)
+        processor = _processor(folder, settings)
     else:
         processor = processor_of(model_type)
     made = _of_processor(path, processor, own_size=False)
@@ -106,9 +107,9 @@ def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
     def flag(name: str) -> bool:
         return bool(said(name))
 
-    size, longer_side, resampling = None, None, "bilinear"
+    size, longer_side, shorter_side, resampling = None, None, None, "bilinear"
     if own_size and flag("do_resize"):
-        size, longer_side = _size(path, _plain(said("size")))
+        size, longer_side, shorter_side = _size(path, _plain(said("size")))
         resample = said("resample")
         if resample is not None and int(resample) not in _FILTERS:
             raise CheckpointError(
@@ -116,6 +117,8 @@ def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
                 f"or bicubic (3) was expected; {_GIVE_SIZE}"
             )
         resampling = _FILTERS[2 if resample is None else int(resample)]
+    stretches = own_size and flag("do_resize") and type(processor).__name__.startswith(_STRETCH)
+    divisor = int(said("size_divisor") or 1) if stretches else 1
     if own_size and flag("do_center_crop") and (size is None or _side_pair(said("crop_size")) != size):
         raise CheckpointError(
             f"{path}: do_center_crop cuts the middle out of images, and the rest would have no labels; {_GIVE_SIZE}"
@@ -131,6 +134,8 @@ def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
     made = Preprocessing(
         size=size,
         longer_side=longer_side,
+        shorter_side=shorter_side,
+        round_up=divisor,
         filter=resampling,
         bgr=flag("do_flip_channel_order"),
         divisor=1 / factor,
@@ -142,12 +147,14 @@ def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
     return made
 
 
-def _processor(folder: Path) -> Any:
+def _processor(folder: Path, settings: Mapping[str, Any]) -> Any:
     import transformers
 
     library: Any = transformers  # not typed
+    # OneFormer's list of classes is for its training, and lies on a hub.
+    without = {"class_info_file": None} if settings.get("class_info_file") else {}
     return library.AutoImageProcessor.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
+        str(folder), local_files_only=True, trust_remote_code=False, **without
     )
 
 
@@ -177,12 +184,14 @@ def _side_pair(size: Any) -> tuple[int, int] | None:
     return (sides["width"], sides["height"]) if {"height", "width"} <= sides.keys() else None
 
 
-def _size(path: Path, wanted: dict[str, int]) -> tuple[tuple[int, int] | None, int | None]:
-    """((width, height), longer side) that images are resized to, one of them ``None``."""
+def _size(path: Path, wanted: dict[str, int]) -> tuple[tuple[int, int] | None, int | None, int | None]:
+    """((width, height), longer side, shorter side) that images are resized to; ``None`` where that is not said."""
     if wanted.keys() == {"height", "width"}:
-        return (wanted["width"], wanted["height"]), None
+        return (wanted["width"], wanted["height"]), None, None
     if wanted.keys() == {"longest_edge"}:
-        return None, wanted["longest_edge"]
+        return None, wanted["longest_edge"], None
+    if "shortest_edge" in wanted and wanted.keys() <= {"shortest_edge", "longest_edge"}:
+        return None, wanted.get("longest_edge"), wanted["shortest_edge"]
     shown = ", ".join(f"{key} {value}" for key, value in wanted.items()) or "nothing"
     raise CheckpointError(f"{path}: size says {shown}, but height and width were expected; {_GIVE_SIZE}")
 
@@ -206,6 +215,8 @@ def _compare(
     down = np.broadcast_to(np.linspace(20, 235, height)[:, None], (height, width))
     picture = np.stack([across, down, 255 - across * 0.6], -1).astype(np.uint8)
     switches = {} if own_size else {"do_resize": False, "do_center_crop": False}
+    if getattr(processor, "do_split_image", False):
+        switches |= {"do_split_image": False, "do_pad": False}  # `universal.windows` does it, after all else
     if not own_size and hasattr(processor, "do_pad"):
         switches["do_pad"] = False
     theirs = processor(images=picture, return_tensors="pt", **switches)["pixel_values"].float()

@@ -88,7 +88,7 @@ def named(
     if said in {entry.name for entry in entry_points(group=STUDENT_ENTRY_POINTS)}:
         own = own_network(said, len(classes))
         network = Network(
-            "package", said, settings={"name": said}, preprocessing=replace(own.preprocessing, size=None),
+            "package", said, "", {"name": said}, replace(own.preprocessing, size=None),
             **_run_by(Procedure(align_corners=own.align_corners)),
         )  # fmt: skip
         return Start(network, init, own.recipe)

@@ -144,8 +144,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
 def test_learns_goes_on_and_teaches(name: str, tmp_path: Path, world: TinySet) -> None:
     kind = KINDS[name]
     words = words_of(kind, tmp_path)
-    common = ("--workspace", tmp_path, "--target", world.toml, "--target-data", world.root, "--device", "cpu")
-    line = (
+    common: tuple[str | Path, ...] = (
+        "--workspace",
+        tmp_path,
+        "--target",
+        world.toml,
+        "--target-data",
+        world.root,
+        "--device",
+        "cpu",
+    )
+    line: tuple[str | Path, ...] = (
         "train", *words, *common, "--labels", world.root / "fused", "--size", kind.size, "--crop", kind.crop,
         "--batch-size", "2", "--workers", "1", "--save-every", "10", "--mirror", "--ema", "0.9", "--keep", "3",
     )  # fmt: skip
