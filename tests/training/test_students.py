@@ -210,7 +210,9 @@ def student_of(name: str) -> Student:
     if name == "mrnet-bn":
         return FAMILIES["teacher"]({"name": name, "heads": [0.5, 1.0]}, 3, True)
     if name.startswith("smp"):
-        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+        pytest.importorskip(
+            "segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed"
+        )
         return FAMILIES["smp"]({"_model_class": "Unet", "encoder_name": name.partition("/")[2]}, 3, True)
     library = pytest.importorskip("transformers", reason="transformers is not installed")
     config = {"segformer": segformer, "beit": beit, "upernet": upernet}[name](library)
@@ -225,7 +227,9 @@ def test_every_trained_parameter_is_in_one_group(name: str, optimizer: str) -> N
     if name == "mrnet-bn":
         layers = None  # a ResNet-101: too slow here
     else:
-        _, layers = run_once(student, torch.zeros(1, 3, 32, 32) if name != "daformer" else torch.zeros(1, 3, 64, 64))
+        _, layers = run_once(
+            student, torch.zeros(1, 3, 32, 32) if name != "daformer" else torch.zeros(1, 3, 64, 64)
+        )
         assert layers.count > 1 and set(layers.of) <= set(student.parameters())
     decay = 1.0 if layers is None else 0.5
     config = TrainConfig(optimizer=optimizer, layer_decay=decay, weight_decay=0.1)
@@ -273,7 +277,9 @@ def test_recomputed_blocks_learn_the_same() -> None:
 # ---------------------------------------------------------------------------- what is named
 
 
-@pytest.mark.parametrize("processor", ["SegformerImageProcessor", "BeitImageProcessor", "MobileViTImageProcessor"])
+@pytest.mark.parametrize(
+    "processor", ["SegformerImageProcessor", "BeitImageProcessor", "MobileViTImageProcessor"]
+)
 def test_input_as_the_library_makes_it(processor: str, tmp_path: Path) -> None:
     library: Any = pytest.importorskip("transformers", reason="transformers is not installed")
     segformer(library).save_pretrained(tmp_path)
@@ -315,12 +321,16 @@ class _Entry:
     name, value = "mine", "package:mine"
 
     def load(self) -> Callable[[int], Own]:
-        return lambda classes: Own(Net(classes), Preprocessing(), encoder=("stem",), recipe={"learning_rate": 0.1})
+        return lambda classes: Own(
+            Net(classes), Preprocessing(), encoder=("stem",), recipe={"learning_rate": 0.1}
+        )
 
 
 def test_a_package_brings_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in ("endauda_cli.teachers.starting", "endauda_cli.students.families"):
-        monkeypatch.setattr(f"{module}.entry_points", lambda group: [_Entry()] if group.endswith("students") else [])
+        monkeypatch.setattr(
+            f"{module}.entry_points", lambda group: [_Entry()] if group.endswith("students") else []
+        )
     start = named("mine", None, CLASSES, lambda said: tmp_path)
     assert start is not None and start.recipe == {"learning_rate": 0.1}
     student = build(start.network, 3)
@@ -340,7 +350,9 @@ def test_a_package_brings_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 )
 def test_names_of_nothing_are_refused(said: str, complaint: str, tmp_path: Path) -> None:
     if "vnet" in said:
-        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+        pytest.importorskip(
+            "segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed"
+        )
     with pytest.raises(ConfigError, match=complaint):
         named(said, None, CLASSES, lambda said: tmp_path / said)
 
@@ -357,11 +369,23 @@ def test_forged_records_are_refused(part: str, value: object, tmp_path: Path) ->
     network = Network("teacher", "dacs", settings={"name": "dacs"}, preprocessing=Preprocessing(size=None))
     record = to_record(network)
     assert from_record(tmp_path / "x.pt", record).settings == {"name": "dacs"}
-    torch.save({"weights": {"a": torch.zeros(1)}, "meta": {"network": record | {part: value}}}, tmp_path / "x.pt")
+    torch.save(
+        {"weights": {"a": torch.zeros(1)}, "meta": {"network": record | {part: value}}}, tmp_path / "x.pt"
+    )
     with pytest.raises(CheckpointError, match=r"x\.pt"):
         checkpoint.load_student(tmp_path / "x.pt", CLASSES)
 
 
 def test_options_of_deeplabs_are_not_for_others(tmp_path: Path, world: TinySet) -> None:
-    line = ("train", "--network", "dacs", "--backbone", "drn", "--target", world.toml, "--workspace", tmp_path)
+    line = (
+        "train",
+        "--network",
+        "dacs",
+        "--backbone",
+        "drn",
+        "--target",
+        world.toml,
+        "--workspace",
+        tmp_path,
+    )
     assert refused(*line).startswith("--backbone: of DeepLabs, but dacs was named")
