@@ -261,9 +261,9 @@ def _save(wanted: Merging, first: LoadedStudent, network: nn.Module, result: Mer
         for one in result.runs
     ]
     kept = {key: value for key, value in first.meta.items() if key not in _OF_TRAINING}
+    named = {"arch": str(first.arch), "backbone": str(first.backbone)}  # of others, ``kept`` says all
     own = {
-        "endauda": __version__, "arch": str(first.arch), "backbone": str(first.backbone),
-        "classes": list(wanted.classes),
+        "endauda": __version__, **({} if "network" in first.meta else named), "classes": list(wanted.classes),
     }  # fmt: skip
     size = first.preprocessing.size
     meta = own | kept | ({"size": list(size)} if size else {}) | {
