@@ -132,12 +132,10 @@ def test_statistics_are_those_of_the_images(city: Path) -> None:
     measure_statistics(segmenter, [norm], images, CPU, silent)
     pixels = [load(path, segmenter).pixels[0] for path in images]
     parts = [segmenter.preprocessing.normalise(torch.stack(part)) for part in (pixels[:5], pixels[5:])]
-    for found, of in (
-        (norm.running_mean, lambda x: x.mean((0, 2, 3))),
-        (norm.running_var, lambda x: x.var((0, 2, 3))),
-    ):
+    means, variances = zip(*((x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in parts), strict=True)
+    for found, of in ((norm.running_mean, means), (norm.running_var, variances)):
         assert found is not None
-        assert torch.allclose(found, (5 * of(parts[0]) + 4 * of(parts[1])) / 9, rtol=1e-4)
+        assert torch.allclose(found, (5 * of[0] + 4 * of[1]) / 9, rtol=1e-4)
     assert norm.momentum == 0.1 and not norm.training and not network.training
 
 
