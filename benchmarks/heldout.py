@@ -290,15 +290,15 @@ def real(drives: Sequence[Drive], ways: Mapping[str, Way], step: int, console: C
         table(title, [(name, values, found["majority"]) for name, values in found.items()], console)
 
 
-def made(
-    drives: Sequence[Drive], ways: Mapping[str, Way], groups: int, seed: int, console: Console
-) -> None:
+def made(drives: Sequence[Drive], ways: Mapping[str, Way], groups: int, seed: int, console: Console) -> None:
     found: dict[tuple[int, int, str], dict[str, Any]] = {}
     for split, halves in enumerate(HALVES):
         for side, half in enumerate(halves):
             for number, drive in enumerate(drives):
                 world = with_relatives(drive, half, seed + 100 * split + 10 * side + number)
-                found[split, side, drive.name] = scores(world, list(_some(groups, seed + split + number)), ways)
+                found[split, side, drive.name] = scores(
+                    world, list(_some(groups, seed + split + number)), ways
+                )
     chosen: list[tuple[str, Any, Any]] = []
     for drive in drives:
         parts = [own for (_, _, name), own in found.items() if name == drive.name]

@@ -393,12 +393,12 @@ def _shrunk(
     one_image = pixels / np.maximum((per_image > 0).sum(0), 1)
     one_image[pixels == 0] = 1
     words = _words(labelled.labels, labelled.certainties, edges)
-    counted = []
+    meanings = []
     for t, before in enumerate(evidence):
         counts = counted(words[t, known], one_hot, len(before))[:-1] + one_image * before[:-1]
-        counted.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
+        meanings.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
     mean_size = known.sum() / len(per_image)
-    return counted, (pixels + mean_size * share) / (known.sum() + mean_size)
+    return meanings, (pixels + mean_size * share) / (known.sum() + mean_size)
 
 
 def _belief(words: Int, scaled: Float32, evidence: Float32, prior: Float32, weights: Float) -> Float32:

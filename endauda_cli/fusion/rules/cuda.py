@@ -93,7 +93,9 @@ def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     places = torch.from_numpy(places_of(*labels.shape[1:])).to(labels.device)
     for first in range(0, labels.shape[1], rows):
         band = slice(first, first + rows)
-        belief, named = _beliefs(labels[:, band], [certainty[:, band] for certainty in whole], places[band], tables)
+        belief, named = _beliefs(
+            labels[:, band], [certainty[:, band] for certainty in whole], places[band], tables
+        )
         candidate[band], best[band] = _most_gain(belief, named, tables)
     return _kept(labels, recipe, candidate, best)
 
@@ -126,9 +128,7 @@ def _on(model: Consensus, device: torch.device) -> _Tables:
     return _Tables(factors.transpose(1, 2).contiguous().to(device), *(table.to(device) for table in others))
 
 
-def _beliefs(
-    labels: Tensor, planes: list[Tensor], places: Tensor, tables: _Tables
-) -> tuple[Tensor, Tensor]:
+def _beliefs(labels: Tensor, planes: list[Tensor], places: Tensor, tables: _Tables) -> tuple[Tensor, Tensor]:
     """(C, H, W) beliefs, before they sum up to 1, and which classes a teacher gives or is more than 0 % certain of."""
     num_classes = tables.prior.shape[1]
     product = tables.prior.T[:, places]
