@@ -96,6 +96,6 @@ def company_of(alike: Float, weights: Float) -> Float:
     return company
 
 
-def counted(words: Int, truth: Float32, num_words: int) -> Float:
+def counted(words: Int | NDArray[np.intp], truth: Float32, num_words: int) -> Float:
     """(words, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
     return np.stack([np.bincount(words, column, num_words) for column in truth.T], 1)
