@@ -42,7 +42,7 @@ def trust(iou: Float, share: Float, smallest: float) -> Float:
         return np.ones(len(iou))
     quality = np.clip(iou[:, common].mean(1), 1 - SURE, SURE)
     odds: Float = (quality / (1 - quality)) ** TRUST
-    return np.maximum(odds / odds.max(), TINY)
+    return np.asarray(np.maximum(odds / odds.max(), TINY))
 
 
 def alikeness(labels: UInt8, certainties: UInt8, scaled: Float32) -> Float:
