@@ -226,7 +226,7 @@ def by_rule(
 
 FITTED = {"ALIKE", "DRIFT", "BINS", "SMOOTHING"}
 """Constants of the first steps."""
-FIRST = {"TRUST": 0.0, "PLACE": 0.0, "CAUTION": 1.0}
+FIRST: dict[str, Any] = {"TRUST": 0.0, "PLACE": 0.0, "CAUTION": 1.0}
 """Without what followed the bounds and the near-copies: better teachers count no more, places are alike."""
 
 

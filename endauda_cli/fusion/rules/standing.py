@@ -42,7 +42,7 @@ def trust(iou: Float, share: Float, smallest: float) -> Float:
         return np.ones(len(iou))
     quality = np.clip(iou[:, common].mean(1), 1 - SURE, SURE)
     odds: Float = (quality / (1 - quality)) ** TRUST
-    return np.maximum(odds / odds.max(), TINY)
+    return np.asarray(np.maximum(odds / odds.max(), TINY))
 
 
 def alikeness(labels: UInt8, certainties: UInt8, scaled: Float32) -> Float:
@@ -96,6 +96,6 @@ def company_of(alike: Float, weights: Float) -> Float:
     return company
 
 
-def counted(words: Int, truth: Float32, num_words: int) -> Float:
+def counted(words: Int | NDArray[np.intp], truth: Float32, num_words: int) -> Float:
     """(words, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
     return np.stack([np.bincount(words, column, num_words) for column in truth.T], 1)
