@@ -254,21 +254,27 @@ def _foreign(path: Path, network: Network, num_classes: int, content: Any, given
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: its weights are no table of names and tensors; copy the file again")
     try:
-        with torch.device("meta"):
-            values = sum(parameter.numel() for parameter in build(network, num_classes).parameters())
-    except ConfigError:  # some need numbers to be laid out; those are of bounded size
-        values = 0
-    if values > sum(tensor.numel() for tensor in state.values()) + _SLACK:
-        raise CheckpointError(
-            f"{path}: speaks of a network of {values:,} values, but has far fewer; the file is damaged or forged"
-        )
-    try:
+        _refuse_larger(path, network, num_classes, sum(tensor.numel() for tensor in state.values()))
         with Unfilled():
             model = build(network, num_classes)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        reason = str(error)
+        raise CheckpointError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
     fill(model, path, state)
     return model
+
+
+def _refuse_larger(path: Path, network: Network, num_classes: int, held: int) -> None:
+    """A network of more values than the file holds is not built: it is laid out without memory first."""
+    try:
+        with torch.device("meta"):
+            values = sum(parameter.numel() for parameter in build(network, num_classes).parameters())
+    except ConfigError:  # some need numbers to be laid out; those are of bounded size
+        return
+    if values > held + _SLACK:
+        raise CheckpointError(
+            f"{path}: speaks of a network of {values:,} values, but holds {held:,}; the file is damaged or forged"
+        )
 
 
 _SLACK = 1 << 22

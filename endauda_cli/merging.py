@@ -43,7 +43,7 @@ MERGED = "merged"
 """In ``RUN_FILE`` and a checkpoint's ``meta``: what it was averaged of. By it a folder is known as a merge's."""
 _COMPARED = 8
 """Images on which runs and merge are compared."""
-_BATCH = 4
+_BATCH = 8
 """Images whose statistics are measured together."""
 
 
@@ -88,7 +88,8 @@ def merge(wanted: Merging, inference: InferenceConfig, device: torch.device, rep
     each, compared = range(len(students)), wanted.compared[:_COMPARED]
     alone = [None if wanted.score is None else wanted.score(pot.segmenter([i])) for i in each]
     used = pot.chosen(alone)
-    runs = [_labels(pot.segmenter([i]), compared, inference, device) for i in each]
+    # With statistics measured alike, so that the weights alone make the difference.
+    runs = [_labels(pot.segmenter([i], measured=True), compared, inference, device) for i in each]
     merged = pot.segmenter(used)  # the last that is asked for, so this is what is saved
     final = None if wanted.score is None else wanted.score(merged)
     last = _labels(merged, compared, inference, device)
@@ -164,11 +165,12 @@ class _Pot:
             else []
         )
 
-    def segmenter(self, chosen: Sequence[int]) -> Segmenter:
-        """The mean of those runs; valid until the next is asked for. A single one is what it is."""
+    def segmenter(self, chosen: Sequence[int], measured: bool = False) -> Segmenter:
+        """The mean of those runs; valid until the next is asked for. A single one is what it is, unless its
+        statistics are to be ``measured``, too."""
         self._model.load_state_dict(mean_of([self._states[i] for i in chosen]))
         segmenter = Segmenter(self._model.eval(), self._preprocessing, PROCEDURE)
-        if len(chosen) > 1 and self.norms:
+        if (measured or len(chosen) > 1) and self.norms:
             measure_statistics(segmenter, self.norms, self._wanted.images, self._device, self._report)
         return segmenter
 
@@ -259,9 +261,9 @@ def _save(wanted: Merging, first: LoadedStudent, network: nn.Module, result: Mer
         for one in result.runs
     ]
     kept = {key: value for key, value in first.meta.items() if key not in _OF_TRAINING}
+    named = {"arch": str(first.arch), "backbone": str(first.backbone)}  # of others, ``kept`` says all
     own = {
-        "endauda": __version__, "arch": str(first.arch), "backbone": str(first.backbone),
-        "classes": list(wanted.classes),
+        "endauda": __version__, **({} if "network" in first.meta else named), "classes": list(wanted.classes),
     }  # fmt: skip
     size = first.preprocessing.size
     meta = own | kept | ({"size": list(size)} if size else {}) | {

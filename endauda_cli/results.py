@@ -202,7 +202,8 @@ class MergedRun:
     score: float | None
     """Alone: agreement or mIoU, percent; ``None`` if nothing was scored."""
     alike: float
-    """Percent of the pixels of some target images that it and the merged network label alike."""
+    """Percent of the pixels of some target images that it, with statistics measured as the merge's are, and the merged
+    network label alike."""
 
 
 @dataclass(frozen=True)

@@ -124,17 +124,19 @@ def test_other_valleys_are_warned_of(alike: tuple[float, ...], warned: bool) -> 
 def test_statistics_are_those_of_the_images(city: Path) -> None:
     """Of the first norm, whose input no other norm changes: mean and variance over all batches, in the mean."""
     images = [s.image for s in find_samples(CITYSCAPES, [city / CITIES], "train")]
+    images += images[:4]  # so that there are two batches, of five and of four
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout2d(0.5), nn.Conv2d(3, 3, 1))
     segmenter = Segmenter(network, Preprocessing(size=(64, 32)))
     norm = network[0]
     assert isinstance(norm, nn.BatchNorm2d)
     measure_statistics(segmenter, [norm], images, CPU, silent)
     pixels = [load(path, segmenter).pixels[0] for path in images]
-    parts = [segmenter.preprocessing.normalise(torch.stack(part)) for part in (pixels[:3], pixels[3:])]
-    means, variances = ([getattr(part, of)((0, 2, 3)) for part in parts] for of in ("mean", "var"))
-    for found, (first, second) in ((norm.running_mean, means), (norm.running_var, variances)):
+    parts = [segmenter.preprocessing.normalise(torch.stack(part)) for part in (pixels[:5], pixels[5:])]
+    means = [x.mean((0, 2, 3)) for x in parts]
+    variances = [x.var((0, 2, 3)) for x in parts]
+    for found, of in ((norm.running_mean, means), (norm.running_var, variances)):
         assert found is not None
-        assert torch.allclose(found, (3 * first + 2 * second) / 5, rtol=1e-4)
+        assert torch.allclose(found, (5 * of[0] + 4 * of[1]) / 9, rtol=1e-4)
     assert norm.momentum == 0.1 and not norm.training and not network.training
 
 

@@ -45,6 +45,8 @@ REMARK = "Written by endauda deploy; read by endauda export-teacher --program, a
 LEAST_EQUAL = 99.9
 """Percent of the pixels that a float32 file must label as its checkpoint does."""
 _BENCHMARK_SECONDS, _MOST_RUNS = 3.0, 100
+_AT_ONCE = 4
+"""Images whose labels are held at once."""
 _OTHER_SIZE = 32
 """By so many pixels is a second size of input larger, at which a dynamic file is tried."""
 
@@ -194,11 +196,12 @@ def _checked(
     program = FORMATS[wanted.format].is_program
     with phase(report, f"opening {made.name} again"):
         again = open_teacher(made, wanted.classes, program=program).segmenter
-    equal, pixels = 0, 0
-    pairs = zip(_labels(teacher.segmenter, wanted.images), _labels(again, wanted.images), strict=True)
-    for done, (expected, found) in enumerate(pairs, 1):
-        equal, pixels = equal + int((expected == found).sum()), pixels + expected.size
-        report(Tick("comparing", done, len(wanted.images)))
+    equal = pixels = 0
+    for start in range(0, len(wanted.images), _AT_ONCE):
+        some = wanted.images[start : start + _AT_ONCE]
+        for expected, found in zip(_labels(teacher.segmenter, some), _labels(again, some), strict=True):
+            equal, pixels = equal + int((expected == found).sum()), pixels + expected.size
+        report(Tick("comparing", start + len(some), len(wanted.images)))
     share = 100 * equal / pixels
     if wanted.precision == Accuracy.FLOAT32 and share < LEAST_EQUAL:
         raise CheckpointError(
@@ -235,9 +238,10 @@ def _checked(
     )
 
 
-def _labels(segmenter: Segmenter, images: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+def _labels(segmenter: Segmenter, images: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """To the last: torch's inference mode, which the pipeline is in meanwhile, must not be left in another order."""
     cpu, inference = torch.device("cpu"), InferenceConfig(workers=2)
-    return (labels for (labels,) in run_network(segmenter, images, label_map, inference, cpu))
+    return [labels for (labels,) in run_network(segmenter, images, label_map, inference, cpu)]
 
 
 def _refuse_one_size(wanted: Deployment, segmenter: Segmenter, again: Segmenter) -> None:
@@ -250,7 +254,7 @@ def _refuse_one_size(wanted: Deployment, segmenter: Segmenter, again: Segmenter)
     ]
     first = wanted.images[:1]
     try:
-        expected, found = (next(iter(_labels(one, first))) for one in resized)
+        expected, found = (_labels(one, first)[0] for one in resized)
         share = 100 * float((expected == found).mean())
     except CheckpointError:
         share = 0.0

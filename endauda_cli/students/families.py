@@ -57,7 +57,7 @@ class Own:
 
 
 def _of_transformers(settings: Settings, num_classes: int, align_corners: bool) -> Student:
-    with _library("transformers", "transformers"):
+    with library("transformers", "transformers"):
         config = transformers_config(settings)
         config.num_labels = num_classes
         auto: Any = getattr(import_module("transformers"), AUTO)
@@ -99,7 +99,7 @@ def encoder_of(model: Any) -> tuple[str, ...]:
 
 
 def _of_smp(settings: Settings, num_classes: int, align_corners: bool) -> Student:
-    with _library("segmentation_models_pytorch", "smp"):
+    with library("segmentation_models_pytorch", "smp"):
         refuse_numbers(_WHERE, dict(settings))
         kind = smp_kind(str(settings.get("_model_class")))
         plain = {key: value for key, value in settings.items() if not key.startswith("_")}
@@ -115,10 +115,10 @@ def smp_kind(name: str) -> Any:
     Raises:
         ConfigError: if there is none.
     """
-    library: Any = import_module("segmentation_models_pytorch")
+    smp: Any = import_module("segmentation_models_pytorch")
     kinds = {
         word.lower(): kind
-        for word, kind in vars(library).items()
+        for word, kind in vars(smp).items()
         if isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_pretrained")
     }
     if name.lower() not in kinds:
@@ -229,7 +229,7 @@ FAMILIES: dict[str, Callable[[Settings, int, bool], Student]] = {
 
 
 @contextmanager
-def _library(module: str, extra: str) -> Iterator[None]:
+def library(module: str, extra: str) -> Iterator[None]:
     """While open, a library works without a network; whatever it raises becomes a sentence."""
     try:
         with offline():

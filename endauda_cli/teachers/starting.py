@@ -20,6 +20,7 @@ from endauda_cli.models.reading import read_content
 from endauda_cli.segmenter import Procedure
 from endauda_cli.students.families import (
     AUTO,
+    library,
     own_network,
     plain_options,
     smp_kind,
@@ -129,7 +130,7 @@ def _of_smp(said: str, init: Path | None) -> Start:
     name, slash, encoder = said.removeprefix(SMP).partition("/")
     if not slash or not encoder or not name:
         raise ConfigError(f"--network {said}: expected {SMP}NETWORK/ENCODER, such as {SMP}unet/resnet18")
-    with library_errors(f"--network {said}", "segmentation-models-pytorch"), offline():
+    with library("segmentation_models_pytorch", "smp"):
         settings = {"_model_class": smp_kind(name).__name__, "encoder_name": encoder}
     network = _smp_network(settings, *smp_input(settings))
     return Start(network, init, _recipe(network, init is not None))
