@@ -135,6 +135,28 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class ClassMean:
+    """A mean IoU over some of the classes, of the same predictions; percent."""
+
+    title: str
+    classes: tuple[str, ...]
+    """The mean is over those of them that occur."""
+    occurring: int
+    miou: float | None
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """How well outlines are followed: F-scores of boundary pixels over all images; percent."""
+
+    tolerance: str
+    """Within which a boundary pixel of the same class has to lie."""
+    mean: float | None
+    """Over the classes that have a boundary in truth or prediction."""
+    f: dict[str, float | None]
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
 
@@ -157,6 +179,18 @@ class EvalResult:
     """Likewise."""
     truth: float = 100.0
     """Percent of all pixels whose truth is a class; only these are scored."""
+    pixels: int = 0
+    """Counted: their truth is a class, and they have a prediction."""
+    pixel_accuracy: float | None = None
+    """Percent of these that are right."""
+    frequency_weighted_iou: float | None = None
+    """Mean of the IoUs, each weighted by how many of these pixels are of the class."""
+    means: tuple[ClassMean, ...] = ()
+    """Over all classes, and over those lists of 19, 16 and 13 that the domain has all of."""
+    boundary: tuple[BoundaryScore, ...] = ()
+    """By tolerance, if boundaries were counted."""
+    counts: Path | None = None
+    """``counts.npz``, what each image adds to all this."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,8 @@ def run(options: Test) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.checkpoint import load_student
         from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, write_evaluation
-        from endauda_cli.scoring import refuse_unlabelled
+        from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
+        from endauda_cli.scoring import COUNTS_FILE, refuse_unlabelled, result_of
         from endauda_cli.segmenter import Segmenter
 
     split, domain = options.split, session.task.target
@@ -95,29 +95,29 @@ def run(options: Test) -> None:
             terminal.report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
         procedure = PROCEDURE.with_passes(options.scales, options.flip)
         segmenter = Segmenter(network.model, network.preprocessing, procedure)
-        scoring = Scoring(domain, str(path), split, out if options.save_images else None)
+        pictures = out if options.save_images else None
+        scoring = Scoring(domain, str(path), split, pictures, boundaries=True)
         inference = chosen(InferenceConfig, options)
-        result = evaluate(segmenter, samples, scoring, inference, where, terminal.report)
+        counts = count_network(segmenter, samples, scoring, inference, where, terminal.report)
+        result = replace(result_of(counts, domain, str(path), split, pictures), counts=out / COUNTS_FILE)
         if rank() == 0:
             with phase(terminal.report, "writing the report"):
-                write_evaluation(out, result, samples, domain)
+                write_evaluation(out, result, samples, domain, counts)
             terminal.show(result)
 
 
 def _score_predictions(session: Session, options: Test, folder: Path) -> None:
     """Label PNGs; no network, so torch is not loaded."""
-    from endauda_cli.scoring import refuse_unlabelled, score_predictions
+    from endauda_cli.scoring import count_maps, folder_of_maps, refuse_unlabelled, result_of
 
     split, domain = options.split, session.task.target
     samples = session.target_samples(split, need_labels=True)
     with session.terminal as terminal:
         refuse_unlabelled(samples, domain, split)
         check_label_set(folder, session.task.source.name, session.task.classes)
-        terminal.show(
-            score_predictions(
-                folder, samples, domain, terminal.report, split, options.workers, options.prediction_ids
-            )
-        )
+        maps = folder_of_maps(folder, samples, options.prediction_ids)
+        (counts,) = count_maps([maps], samples, domain, terminal.report, options.workers, boundaries=True)
+        terminal.show(result_of(counts, domain, maps.scored, split))
 
 
 command = make_command(Test, run)

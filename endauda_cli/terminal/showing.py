@@ -124,6 +124,15 @@ class Page:
                 f"{_figure(r.strict_miou)}"
             )
         self._line(f"truth {r.truth:.2f} % (of all pixels; the others have no class and are not scored)")
+        more = [
+            f"{mean.title} {_figure(mean.miou)}"
+            for mean in r.means
+            if len(mean.classes) < len(r.iou) and mean.title not in r.subset_miou
+        ]
+        more.append(f"pixel accuracy {_figure(r.pixel_accuracy)}")
+        more.append(f"frequency-weighted IoU {_figure(r.frequency_weighted_iou)}")
+        more += [f"boundary F ({b.tolerance}) {_figure(b.mean)}" for b in r.boundary]
+        self._line(", ".join(more))
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
 
