@@ -135,6 +135,19 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Between which figures the truth lies, in 95 of 100 sets of images like this one; percent."""
+
+    over: str
+    """What was drawn again: ``images``, ``sequences`` or ``cities``."""
+    units: int
+    """How many of these there are."""
+    low: float | None
+    """``None`` where the units are too few."""
+    high: float | None
+
+
+@dataclass(frozen=True)
 class ClassMean:
     """A mean IoU over some of the classes, of the same predictions; percent."""
 
@@ -143,6 +156,8 @@ class ClassMean:
     """The mean is over those of them that occur."""
     occurring: int
     miou: float | None
+    interval: Interval | None = None
+    """Over images."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,56 @@ class EvalResult:
     """By tolerance, if boundaries were counted."""
     counts: Path | None = None
     """``counts.npz``, what each image adds to all this."""
+    intervals: tuple[Interval, ...] = ()
+    """Of ``miou``."""
+    iou_intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """Of ``iou``, over images."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows on the same images, a against b; points of percent."""
+
+    a: str
+    b: str
+    measure: Literal["mIoU", "strict mIoU"]
+    """``strict`` counts pixels without a prediction as wrong; given where a row has such pixels."""
+    difference: float | None
+    """a - b."""
+    intervals: tuple[Interval, ...]
+    """Of the difference."""
+    real: bool | None
+    """Whether the interval over images does not hold 0; ``None`` without one."""
+    wins: int
+    """Images in which a has the higher mIoU of that image alone."""
+    losses: int
+    ties: int
+    sign_p: float
+    """How likely such a lead in wins or losses is by chance, 0..1."""
+    iou: dict[str, float | None]
+    """Difference per class."""
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One of several that were scored on the same images."""
+
+    name: str
+    kind: Literal["teacher", "labels", "run", "predictions"]
+    score: EvalResult
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Several scores on the same images, and how they differ."""
+
+    target: str
+    split: str
+    images: int
+    rows: tuple[ScoredRow, ...]
+    """Best first."""
+    comparisons: tuple[Comparison, ...]
+    report: Path
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,27 @@ def folder_of_maps(folder: Path, samples: Sequence[Sample], ids: PredictionIds =
     return Maps(str(folder), read, lambda sample: files[sample.id], ids)
 
 
+def maps_of_archive(archive: Path, samples: Sequence[Sample], classes: Sequence[str]) -> Maps:
+    """The labels that a teacher's archive holds; certainties are not read.
+
+    Raises:
+        DataError: if it lacks images.
+        ArchiveError: if it is damaged, or lacks a class.
+    """
+    from endauda_cli.archive import CertaintyReader, join_classes  # HDF5 takes as long to load as the rest
+
+    teacher = join_classes(CertaintyReader(archive), classes)
+    missing = [sample.id for sample in samples if sample.id not in teacher]
+    if missing:
+        raise DataError(
+            f"{archive}: has no labels of {len(missing)} of {len(samples)} images, first {missing[0]}; "
+            "'endauda export-teacher' with that --split adds them"
+        )
+    return Maps(
+        str(archive), lambda sample: (teacher.labels(sample.id), []), lambda sample: archive / sample.id
+    )
+
+
 def score_predictions(
     folder: Path,
     samples: Sequence[Sample],

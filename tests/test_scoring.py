@@ -97,7 +97,7 @@ def test_boundary_scores() -> None:
     same = boundary_scores(count_boundaries(truth, truth, 3))
     np.testing.assert_array_equal(same, [[1, 1, math.nan], [1, 1, math.nan]])
     assert boundary_scores(count_boundaries(truth, moved, 3))[0, :2].tolist() == [0, 0]
-    assert tolerances(1024, 2048) == (2.0, pytest.approx(17.17, abs=0.01))
+    assert tolerances(1024, 2048) == pytest.approx((2.0, 17.17), abs=0.01)
     wide = np.repeat(np.repeat(truth, 20, 0), 20, 1), np.repeat(np.repeat(moved, 20, 0), 20, 1)
     assert boundary_scores(count_boundaries(*wide, 3))[:, 0].tolist() == [0, 0]  # 60 pixels off
     near = np.roll(wide[0], 5, 1)

@@ -16,6 +16,7 @@ from rich.text import Text
 from endauda_cli.files import size_text
 from endauda_cli.results import (
     CheckupResult,
+    Comparison,
     ConfigResult,
     DemoResult,
     DownloadResult,
@@ -24,6 +25,8 @@ from endauda_cli.results import (
     Finding,
     FusionResult,
     InspectResult,
+    Interval,
+    ScoreTable,
     TrainResult,
     WeightsList,
 )
@@ -133,8 +136,36 @@ class Page:
         more.append(f"frequency-weighted IoU {_figure(r.frequency_weighted_iou)}")
         more += [f"boundary F ({b.tolerance}) {_figure(b.mean)}" for b in r.boundary]
         self._line(", ".join(more))
+        for one in r.intervals:
+            if one.low is not None:
+                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
+
+    @show.register
+    def _(self, r: ScoreTable) -> None:
+        means = [m.title for m in r.rows[0].score.means if len(m.classes) < len(r.rows[0].score.iou)]
+        table = self._table(
+            "scored", "mIoU %", "95 % interval", *means, "accuracy %", "boundary F %", "coverage %"
+        )
+        for row in r.rows:
+            s = row.score
+            table.add_row(
+                f"{row.kind} {_relative(Path(row.name))}",
+                _figure(s.miou),
+                _between(s.intervals[0]),
+                *(_figure(m.miou) for m in s.means if m.title in means),
+                _figure(s.pixel_accuracy),
+                _figure(s.boundary[0].mean),
+                f"{s.coverage:.1f}",
+            )
+        self._print(table)
+        self._line(
+            f"on {r.images} images of {r.target} {r.split}; boundary F within {r.rows[0].score.boundary[0].tolerance}"
+        )
+        for comparison in r.comparisons:
+            self._line(_compared(comparison))
+        self._line(f"report: {_relative(r.report)}")
 
     @show.register
     def _(self, r: TrainResult) -> None:
@@ -289,6 +320,23 @@ class Page:
     def _line(self, text: str, indent: str = "") -> None:
         """A line of words; a path in it is never cut."""
         say(self.out, Text(indent + text))
+
+
+def _between(one: Interval, form: str = ".2f") -> str:
+    return "n/a" if one.low is None or one.high is None else f"{one.low:{form}} to {one.high:{form}}"
+
+
+def _compared(c: Comparison) -> str:
+    """A difference in a sentence."""
+    if c.difference is None:
+        return f"{c.a} against {c.b}: n/a"
+    over = [
+        f"{_between(one, '+.2f')} over {one.units} {one.over}" for one in c.intervals if one.low is not None
+    ]
+    real = {True: ", real", False: ", may be chance", None: ""}[c.real]
+    images = f"better in {c.wins} images, worse in {c.losses}, even in {c.ties} (p {c.sign_p:.2g})"
+    sure = f" (95 %: {'; '.join(over)}{real})" if over else ""
+    return f"{c.a} against {c.b}: {c.measure} {c.difference:+.2f}{sure}, {images}"
 
 
 def _fact(title: str, value: str) -> str:

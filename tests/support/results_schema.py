@@ -24,6 +24,7 @@ from endauda_cli.results import (
     ExportResult,
     FusionResult,
     InspectResult,
+    ScoreTable,
     TrainResult,
     WeightsList,
 )
@@ -34,7 +35,7 @@ RESULTS: dict[str, tuple[type, ...]] = {
     "export-teacher": (ExportResult,),
     "fuse": (FusionResult,),
     "train": (TrainResult,),
-    "test": (EvalResult,),
+    "test": (EvalResult, ScoreTable),
     "download-weights": (WeightsList, DownloadResult),
     "inspect": (InspectResult,),
     "demo": (DemoResult,),
