@@ -213,52 +213,6 @@ class EvalResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two rows on the same images, a against b; points of percent."""
-
-    a: str
-    b: str
-    measure: Literal["mIoU", "strict mIoU"]
-    """``strict`` counts pixels without a prediction as wrong; given where a row has such pixels."""
-    difference: float | None
-    """a - b."""
-    intervals: tuple[Interval, ...]
-    """Of the difference."""
-    real: bool | None
-    """Whether the interval over images does not hold 0; ``None`` without one."""
-    wins: int
-    """Images in which a has the higher mIoU of that image alone."""
-    losses: int
-    ties: int
-    sign_p: float
-    """How likely such a lead in wins or losses is by chance, 0..1."""
-    iou: dict[str, float | None]
-    """Difference per class."""
-
-
-@dataclass(frozen=True)
-class ScoredRow:
-    """One of several that were scored on the same images."""
-
-    name: str
-    kind: Literal["teacher", "labels", "run", "predictions"]
-    score: EvalResult
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Several scores on the same images, and how they differ."""
-
-    target: str
-    split: str
-    images: int
-    rows: tuple[ScoredRow, ...]
-    """Best first."""
-    comparisons: tuple[Comparison, ...]
-    report: Path
-
-
-@dataclass(frozen=True)
 class ClassFacts:
     """What a teacher says about a class over a whole archive (or a sample of it)."""
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from endauda_cli.domains import means_of
 from endauda_cli.report import Report, Row, Table, number, write_report
-from endauda_cli.results import Comparison, Interval, ScoredRow, ScoreTable
+from endauda_cli.results import Interval
+from endauda_cli.score_results import Comparison, PublishedScore, ScoredRow, ScoreTable
 from endauda_cli.scoring import COUNTS_FILE, further_figures, write_counts
 from endauda_cli.significance import groups_of, intervals, iou_of, mean_over, sign_test, summed
 from endauda_cli.workspace import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
     from endauda_cli.domains import Domain
     from endauda_cli.image_counts import ImageCounts
     from endauda_cli.results import EvalResult
+    from endauda_cli.weights.manifest import Artefact
 
     Int64 = NDArray[np.int64]
     Kind = Literal["teacher", "labels", "run", "predictions"]
 
 TABLE_FILE = "scores.json"
+PUBLISHED_ON = ("cityscapes", "val")
+"""Where the published figures were measured: target and split."""
+_CLASSES_OF = {"gta5": 19, "synthia": 16}
+"""Over how many classes figures of a source are,"""
+_OTHER_CLASSES = {"synthia/ours/drn": 13, "synthia/source/resnet": None}
+"""but for these; ``None`` is not known, so it is left out."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,15 @@ def _points(value: float) -> float | None:
 
 
 def table_of(
-    rows: Sequence[Scored], against: Sequence[tuple[str, str]], domain: Domain, split: str, out: Path
+    rows: Sequence[Scored],
+    against: Sequence[tuple[str, str]],
+    domain: Domain,
+    split: str,
+    out: Path,
+    published: Sequence[PublishedScore] = (),
 ) -> ScoreTable:
-    """The rows, best first, and the comparisons of pairs of their names; written to ``out``: ``scores.json``,
-    ``report.html``, and the counts of each row in a folder of its name."""
+    """The rows, best first, with the comparisons of pairs of their names and the published figures; written to ``out``:
+    ``scores.json``, ``report.html``, and the counts of each row in a folder of its name."""
     by_name = {row.name: row for row in rows}
     told, ordered = [], sorted(rows, key=lambda row: -(row.score.miou or 0))
     for row in ordered:
@@ -124,10 +137,52 @@ def table_of(
         told.append(ScoredRow(row.name, row.kind, score))
     comparisons = tuple(one for a, b in against for one in compare(by_name[a], by_name[b]))
     images = len(rows[0].counts.images)
-    table = ScoreTable(domain.name, split, images, tuple(told), comparisons, out / "report.html")
+    table = ScoreTable(
+        domain.name, split, images, tuple(told), comparisons, out / "report.html", tuple(published)
+    )
     write_text(out / TABLE_FILE, json.dumps(asdict(table), indent=1, default=str) + "\n")
     write_report(table.report, _page(table))
     return table
+
+
+def published_scores(
+    rows: Sequence[Scored], artefacts: Iterable[Artefact], source: str
+) -> list[PublishedScore]:
+    """What was published for the source on ``PUBLISHED_ON``, best first, and how far the rows are from it.
+
+    Args:
+        rows: that are held against it.
+        artefacts: of ``download-weights``.
+        source: name of the source domain.
+    """
+    found = []
+    for one in artefacts:
+        classes = _OTHER_CLASSES.get(one.name, _CLASSES_OF.get(source))
+        if one.miou is None or one.source != source or classes is None:
+            continue
+        differences: dict[str, float | None] = {}
+        within: dict[str, bool | None] = {}
+        for row in rows:
+            mean = next((mean for mean in row.score.means if len(mean.classes) == classes), None)
+            differences[row.name] = None if mean is None or mean.miou is None else mean.miou - one.miou
+            ends = mean and mean.interval
+            known = ends is not None and ends.low is not None and ends.high is not None
+            within[row.name] = ends.low <= one.miou <= ends.high if known else None  # type: ignore[union-attr, operator]
+        found.append(PublishedScore(one.name, one.what, one.page, classes, one.miou, differences, within))
+    return sorted(found, key=lambda one: (-one.classes, -one.miou))
+
+
+def _published(published: Sequence[PublishedScore]) -> Table:
+    rows = []
+    for one in published:
+        cells = []
+        for row, difference in one.differences.items():
+            inside = " (in its interval)" if one.within[row] else ""
+            cells.append("n/a" if difference is None else f"{difference:+.2f}{inside}")
+        rows.append(Row([one.name, str(one.classes), number(one.miou), *cells]))
+    text = [f"{one.name}: {one.what}; {one.page}" for one in published]
+    names = [f"{name} - it" for name in published[0].differences]
+    return Table("Beside published figures", ["published", "classes", "mIoU", *names], rows, text)
 
 
 def _page(table: ScoreTable) -> Report:
@@ -154,6 +209,8 @@ def _page(table: ScoreTable) -> Report:
     sections = [Table("Scores in percent", columns, rows, lists), _per_class(table, names)]
     if table.comparisons:
         sections.insert(1, _differences(table.comparisons))
+    if table.published:
+        sections.append(_published(table.published))
     intro = [
         f"{len(table.rows)} scored on {table.images} images of {table.target} {table.split}; {best.score.truth:.2f} % "
         "of their pixels have a class in the truth, and only these are scored.",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from endauda_cli.commands.session import Session
 
+PUBLISHED = "published"
+"""Among the words of ``--compare``: figures that others published."""
+
 Kind = Literal["teacher", "labels", "run", "predictions"]
 
 
@@ -94,7 +97,7 @@ def with_compared(session: Session, rows: Sequence[Chosen], compared: Sequence[s
         ConfigError: if a compared word is neither a row nor anything that can be scored.
     """
     rows = list(rows)
-    for word in compared:
+    for word in (word for word in compared if word != PUBLISHED):
         if not any(word in (row.name, f"{row.kind}/{row.name}") for row in rows):
             rows.append(_found(session, word, [row.name for row in rows]))
     rows = list({(row.kind, row.path): row for row in rows}.values())
@@ -104,11 +107,18 @@ def with_compared(session: Session, rows: Sequence[Chosen], compared: Sequence[s
 
 def pairs_of(rows: Sequence[Chosen], compared: Sequence[str]) -> list[tuple[str, str]]:
     """The names of the rows that are compared: the first word's with each of the others', or with all rows."""
-    if not compared:
+    names = [_named(rows, word) for word in compared if word != PUBLISHED]
+    if not names or (len(names) == 1 and PUBLISHED in compared):
         return []
-    names = [_named(rows, word) for word in compared]
     others = names[1:] or [row.name for row in rows]
     return [(names[0], other) for other in others if other != names[0]]
+
+
+def held_against_published(rows: Sequence[Chosen], compared: Sequence[str]) -> list[str]:
+    """Names of the rows that are held against published figures: those compared, or all."""
+    if PUBLISHED not in compared:
+        return []
+    return [_named(rows, word) for word in compared if word != PUBLISHED] or [row.name for row in rows]
 
 
 def _named(rows: Sequence[Chosen], word: str) -> str:

@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.commands.options import Located, OnDevice, Passes, TargetData, arch_option, backbone_option
-from endauda_cli.commands.scored_rows import Chosen, all_rows, pairs_of, typed_rows, with_compared
+from endauda_cli.commands.scored_rows import (
+    PUBLISHED,
+    Chosen,
+    all_rows,
+    held_against_published,
+    pairs_of,
+    typed_rows,
+    with_compared,
+)
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.errors import CheckpointError, DataError
+from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
     from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.score_results import ScoreTable
     from endauda_cli.score_table import Scored
     from endauda_cli.scoring import Maps
 
@@ -60,7 +69,8 @@ class Test(Passes, TargetData, OnDevice, Located):
     )
     compare: list[str] | None = option(
         None, "--compare", panel=_SCORED, metavar="A B", complete="scored",
-        help="Say whether A really differs from B: rows that are scored, or others by name or path; alone, A from all.",
+        help="Say whether A really differs from B: rows that are scored, or others by name or path; alone, A from all. "
+        "published: how far rows are from the figures of others.",
     )  # fmt: skip
     split: Split = option(Split.VAL, "--split", help="Labelled images of the target.", panel=_SCORED)
     save_images: bool = option(
@@ -94,7 +104,8 @@ def run(options: Test) -> None:
     if options.all:
         rows = [*rows, *all_rows(session, options.split)]
     rows = with_compared(session, rows, compared)
-    against = pairs_of(rows, compared)
+    if PUBLISHED in compared:
+        _refuse_elsewhere(session.task.target.name, options.split)
     networks = not rows or any(row.kind == "run" for row in rows)
     if networks:
         with session.terminal.loading("torch"):
@@ -110,6 +121,9 @@ def run(options: Test) -> None:
         if not rows:
             newest = session.workspace.newest_checkpoint(session.task.source.name)
             rows = [Chosen(newest.parent.name, "run", newest)]
+        for row in rows:
+            if row.kind == "run" and not row.path.exists():  # before hours of other rows
+                raise CheckpointError(f"{row.path}: no such file of weights")
         scored = [*_score_maps(session, options, rows, samples)]
         scored += [
             one
@@ -119,16 +133,34 @@ def run(options: Test) -> None:
         ]
         if networks and rank() != 0:
             return
-        if len(rows) == 1:
+        if len(rows) == 1 and not compared:
             terminal.show(scored[0].score)
             return
-        from endauda_cli.score_table import table_of
+        terminal.show(_table(session, options, rows, scored))
 
-        there = {row.name for row in scored}
-        pairs = [pair for pair in against if there.issuperset(pair)]
-        domain = session.task.target
-        out = session.workspace.root / "scores" / f"{domain.name}-{options.split}"
-        terminal.show(table_of(scored, pairs, domain, options.split, out))
+
+def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored]) -> ScoreTable:
+    """Of all that could be scored."""
+    from endauda_cli.score_table import published_scores, table_of
+    from endauda_cli.weights.manifest import read_manifest
+
+    domain, compared = session.task.target, options.compare or []
+    there = {row.name: row for row in scored}
+    pairs = [pair for pair in pairs_of(rows, compared) if there.keys() >= set(pair)]
+    held = [there[name] for name in held_against_published(rows, compared) if name in there]
+    artefacts = read_manifest().artefacts.values() if held else ()
+    published = published_scores(held, artefacts, session.task.source.name)
+    out = session.workspace.root / "scores" / f"{domain.name}-{options.split}"
+    return table_of(scored, pairs, domain, options.split, out, published)
+
+
+def _refuse_elsewhere(target: str, split: str) -> None:
+    from endauda_cli.score_table import PUBLISHED_ON
+
+    if (target, split) != PUBLISHED_ON:
+        raise ConfigError(
+            f"--compare published: the figures are of {' '.join(PUBLISHED_ON)}, not of {target} {split}"
+        )
 
 
 def _score_maps(
@@ -157,10 +189,10 @@ def _score_maps(
 
 
 def _open(session: Session, options: Test, row: Chosen, samples: list[Sample]) -> Maps | None:
-    """The maps of a row; ``None`` and a note for one that nobody named and that lacks images.
+    """The maps of a row; ``None`` and a note for one that nobody named and that lacks images or classes.
 
     Raises:
-        DataError: if images are missing in one that was named.
+        DataError, ArchiveError: if one that was named lacks them.
     """
     from endauda_cli.progress import Note
     from endauda_cli.scoring import folder_of_maps, maps_of_archive
@@ -170,7 +202,7 @@ def _open(session: Session, options: Test, row: Chosen, samples: list[Sample]) -
             return maps_of_archive(row.path, samples, session.task.classes)
         ids = PredictionIds.TRAIN if row.kind == "labels" else options.prediction_ids
         return folder_of_maps(row.path, samples, ids)
-    except DataError as error:
+    except (DataError, ArchiveError) as error:
         if row.typed:
             raise
         session.terminal.report(Note(f"{error}; left out"))

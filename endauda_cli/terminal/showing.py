@@ -16,7 +16,6 @@ from rich.text import Text
 from endauda_cli.files import size_text
 from endauda_cli.results import (
     CheckupResult,
-    Comparison,
     ConfigResult,
     DemoResult,
     DownloadResult,
@@ -26,10 +25,10 @@ from endauda_cli.results import (
     FusionResult,
     InspectResult,
     Interval,
-    ScoreTable,
     TrainResult,
     WeightsList,
 )
+from endauda_cli.score_results import Comparison, ScoreTable
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import BestBy
 
@@ -165,6 +164,8 @@ class Page:
         )
         for comparison in r.comparisons:
             self._line(_compared(comparison))
+        if r.published:
+            self._published(r)
         self._line(f"report: {_relative(r.report)}")
 
     @show.register
@@ -253,6 +254,14 @@ class Page:
             "the folder is a workspace; try: "
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
+
+    def _published(self, r: ScoreTable) -> None:
+        rows = list(r.published[0].differences)
+        table = self._table("published", "classes", "mIoU %", *(f"{row} - it" for row in rows))
+        for p in r.published:
+            far = ["n/a" if (d := p.differences[row]) is None else f"{d:+.2f}" for row in rows]
+            table.add_row(p.name, str(p.classes), _figure(p.miou), *far)
+        self._print(table)
 
     def _table(self, *columns: str, left: int = 1) -> Table:
         """A table whose first ``left`` columns hold words, the others figures."""

@@ -140,6 +140,36 @@ def test_compare_one_with_all(city: Path) -> None:
     assert (one["difference"], one["wins"], one["losses"], one["ties"], one["sign_p"]) == (0, 0, 0, 2, 1)
 
 
+def test_compare_with_what_was_published(city: Path) -> None:
+    table = result_of("test", "--archive", *TEACHERS, "--compare", "dacs", "published")
+    rows = {row["name"]: row["score"] for row in table["rows"]}
+    assert table["comparisons"] == []
+    published = {one["name"]: one for one in table["published"]}
+    assert {"gta5/ours/drn", "dacs", "hrda/gta5", "mic/gta5"} <= set(published)
+    assert not any(name.startswith("synthia") for name in published)
+    mic = published["mic/gta5"]
+    assert (mic["classes"], mic["miou"], mic["page"]) == (19, 75.9, "https://github.com/lhoyer/MIC")
+    assert mic["differences"] == {"dacs": pytest.approx(rows["dacs"]["miou"] - 75.9)}
+    assert mic["within"] == {"dacs": None}  # two images say nothing
+    text = succeed("test", "--archive", *TEACHERS, "--compare", "published").out
+    assert "crst - it" in text and "75.90" in text
+    assert "not of cityscapes train" in refused("test", "--compare", "published", "--split", "train")
+
+
+def test_the_published_means_are_over_as_many_classes(city: Path) -> None:
+    shutil.copytree(city / "certainty/gta5", city / "certainty/synthia")
+    table = result_of("test", "--archive", "crst", "--source", "synthia", "--compare", "published")
+    published = {one["name"]: one for one in table["published"]}
+    assert {name: published[name]["classes"] for name in ("synthia/ours/drn", "mic/synthia")} == {
+        "synthia/ours/drn": 13, "mic/synthia": 16,
+    }  # fmt: skip
+    (row,) = table["rows"]
+    thirteen = row["score"]["subset_miou"]["mIoU-13"]
+    assert published["synthia/ours/drn"]["differences"]["crst"] == pytest.approx(thirteen - 59.95)
+    assert "synthia/source/resnet" not in published
+    shutil.rmtree(city / "certainty/synthia")
+
+
 def test_names_that_two_rows_have(city: Path) -> None:
     shutil.copytree(city / "certainty/gta5/dacs", city / "certainty/gta5/plf-val")
     table = result_of("test", "--archive", "plf-val", "--labels", "plf-val", "--compare", "labels/plf-val")
