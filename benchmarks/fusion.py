@@ -100,7 +100,8 @@ def dense_consensus(labels: Tensor, certainty: Tensor, recipe: Recipe) -> Tensor
     model = recipe.model
     assert model is not None
     given, percent = labels.flatten(1).numpy(), certainty.flatten(1, 2).numpy()
-    belief = consensus.believe(given, percent, model)  # (S, C)
+    places = consensus.places_of(*labels.shape[1:]).ravel()
+    belief = consensus.believe(given, percent, model, places)  # (S, C)
     named = (percent > 0).any(0) | (given[..., None] == np.arange(CLASSES)).any(0)
     rival = named & (belief >= consensus.RIVAL * np.where(named, belief, 0).max(1, keepdims=True))
     gain = (belief * (1 + model.tables.iou) - model.tables.iou) * model.tables.weight

@@ -20,7 +20,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from endauda_cli.datasets import load_domain
-from endauda_cli.fusion.rules import consensus
+from endauda_cli.fusion.rules import consensus, standing
 from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     UInt8 = NDArray[np.uint8]
-    Way = Callable[[UInt8, UInt8], UInt8]
+    Way = Callable[["Told"], UInt8]
 
 SPLITS = {"train": ("train", "more"), "val": ("val",)}
 HALVES = (
@@ -58,6 +58,38 @@ MADE = 6
 
 
 @dataclass(frozen=True)
+class Told:
+    """What teachers say of all pixels of a drive: labels (T, S), certainties (T, S, C); S of (N, H, W) images."""
+
+    labels: UInt8
+    certainties: UInt8
+    size: tuple[int, ...]
+
+    def by(self, teachers: Sequence[int]) -> Told:
+        t = list(teachers)
+        return Told(self.labels[t], self.certainties[t], self.size)
+
+    @cached_property
+    def heard(self) -> consensus.Heard:
+        """What the variants of the last steps have in common."""
+        return consensus.hear(self.labels, self.certainties, self.certainties.shape[2])
+
+    @cached_property
+    def images(self) -> list[tuple[UInt8, UInt8]]:
+        """Labels and planes of each image."""
+        labels = self.labels.reshape(-1, *self.size)
+        planes = self.certainties.reshape(*labels.shape, -1).transpose(1, 0, 4, 2, 3)
+        return [
+            (np.ascontiguousarray(labels[:, n]), np.ascontiguousarray(own)) for n, own in enumerate(planes)
+        ]
+
+    @property
+    def places(self) -> consensus.Places:
+        images, *size = self.size
+        return consensus.Places(np.tile(consensus.places_of(*size).ravel(), images), images)
+
+
+@dataclass(frozen=True)
 class Drive:
     """Sampled outputs of one drive's images: planes (T, N, C, H, W), truth (N, H, W)."""
 
@@ -67,16 +99,11 @@ class Drive:
     truth: UInt8
 
     @property
-    def labels(self) -> UInt8:
-        """(T, S)."""
+    def told(self) -> Told:
         labels: UInt8 = self.planes.argmax(2).reshape(len(self.planes), -1).astype(np.uint8)
-        return labels
-
-    @property
-    def certainties(self) -> UInt8:
-        """(T, S, C)."""
         teachers, _, classes, *_ = self.planes.shape
-        return np.ascontiguousarray(self.planes.transpose(0, 1, 3, 4, 2)).reshape(teachers, -1, classes)
+        planes = np.ascontiguousarray(self.planes.transpose(0, 1, 3, 4, 2)).reshape(teachers, -1, classes)
+        return Told(labels, planes, self.truth.shape)
 
     def of(self, names: Sequence[str]) -> Drive:
         chosen = [name for name in self.teachers if name in names]
@@ -161,52 +188,64 @@ def with_relatives(drive: Drive, half: Sequence[str], seed: int) -> Drive:
 # ---------------------------------------------------------------------------- ways to fuse
 
 
-def vote(labels: UInt8, certainties: UInt8) -> UInt8:
-    return np.asarray(np.argmax([(labels == c).sum(0) for c in range(certainties.shape[2])], 0), np.uint8)
+def vote(told: Told) -> UInt8:
+    classes = range(told.certainties.shape[2])
+    return np.asarray(np.argmax([(told.labels == c).sum(0) for c in classes], 0), np.uint8)
 
 
-def scaled_mean(labels: UInt8, certainties: UInt8) -> UInt8:
-    powers = consensus._powers(certainties)
-    scaled = [consensus._scaled(own, power) for own, power in zip(certainties, powers, strict=True)]
+def scaled_mean(told: Told) -> UInt8:
+    powers = consensus._powers(told.certainties)
+    scaled = [consensus._scaled(own, power) for own, power in zip(told.certainties, powers, strict=True)]
     return np.asarray(np.mean(scaled, 0).argmax(1), np.uint8)
 
 
 def by_rule(
-    labels: UInt8,
-    certainties: UInt8,
+    told: Told,
     labelled: consensus.Labelled | None = None,
     likely: bool = False,
     **constants: float,
 ) -> UInt8:
     """The rule as it is, or with other constants; ``likely`` leaves its last step out."""
-    before = {name: getattr(consensus, name) for name in constants}
+    owner = {name: consensus if hasattr(consensus, name) else standing for name in constants}
+    before = {name: getattr(owner[name], name) for name in constants}
     try:
         for name, value in constants.items():
-            setattr(consensus, name, value)
-        model = consensus.fit(labels, certainties, certainties.shape[2], labelled)
+            setattr(owner[name], name, value)
+        if labelled is None and not FITTED & constants.keys():
+            heard = told.heard
+        else:
+            heard = consensus.hear(told.labels, told.certainties, told.certainties.shape[2], labelled)
+        model = consensus.weigh(heard, labelled, told.places)
         if likely:
             model = replace(model, iou=np.zeros_like(model.iou), union=np.ones_like(model.union))
-        planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
-        label: UInt8 = believed(np.ascontiguousarray(labels[:, None]), planes, model).candidate[0]
-        return label
+        return np.stack([believed(*own, model).candidate for own in told.images]).ravel()
     finally:
         for name, value in before.items():
-            setattr(consensus, name, value)
+            setattr(owner[name], name, value)
 
 
-def before(labels: UInt8, certainties: UInt8) -> UInt8:
+FITTED = {"ALIKE", "DRIFT", "BINS", "SMOOTHING"}
+"""Constants of the first steps."""
+FIRST: dict[str, Any] = {"TRUST": 0.0, "PLACE": 0.0, "CAUTION": 1.0}
+"""Without what followed the bounds and the near-copies: better teachers count no more, places are alike."""
+
+
+def before(told: Told) -> UInt8:
     """The rule of version 0.1: 0.7 of every teacher, copies counted, classes free to drift."""
-    count = 0.7 * len(labels)
-    return by_rule(labels, certainties, WITNESSES=count, ALIKE=0.999999, DRIFT=np.inf)
+    return by_rule(told, WITNESSES=0.7 * len(told.labels), ALIKE=0.999999, DRIFT=np.inf, **FIRST)
 
 
 VARIANTS: dict[str, Way] = {
     "consensus": by_rule,
     "consensus, of before": before,
-    "1.4 witnesses": partial(by_rule, WITNESSES=1.4),
-    "2.8 witnesses": partial(by_rule, WITNESSES=2.8),
+    "all count the same, no places, 2 witnesses": partial(by_rule, **{**FIRST, "WITNESSES": 2.0}),
+    "all count the same, no places, likely class": partial(by_rule, likely=True, **FIRST),
+    "no places": partial(by_rule, PLACE=0.0),
+    "all count the same": partial(by_rule, TRUST=0.0),
+    "odds to the 4": partial(by_rule, TRUST=4.0),
+    "no caution": partial(by_rule, CAUTION=1.0),
+    "2 witnesses": partial(by_rule, WITNESSES=2.0),
     "most likely class": partial(by_rule, likely=True),
-    "classes may drift": partial(by_rule, DRIFT=np.inf),
 }
 WAYS: dict[str, Way] = {"majority": vote, "scaled mean": scaled_mean, **VARIANTS}
 
@@ -222,13 +261,14 @@ def miou(truth: UInt8, label: UInt8) -> float:
 
 def scores(drive: Drive, groups: Sequence[tuple[int, ...]], ways: Mapping[str, Way]) -> dict[str, Any]:
     """(ensembles,) mIoU of every way, and of the best single teacher."""
-    labels, certainties = drive.labels, drive.certainties
-    single = [miou(drive.truth, own) for own in labels]
+    told = drive.told
+    single = [miou(drive.truth, own) for own in told.labels]
     found: dict[str, list[float]] = {name: [] for name in ("best teacher", *ways)}
     for group in groups:
+        own = told.by(group)
         found["best teacher"].append(max(single[t] for t in group))
         for name, way in ways.items():
-            found[name].append(miou(drive.truth, way(labels[list(group)], certainties[list(group)])))
+            found[name].append(miou(drive.truth, way(own)))
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -250,13 +290,15 @@ def real(drives: Sequence[Drive], ways: Mapping[str, Way], step: int, console: C
         table(title, [(name, values, found["majority"]) for name, values in found.items()], console)
 
 
-def made(drives: Sequence[Drive], ways: Mapping[str, Way], groups: int, console: Console) -> None:
+def made(drives: Sequence[Drive], ways: Mapping[str, Way], groups: int, seed: int, console: Console) -> None:
     found: dict[tuple[int, int, str], dict[str, Any]] = {}
     for split, halves in enumerate(HALVES):
         for side, half in enumerate(halves):
             for number, drive in enumerate(drives):
-                world = with_relatives(drive, half, 100 * split + 10 * side + number)
-                found[split, side, drive.name] = scores(world, list(_some(groups, split + number)), ways)
+                world = with_relatives(drive, half, seed + 100 * split + 10 * side + number)
+                found[split, side, drive.name] = scores(
+                    world, list(_some(groups, seed + split + number)), ways
+                )
     chosen: list[tuple[str, Any, Any]] = []
     for drive in drives:
         parts = [own for (_, _, name), own in found.items() if name == drive.name]
@@ -302,29 +344,30 @@ def few(drives: Sequence[Drive], console: Console) -> None:
             images = [(2 * i + 1) * len(shown.truth) // 10 for i in range(5)]
             part = Drive(shown.name, theirs.teachers, theirs.planes[:, images], shown.truth[images])
             pixels = part.truth[0].size
+            shown_told, all_told = part.told, ours.told
             place = np.repeat(np.arange(5), pixels)
             groups = [g for size in (3, 4) for g in combinations(range(len(names)), size)]
             found: dict[str, list[float]] = {"best teacher": [], "majority": [], "auto": [], "few-shot": []}
             for group in groups:
-                t = list(group)
-                known = consensus.Labelled(part.labels[t], part.certainties[t], part.truth.ravel(), place)
-                labels, certainties = ours.labels[t], ours.certainties[t]
-                found["best teacher"].append(max(miou(drive.truth, own) for own in labels))
-                found["majority"].append(miou(drive.truth, vote(labels, certainties)))
-                found["auto"].append(miou(drive.truth, by_rule(labels, certainties)))
-                found["few-shot"].append(miou(drive.truth, by_rule(labels, certainties, known)))
+                shown_here, told = shown_told.by(group), all_told.by(group)
+                known = consensus.Labelled(
+                    shown_here.labels, shown_here.certainties, part.truth.ravel(), place
+                )
+                found["best teacher"].append(max(miou(drive.truth, own) for own in told.labels))
+                found["majority"].append(miou(drive.truth, vote(told)))
+                found["auto"].append(miou(drive.truth, by_rule(told)))
+                found["few-shot"].append(miou(drive.truth, by_rule(told, known)))
             rows += [(f"{drive.name}: {name}", values, found["majority"]) for name, values in found.items()]
         table(f"five labelled images of {shown.name}", rows, console)
 
 
-def with_copy(drive: Drive, name: str | None, power: float = 1.0) -> tuple[UInt8, UInt8]:
-    """(T, S) labels and (T, S, C) certainties of the teachers, and of one of them once more, with a temperature."""
+def with_copy(drive: Drive, name: str | None, power: float = 1.0) -> Told:
+    """What the teachers say, and one of them once more, with a temperature."""
     planes = drive.planes
     if name is not None:
         heated = (planes[drive.teachers.index(name)] + np.float32(0.5)) ** power
         planes = np.concatenate([planes, _percent(heated)[None]])
-    world = replace(drive, planes=planes)
-    return world.labels, world.certainties
+    return replace(drive, planes=planes).told
 
 
 def copies(drives: Sequence[Drive], console: Console) -> None:
@@ -333,10 +376,10 @@ def copies(drives: Sequence[Drive], console: Console) -> None:
     for name in (None, *trio.teachers):
         for power in (0.5, 2.0) if name else (1.0,):
             told = with_copy(trio, name, power)
-            base = [miou(trio.truth, vote(*told))]
+            base = [miou(trio.truth, vote(told))]
             title = f"and {name}, power {power:g}" if name else "the trio"
             for when, way in (("before", before), ("now", by_rule)):
-                rows.append((f"{title}: {when}", [miou(trio.truth, way(*told))], base))
+                rows.append((f"{title}: {when}", [miou(trio.truth, way(told))], base))
     table("dicenet, espnet, espnetv2", rows, console)
 
 
@@ -346,6 +389,7 @@ def run() -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--only", nargs="+", default=parts, choices=parts)
     parser.add_argument("--step", type=int, default=6, help="use every so many rows and columns")
+    parser.add_argument("--seed", type=int, default=0, help="of made teachers and their ensembles")
     parser.add_argument("--groups", type=int, default=4, help="of made teachers, per drive and half")
     parser.add_argument("--ensembles", type=int, default=1, help="of real teachers, use every so many")
     parser.add_argument("--ways", default="", help="only ways to fuse that have this in their name")
@@ -356,7 +400,7 @@ def run() -> int:
     if "real" in given.only:
         real(drives, ways, given.ensembles, console)
     if "made" in given.only:
-        made(drives, ways, given.groups, console)
+        made(drives, ways, given.groups, given.seed, console)
     if "few" in given.only:
         few(drives, console)
     if "copies" in given.only:

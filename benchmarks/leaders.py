@@ -52,12 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=list(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--size", default="2048x1024")
     parser.add_argument("--encoder", default="b5")
     given = parser.parse_args()
     width, height = map(int, given.size.split("x"))
-    for name in given.names:
+    for name in given.names or NAMES:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(pool.apply(measure, (name, given.encoder, width, height)), flush=True)
 

@@ -41,7 +41,7 @@ from rich.table import Table
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.domains import make_task
 from endauda_cli.fusion.choosing import Evidence, choose_consensus, choose_policy
-from endauda_cli.fusion.rules import Recipe, consensus, fuse_image, policies
+from endauda_cli.fusion.rules import Recipe, consensus, fuse_image, policies, standing
 from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.labels import read_truth
 from endauda_cli.metrics import ConfusionMatrix
@@ -187,6 +187,16 @@ def pixels_of(world: World, names: Sequence[str]) -> tuple[UInt8, UInt8]:
     return np.stack(labels), np.stack(planes)
 
 
+def fitted(world: World, names: Sequence[str]) -> consensus.Consensus:
+    """The rule, fitted to every seventy-first pixel or so."""
+    labels, planes = pixels_of(world, names)
+    own = next(iter(world.teachers.values()))
+    step = max(1, len(world.fit) * 172_800 // 100_000) | 1
+    place = [consensus.places_of(*own.size(i)).ravel()[::step] for i in world.fit]
+    places = consensus.Places(np.concatenate(place), len(place))
+    return consensus.fit(labels, planes, planes.shape[2], places=places)
+
+
 def earlier_auto(world: World, names: Sequence[str]) -> Any:
     """The policy ``auto`` of before: soft IoU with the Dawid-Skene posterior, times scaled certainty."""
     labels, planes = pixels_of(world, names)
@@ -223,31 +233,29 @@ def mean_certainty(scale: bool, world: World, names: Sequence[str]) -> Any:
 
 def with_constants(world: World, names: Sequence[str], **constants: float) -> Any:
     """The rule with other constants."""
-    before = {name: getattr(consensus, name) for name in constants}
-    labels, planes = pixels_of(world, names)
+    owner = {name: consensus if hasattr(consensus, name) else standing for name in constants}
+    before = {name: getattr(owner[name], name) for name in constants}
     try:
         for name, value in constants.items():
-            setattr(consensus, name, value)
-        model = consensus.fit(labels, planes, planes.shape[2])
+            setattr(owner[name], name, value)
+        model = fitted(world, names)
         _ = model.tables  # made while the constants are these
     finally:
         for name, value in before.items():
-            setattr(consensus, name, value)
+            setattr(owner[name], name, value)
     return by_model(model)
 
 
 def most_likely(world: World, names: Sequence[str]) -> Any:
     """The rule with the most likely class instead of the one that adds most to the expected mean IoU."""
-    labels, planes = pixels_of(world, names)
-    model = consensus.fit(labels, planes, planes.shape[2])
+    model = fitted(world, names)
     return by_model(replace(model, iou=np.zeros_like(model.iou), union=np.ones_like(model.union)))
 
 
 def labels_only(world: World, names: Sequence[str]) -> Any:
     """The rule with words that are labels alone: neither a runner-up nor a degree of certainty."""
-    labels, planes = pixels_of(world, names)
-    num_classes = planes.shape[2]
-    model = consensus.fit(labels, planes, num_classes)
+    model = fitted(world, names)
+    num_classes = model.prior.shape[1]
     evidence = model.evidence.copy()
     for t in range(len(names)):
         likely = np.exp(evidence[t, :-1].astype(np.float64))
@@ -258,8 +266,7 @@ def labels_only(world: World, names: Sequence[str]) -> Any:
 
 def window_mean(world: World, names: Sequence[str], side: int = 5) -> Any:
     """The rule's labels by a vote in a window of the labels it gives: does a neighbourhood know more?"""
-    sampled = pixels_of(world, names)
-    fuse = by_model(consensus.fit(*sampled, sampled[1].shape[2]))
+    fuse = by_model(fitted(world, names))
 
     def smoothed(labels: UInt8, planes: UInt8) -> UInt8:
         label = fuse(labels, planes)
@@ -292,8 +299,11 @@ STEPS = {
     "mean of scaled certainties (step 2)": partial(mean_certainty, True),
     "words are labels only (no step 3)": labels_only,
     "most likely class (no step 5)": most_likely,
-    "1.4 witnesses": partial(with_constants, WITNESSES=1.4),
-    "2.8 witnesses": partial(with_constants, WITNESSES=2.8),
+    "1 witness": partial(with_constants, WITNESSES=1.0),
+    "2 witnesses": partial(with_constants, WITNESSES=2.0),
+    "all teachers count the same": partial(with_constants, TRUST=0.0),
+    "all places are alike": partial(with_constants, PLACE=0.0),
+    "rare classes as the evidence says": partial(with_constants, CAUTION=1.0),
     "copies count, classes may drift": partial(with_constants, ALIKE=0.999999, DRIFT=np.inf),
     "2 degrees of certainty": partial(with_constants, BINS=2),
     "8 degrees of certainty": partial(with_constants, BINS=8),

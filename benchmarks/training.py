@@ -45,8 +45,9 @@ from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.methods.distill import read_fused
+from endauda_cli.training.optimizers import make_optimizer
 from endauda_cli.training.precision import chosen_precision, set_precision
-from endauda_cli.training.run import Run, make_optimizer
+from endauda_cli.training.run import Run
 from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Arch, Backbone, Precision
 

@@ -18,7 +18,7 @@ from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
 from endauda_cli.labels import image_size, read_truth
 from endauda_cli.progress import counted
-from endauda_cli.segmenter import bands, log_probabilities
+from endauda_cli.segmenter import bands, log_probabilities, tempered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,7 +144,7 @@ def _truth(sample: Sample, domain: Domain, pixels: int) -> Any:
 
 def _loss(segmenter: Segmenter, log: Tensor, label: Tensor, temperature: float) -> float:
     """Mean of -ln p(label) at a temperature; pixels whose class no output stands for are left out."""
-    probabilities = (log / temperature).softmax(0)
+    probabilities = tempered(segmenter, log, temperature)
     if segmenter.class_map is not None:
         probabilities, _ = segmenter.class_map.merge(probabilities)
         absent = torch.zeros(segmenter.class_map.num_classes, dtype=torch.bool)

@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from endauda_cli.errors import CheckpointError
+from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.files import replacing
-from endauda_cli.models import ARCHS, BACKBONES, build_student, load_checkpoint
+from endauda_cli.models import ARCHS, BACKBONES, load_checkpoint
+from endauda_cli.models.compat import fill
 from endauda_cli.models.reading import opened, read_content
 from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
+from endauda_cli.students import Network, build, deeplab, from_record
 from endauda_cli.transforms import DEFAULT_SIZE, Preprocessing
 from endauda_cli.types import Arch, Backbone
 
@@ -42,6 +45,8 @@ class LoadedStudent:
     backbone: str
     meta: dict[str, Any]
     """What the checkpoint says of itself; empty for files of other projects."""
+    network: Network
+    """How it is run, and what it is built from."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -164,13 +169,26 @@ _META: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def sha256(path: Path) -> str:
-    """Of a file of weights, whatever is in it, in hex.
+    """Of a file of weights, whatever is in it, in hex; of a folder, of its configuration and weights.
 
     Raises:
         CheckpointError: if the file is absent.
     """
+    if path.is_dir():
+        return files_sha256(sorted(file for kind in _OF_A_FOLDER for file in path.glob(kind)))
     with opened(path, " of weights") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_OF_A_FOLDER = ("*.json", "*.safetensors", "*.bin")
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Of one file, or of several with their names."""
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = "".join(f"{os.path.relpath(file, files[0].parent)}\0{sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def load_student(
@@ -203,24 +221,63 @@ def load_student(
     content = read_content(path) if content is None else content
     meta = content.get("meta") if isinstance(content, dict) and "weights" in content else None
     meta = checked_meta(path, meta) if isinstance(meta, dict) else {}
-    for option, given in (("arch", arch), ("backbone", backbone)):
-        if given is not None and meta.get(option, given) != given:
-            raise CheckpointError(
-                f"{path}: a {meta[option]} network, but --{option} {given} was given; leave it out"
-            )
     if "classes" in meta and tuple(meta["classes"]) != tuple(classes):
         raise CheckpointError(
             f"{path}: trained for {len(meta['classes'])} classes ({', '.join(meta['classes'][:3])}, ...), but "
             f"{len(classes)} are expected ({', '.join(classes[:3])}, ...); give the --source it was trained for"
         )
-    arch = meta.get("arch") or arch or Arch.DEEPLABV3PLUS
-    backbone = meta.get("backbone") or backbone or Backbone.DRN
-    with Unfilled():
-        model = build_student(arch, backbone, len(classes))
-    if told := load_checkpoint(model, path, content):
-        report(Note(told))
+    if "network" in meta:
+        network = from_record(path, meta["network"])
+        model = _foreign(path, network, len(classes), content, arch or backbone)
+    else:
+        for option, given in (("arch", arch), ("backbone", backbone)):
+            if given is not None and meta.get(option, given) != given:
+                raise CheckpointError(
+                    f"{path}: a {meta[option]} network, but --{option} {given} was given; leave it out"
+                )
+        arch = meta.get("arch") or arch or Arch.DEEPLABV3PLUS
+        network = deeplab(arch, meta.get("backbone") or backbone or Backbone.DRN)
+        with Unfilled():
+            model = build(network, len(classes))
+        if told := load_checkpoint(model, path, content):
+            report(Note(told))
     width, height = size or (meta["size"] if "size" in meta else DEFAULT_SIZE)
-    return LoadedStudent(model.eval(), Preprocessing(size=(width, height)), str(arch), str(backbone), meta)
+    preprocessing = replace(network.preprocessing, size=(width, height))
+    return LoadedStudent(model.eval(), preprocessing, network.arch, network.backbone, meta, network)
+
+
+def _foreign(path: Path, network: Network, num_classes: int, content: Any, given: str | None) -> nn.Module:
+    """The network of one of our checkpoints that is no DeepLab, filled."""
+    if given is not None:
+        raise CheckpointError(f"{path}: a {network.title} network, but {given} was given; leave it out")
+    state = content["weights"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: its weights are no table of names and tensors; copy the file again")
+    try:
+        _refuse_larger(path, network, num_classes, sum(tensor.numel() for tensor in state.values()))
+        with Unfilled():
+            model = build(network, num_classes)
+    except CheckpointError as error:
+        reason = str(error)
+        raise CheckpointError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
+    fill(model, path, state)
+    return model
+
+
+def _refuse_larger(path: Path, network: Network, num_classes: int, held: int) -> None:
+    """A network of more values than the file holds is not built: it is laid out without memory first."""
+    try:
+        with torch.device("meta"):
+            values = sum(parameter.numel() for parameter in build(network, num_classes).parameters())
+    except ConfigError:  # some need numbers to be laid out; those are of bounded size
+        return
+    if values > held + _SLACK:
+        raise CheckpointError(
+            f"{path}: speaks of a network of {values:,} values, but holds {held:,}; the file is damaged or forged"
+        )
+
+
+_SLACK = 1 << 22
 
 
 def _read(path: Path, in_memory: bool = True) -> Any:

@@ -31,6 +31,8 @@ COMMANDS = {
         (PIPELINE, "fuse", "Fuse the teachers' archives into one set of labels for the target."),
         (PIPELINE, "train", "Train a student on fused labels, or a source model on the labelled source."),
         (PIPELINE, "test", "Score a checkpoint, or label PNGs that exist, on labelled images of the target."),
+        (TOOLS, "merge", "Average the weights of several runs of one network into a further checkpoint."),
+        (TOOLS, "deploy", "Write a student as ONNX, .pt2, TorchScript or safetensors, checked against its checkpoint."),
         (TOOLS, "demo", "Show the whole story on a generated street world: archives, labels, student, scores."),
         (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),
         (TOOLS, "inspect", "Show what a certainty archive holds."),

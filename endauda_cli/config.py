@@ -33,6 +33,7 @@ from endauda_cli.types import (
     Labelled,
     Loss,
     Method,
+    Optimizer,
     Precision,
     Unclaimed,
 )
@@ -257,10 +258,16 @@ class StudentOptions:
     """What is learnt by which network.
 
     Attributes:
-        backbone, arch: keys of ``models.BACKBONES`` and ``models.ARCHS``.
+        network: what ``teachers.starting.named`` makes a network of; ``None`` is a DeepLab,
+        backbone, arch: of which these are keys of ``models.BACKBONES`` and ``models.ARCHS``.
         method: key of ``training.methods.METHODS``.
     """
 
+    network: str | None = option(
+        None, "--network", panel=_NETWORK, complete="student_networks",
+        help="Another network than a DeepLab: a folder of transformers or segmentation-models-pytorch, with weights or "
+        "a config.json alone; smp:unet/resnet18; a published teacher's, such as dacs; a package's.",
+    )  # fmt: skip
     backbone: str = option(Backbone.DRN, "--backbone", help="Feature extractor.", panel=_NETWORK)
     arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
     method: str = option(
@@ -279,7 +286,9 @@ class TrainConfig(StudentOptions, Workers):
         learning_rate: of the backbone at step 0; ASPP, decoder and head get ten times as much.
         power: of the polynomial schedule.
         warm_up: steps over which the rate rises linearly from a tenth.
-        momentum, weight_decay: of Nesterov SGD.
+        optimizer: an ``Optimizer``.
+        layer_decay: learning rate of a block of the encoder, as a share of the next one's.
+        momentum, weight_decay: of Nesterov SGD; AdamW's first beta, and its decay of matrices and kernels alone.
         head_rate: learning rate of ASPP, decoder and head, as a multiple of the backbone's.
         clip: the longest gradient, over all parameters together; 0 = any.
         accumulate: parts that a step's images go through the network in, one after the other. Each counts its classes
@@ -321,7 +330,15 @@ class TrainConfig(StudentOptions, Workers):
         help="Learning rate of all but the backbone, in multiples of --lr.",
     )
     power: float = option(0.9, "--power", help="Of the learning rate's polynomial fall.", panel=_SCHEDULE)
-    momentum: float = option(0.9, "--momentum", help="Of Nesterov SGD.", panel=_SCHEDULE)
+    optimizer: str = option(
+        Optimizer.SGD, "--optimizer", panel=_SCHEDULE,
+        help="What moves the weights. [default: sgd; adamw for networks of --network that want it]",
+    )  # fmt: skip
+    layer_decay: float = option(
+        1.0, "--layer-decay", panel=_SCHEDULE,
+        help="Each block of the encoder learns at this much of the next one's rate.",
+    )  # fmt: skip
+    momentum: float = option(0.9, "--momentum", help="Of Nesterov SGD; AdamW's first beta.", panel=_SCHEDULE)
     weight_decay: float = option(5e-4, "--weight-decay", help="Of all weights.", panel=_SCHEDULE)
     clip: float = option(0.0, "--clip", help="Longest gradient; 0 = any.", panel=_SCHEDULE)
     ema: float = option(
@@ -451,6 +468,8 @@ class TrainConfig(StudentOptions, Workers):
         ):  # fmt: skip
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{flag} {value:g}: must be 0 or more, and finite")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"--layer-decay {self.layer_decay:g}: above 0, and 1 (none) at most")
         for value, flag in ((self.momentum, "--momentum"), (self.ema, "--ema")):
             if not 0 <= value < 1:
                 raise ConfigError(f"{flag} {value:g}: must be from 0 to below 1")

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
     from endauda_cli.inference import Decode
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
 
     Added = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]
     """What :meth:`ImageCounts.add` takes beside the image's id."""

@@ -117,9 +117,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         OSError: as :func:`open_regular`.
         ValueError: if it is no TOML or no UTF-8, whatever is wrong with it.
     """
+    return parse_toml(read_text(path, _TOML_BYTES))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """As :func:`read_toml`, of a text.
+
+    Raises:
+        ValueError: if it is no TOML.
+    """
     import tomllib  # few workspaces have such a file, and every TAB asks
 
-    text = read_text(path, _TOML_BYTES)
     for number, line in enumerate(text.splitlines(), 1):
         if line.count(".") > _TOML_DOTS:
             raise ValueError(f"more than {_TOML_DOTS} dots in line {number}")
@@ -132,13 +140,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 def toml_line(key: str, value: str | float | bool | list[str]) -> str:
     """A key of letters, digits and dashes with its value, as :func:`read_toml` reads it; a float is written in full."""
     if isinstance(value, list):
-        return f"{key} = [{', '.join(map(_toml_text, value))}]"
+        return f"{key} = [{', '.join(map(toml_text, value))}]"
     if isinstance(value, str):
-        return f"{key} = {_toml_text(value)}"
+        return f"{key} = {toml_text(value)}"
     return f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
 
 
-def _toml_text(text: str) -> str:
+def toml_text(text: str) -> str:
+    """A string, or a key of any letters, between quotation marks."""
     told = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 or c in '"\\' else c for c in text)
     return f'"{told}"'
 

@@ -104,6 +104,7 @@ class TrainResult:
     run: Path
     arch: str
     backbone: str
+    """Empty where the network has no name for it."""
     steps: int
     resumed_from: int
     """The step at which this process took over, 0 for a fresh run."""
@@ -132,84 +133,70 @@ class TrainResult:
     precision: str = "fp32"
     empty_steps: int = 0
     """Steps whose batch had no label, which learnt nothing."""
+    folder: Path | None = None
+    """The student as its library's ``save_pretrained`` writes it, if it is of transformers or smp."""
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Between which figures the truth lies, in 95 of 100 sets of images like this one; percent."""
+class DeployResult:
+    """A network as a file for other programs, checked against its checkpoint."""
 
-    over: str
-    """What was drawn again: ``images``, ``sequences`` or ``cities``."""
-    units: int
-    """How many of these there are."""
-    low: float | None
-    """``None`` where the units are too few."""
-    high: float | None
-
-
-@dataclass(frozen=True)
-class ClassMean:
-    """A mean IoU over some of the classes, of the same predictions; percent."""
-
-    title: str
-    classes: tuple[str, ...]
-    """The mean is over those of them that occur."""
-    occurring: int
-    miou: float | None
-    interval: Interval | None = None
-    """Over images."""
-
-
-@dataclass(frozen=True)
-class BoundaryScore:
-    """How well outlines are followed: F-scores of boundary pixels over all images; percent."""
-
-    tolerance: str
-    """Within which a boundary pixel of the same class has to lie."""
-    mean: float | None
-    """Over the classes that have a boundary in truth or prediction."""
-    f: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
-
-    scored: str
-    """What was scored: a checkpoint or a folder."""
-    target: str
-    split: str
+    file: Path
+    description: Path
+    """TOML beside it: classes, pre- and postprocessing."""
+    checkpoint: Path
+    format: str
+    precision: str
+    size: tuple[int, int] | None
+    """(width, height) that images are resized to; ``None`` where they keep their own."""
+    dynamic: bool
+    """Whether the file takes inputs of other heights and widths."""
+    bytes: int
+    float32_bytes: int
+    """Of the checkpoint's weights in float32, without what it takes to train on."""
     images: int
-    miou: float | None
-    """Mean over the classes that occur; pixels without a prediction (255) are left out."""
-    coverage: float
-    """Percent of all pixels that have a prediction."""
-    iou: dict[str, float | None]
-    subset_miou: dict[str, float | None]
-    """Means over the domain's subsets, such as SYNTHIA's 13 classes."""
-    pictures: Path | None = None
-    strict_miou: float | None = None
-    """As cityscapesScripts counts: a pixel without a prediction (255) is wrong. Equal to ``miou`` at full coverage."""
-    strict_iou: dict[str, float | None] = field(default_factory=dict)
-    """Likewise."""
-    truth: float = 100.0
-    """Percent of all pixels whose truth is a class; only these are scored."""
-    pixels: int = 0
-    """Counted: their truth is a class, and they have a prediction."""
-    pixel_accuracy: float | None = None
-    """Percent of these that are right."""
-    frequency_weighted_iou: float | None = None
-    """Mean of the IoUs, each weighted by how many of these pixels are of the class."""
-    means: tuple[ClassMean, ...] = ()
-    """Over all classes, and over those lists of 19, 16 and 13 that the domain has all of."""
-    boundary: tuple[BoundaryScore, ...] = ()
-    """By tolerance, if boundaries were counted."""
-    counts: Path | None = None
-    """``counts.npz``, what each image adds to all this."""
-    intervals: tuple[Interval, ...] = ()
-    """Of ``miou``."""
-    iou_intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """Of ``iou``, over images."""
+    """Real images of the target that both were run on."""
+    equal: float
+    """Percent of their pixels that the file and the checkpoint label alike."""
+    calibrated_on: int = 0
+    """Target images that int8's ranges were measured on; 0 in other precisions, and where they are found as it runs."""
+    images_per_second: float | None = None
+    """Of the network alone, one image at a time, on this machine's CPU, if that was asked for."""
+    checkpoint_images_per_second: float | None = None
+    """Likewise, of the checkpoint in torch."""
+    threads: int | None = None
+    """That both had."""
+
+
+@dataclass(frozen=True)
+class MergedRun:
+    """A checkpoint that was offered to a merge."""
+
+    checkpoint: Path
+    used: bool
+    score: float | None
+    """Alone: agreement or mIoU, percent; ``None`` if nothing was scored."""
+    alike: float
+    """Percent of the pixels of some target images that it, with statistics measured as the merge's are, and the merged
+    network label alike."""
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The average of several runs."""
+
+    checkpoint: Path
+    by: str
+    runs: tuple[MergedRun, ...]
+    score: float | None
+    """Of the merged network, as of its runs."""
+    scored_images: tuple[str, ...]
+    """That chose; if by ``miou``, their labels were looked at, so a score on them is no test."""
+    statistics_images: int
+    """Target images that the batch statistics were re-estimated on; 0 if they were averaged, or there are none."""
+    alike: float
+    """Percent of pixels that two of the runs label alike, in the mean; above the runs' likeness with the merge it is a
+    sign that they lie in different valleys and cannot be averaged."""
 
 
 @dataclass(frozen=True)

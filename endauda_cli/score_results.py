@@ -1,12 +1,88 @@
-"""What ``test`` of several returns: a table of scores, and how they differ. Like ``results``, standard library only."""
+"""What ``test`` returns: a score, or a table of several and how they differ. As ``results``, standard library only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  the JSON Schema of --json is made from these annotations
 from typing import Literal
 
-from endauda_cli.results import EvalResult, Interval  # noqa: TC001  likewise
+
+@dataclass(frozen=True)
+class Interval:
+    """Between which figures the truth lies, in 95 of 100 sets of images like this one; percent."""
+
+    over: str
+    """What was drawn again: ``images``, ``sequences`` or ``cities``."""
+    units: int
+    """How many of these there are."""
+    low: float | None
+    """``None`` where the units are too few."""
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    """A mean IoU over some of the classes, of the same predictions; percent."""
+
+    title: str
+    classes: tuple[str, ...]
+    """The mean is over those of them that occur."""
+    occurring: int
+    miou: float | None
+    interval: Interval | None = None
+    """Over images."""
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """How well outlines are followed: F-scores of boundary pixels over all images; percent."""
+
+    tolerance: str
+    """Within which a boundary pixel of the same class has to lie."""
+    mean: float | None
+    """Over the classes that have a boundary in truth or prediction."""
+    f: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
+
+    scored: str
+    """What was scored: a checkpoint or a folder."""
+    target: str
+    split: str
+    images: int
+    miou: float | None
+    """Mean over the classes that occur; pixels without a prediction (255) are left out."""
+    coverage: float
+    """Percent of all pixels that have a prediction."""
+    iou: dict[str, float | None]
+    subset_miou: dict[str, float | None]
+    """Means over the domain's subsets, such as SYNTHIA's 13 classes."""
+    pictures: Path | None = None
+    strict_miou: float | None = None
+    """As cityscapesScripts counts: a pixel without a prediction (255) is wrong. Equal to ``miou`` at full coverage."""
+    strict_iou: dict[str, float | None] = field(default_factory=dict)
+    """Likewise."""
+    truth: float = 100.0
+    """Percent of all pixels whose truth is a class; only these are scored."""
+    pixels: int = 0
+    """Counted: their truth is a class, and they have a prediction."""
+    pixel_accuracy: float | None = None
+    """Percent of these that are right."""
+    frequency_weighted_iou: float | None = None
+    """Mean of the IoUs, each weighted by how many of these pixels are of the class."""
+    means: tuple[ClassMean, ...] = ()
+    """Over all classes, and over those lists of 19, 16 and 13 that the domain has all of."""
+    boundary: tuple[BoundaryScore, ...] = ()
+    """By tolerance, if boundaries were counted."""
+    counts: Path | None = None
+    """``counts.npz``, what each image adds to all this."""
+    intervals: tuple[Interval, ...] = ()
+    """Of ``miou``."""
+    iou_intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """Of ``iou``, over images."""
 
 
 @dataclass(frozen=True)

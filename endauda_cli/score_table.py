@@ -10,8 +10,7 @@ import numpy as np
 
 from endauda_cli.domains import means_of
 from endauda_cli.report import Report, Row, Table, number, write_report
-from endauda_cli.results import Interval
-from endauda_cli.score_results import Comparison, PublishedScore, ScoredRow, ScoreTable
+from endauda_cli.score_results import Comparison, Interval, PublishedScore, ScoredRow, ScoreTable
 from endauda_cli.scoring import COUNTS_FILE, further_figures, write_counts
 from endauda_cli.significance import groups_of, intervals, iou_of, mean_over, sign_test, summed
 from endauda_cli.workspace import write_text
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from endauda_cli.domains import Domain
     from endauda_cli.image_counts import ImageCounts
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
     from endauda_cli.weights.manifest import Artefact
 
     Int64 = NDArray[np.int64]
@@ -164,10 +163,12 @@ def published_scores(
         within: dict[str, bool | None] = {}
         for row in rows:
             mean = next((mean for mean in row.score.means if len(mean.classes) == classes), None)
+            ends = None if mean is None else mean.interval
             differences[row.name] = None if mean is None or mean.miou is None else mean.miou - one.miou
-            ends = mean and mean.interval
-            known = ends is not None and ends.low is not None and ends.high is not None
-            within[row.name] = ends.low <= one.miou <= ends.high if known else None  # type: ignore[union-attr, operator]
+            if ends is None or ends.low is None or ends.high is None:
+                within[row.name] = None
+            else:
+                within[row.name] = ends.low <= one.miou <= ends.high
         found.append(PublishedScore(one.name, one.what, one.page, classes, one.miou, differences, within))
     return sorted(found, key=lambda one: (-one.classes, -one.miou))
 

@@ -28,7 +28,7 @@ from endauda_cli.patterns import files_below
 from endauda_cli.prediction_values import Reading, Values, looks_like_label_ids, read_values
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.rasters import open_raster
-from endauda_cli.results import BoundaryScore, ClassMean, EvalResult
+from endauda_cli.score_results import BoundaryScore, ClassMean, EvalResult
 from endauda_cli.threads import ordered_map
 from endauda_cli.types import PredictionIds
 

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 """(H, W)."""
 
-Softmax = Literal["first", "upsampled", "last", "none"]
+Softmax = Literal["first", "upsampled", "last", "none", "scores"]
 """Where the softmax comes: of each pass at the network's resolution (``first``) or once upsampled, the passes'
-probabilities then being averaged; of the average of upsampled logits (``last``); or the network did it (``none``)."""
+probabilities then being averaged; of the average of upsampled logits (``last``); or the network did it (``none``).
+
+``scores`` are no softmax: each mask of a universal segmenter gives a pixel its probability times those of its classes,
+and they are summed over the masks. Where one mask claims a pixel they sum to about 1, as a softmax does; where several
+do, to more, and are divided by their sum; where none does, to less, and stay: what nobody claims is not dealt out."""
 
 _BAND_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 """Floats that are worked on at once: a CPU's cache is small, a card wants few large pieces."""
@@ -126,6 +130,7 @@ class Procedure:
                 "upsampled": "after upsampling, per pass",
                 "last": "after upsampling",
                 "none": "by the network",
+                "scores": "of each mask's classes, summed over masks",
             }[self.softmax],
         }
 
@@ -361,10 +366,22 @@ def label_map(segmenter: Segmenter, passes: Sequence[Tensor], size: Size) -> tup
 
 
 def log_probabilities(segmenter: Segmenter, values: Tensor) -> Tensor:
-    """(K, ...) of ``bands`` to natural logarithms of the outputs' probabilities, before any temperature."""
+    """(K, ...) of ``bands`` to natural logarithms of the outputs' probabilities, before any temperature.
+
+    Of ``scores``, (K + 1, ...): the last is what no mask claims, so that a temperature does not deal it out.
+    """
     if segmenter.procedure.softmax == "last":
         return values.log_softmax(0)
+    if segmenter.procedure.softmax == "scores":
+        values = values / values.sum(0).clamp_(min=1)
+        values = torch.cat([values, 1 - values.sum(0, keepdim=True)])
     return values.clamp(min=_LEAST).log()
+
+
+def tempered(segmenter: Segmenter, log: Tensor, temperature: float) -> Tensor:
+    """What ``log_probabilities`` returned to the outputs' probabilities (K, ...) at a temperature."""
+    probabilities = (log / temperature).softmax(0)
+    return probabilities[:-1] if segmenter.procedure.softmax == "scores" else probabilities
 
 
 def _label_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -373,6 +390,8 @@ def _label_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Te
     As few walks over the values as there can be: on a CPU this is what an export takes beside the network.
     """
     procedure = segmenter.procedure
+    if procedure.softmax == "scores":
+        return _scores_and_percent(segmenter, values)
     if segmenter.temperature != 1:
         values = log_probabilities(segmenter, values).div_(segmenter.temperature)
     highest, labels = values.max(0)  # on ties the first, as argmax(), which takes several times as long
@@ -383,9 +402,24 @@ def _label_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Te
         values.mul_(100)
         if procedure.softmax == "none" or procedure.enlarge == "bicubic":
             values.clamp_(0, 100)  # a bicubic filter overshoots, a program may; and a byte would wrap around
-    if segmenter.class_map is None or segmenter.class_map.is_identity:
-        return labels, values
-    merged, other = segmenter.class_map.merge(values)
+    return _joined(segmenter.class_map, labels, values)
+
+
+def _scores_and_percent(segmenter: Segmenter, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of ``scores``; labels are the likeliest class's, also where no mask claims the pixel."""
+    labels = values.max(0).indices
+    if segmenter.temperature != 1:
+        values = tempered(segmenter, log_probabilities(segmenter, values), segmenter.temperature).mul_(100)
+    else:
+        values.mul_(100 / values.sum(0).clamp_(min=1))
+    return _joined(segmenter.class_map, labels, values)
+
+
+def _joined(class_map: ClassMap | None, labels: Tensor, percent: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (...) and percent (K, ...) of the outputs to labels (...) and percent (C, ...) of the classes."""
+    if class_map is None or class_map.is_identity:
+        return labels, percent
+    merged, other = class_map.merge(percent)
     highest, labels = merged.max(0)
     return labels if other is None else labels.masked_fill_(other > highest, IGNORE), merged
 

@@ -44,6 +44,9 @@ class Preprocessing:
         size: (width, height) that the image is resized to; ``None`` leaves it as it is.
         longer_side: instead of ``size``, what the image's longer side is resized to.
         within: instead of ``size``, (longer, shorter) sides that the image is enlarged or shrunk to fit within.
+        shorter_side: instead of ``size``, what the shorter side is resized to; the longer one is then at most
+            ``longer_side``.
+        round_up: resized sides that are no multiple are made the next one, by resizing.
         filter: one of ``FILTERS``.
         bgr: channel order of the network's input.
         divisor: of pixel values 0..255, before anything is subtracted.
@@ -61,18 +64,23 @@ class Preprocessing:
     longer_side: int | None = None
     multiple_of: int = 1
     within: tuple[int, int] | None = None
+    shorter_side: int | None = None
+    round_up: int = 1
 
     def input_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
         """(width, height) that an image of that size is resized to."""
         if self.size is not None:
             width, height = self.size
+        elif self.shorter_side is not None:
+            width, height = _with_shorter_side(width, height, self.shorter_side, self.longer_side)
         elif self.longer_side is not None:
             factor = self.longer_side / max(width, height)
             width, height = round(width * factor), round(height * factor)
         elif self.within is not None:  # rounded once, as mmcv does
             factor = scale * min(max(self.within) / max(width, height), min(self.within) / min(width, height))
             return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        return -(-width // self.round_up) * self.round_up, -(-height // self.round_up) * self.round_up
 
     def resize(self, image: UInt8, scale: float = 1.0) -> UInt8:
         """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB."""
@@ -109,13 +117,27 @@ class Preprocessing:
     def _size_fact(self) -> list[int] | str | None:
         if self.size is not None:
             return list(self.size)
-        if self.longer_side is not None:
-            return f"longer side {self.longer_side}"
+        longer = self.longer_side and f"longer side {self.longer_side}"
+        if self.shorter_side is not None:
+            return f"shorter side {self.shorter_side}" + (f", {longer} at most" if longer else "")
+        if longer:
+            return longer
         return None if self.within is None else f"within {max(self.within)}x{min(self.within)}"
 
     def resized_to(self, size: tuple[int, int]) -> Preprocessing:
         """The same with that (width, height) instead of whatever it said."""
-        return replace(self, size=size, longer_side=None, within=None)
+        return replace(self, size=size, longer_side=None, shorter_side=None, within=None)
+
+
+def _with_shorter_side(width: int, height: int, shorter: int, most: int | None) -> tuple[int, int]:
+    """(width, height) of that shorter side, the longer one ``most`` at most; fractions are cut, as by transformers."""
+    short, long = min(width, height), max(width, height)
+    exact = float(shorter)
+    if most is not None and long / short * shorter > most:
+        exact = most * short / long
+    side = round(exact)
+    other = max(1, int(exact * long / short)) if short != side else long
+    return (side, other) if width < height else (other, side)
 
 
 STUDENT = Preprocessing()
@@ -137,11 +159,36 @@ def resize(array: UInt8, size: tuple[int, int], filter: str) -> UInt8:
 
 
 def _between_neighbours(array: UInt8, size: tuple[int, int]) -> UInt8:
-    """As OpenCV's bilinear: where it halves or leaves a side bit for bit, else within one grey level."""
-    planes = torch.from_numpy(np.array(array)).view(*array.shape[:2], -1).permute(2, 0, 1)[None].float()
-    made = F.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
-    rounded = (made[0] + 0.5).to(torch.uint8).permute(1, 2, 0)  # a half goes up, as there
-    return rounded.reshape(size[1], size[0], *array.shape[2:]).numpy()
+    """As OpenCV's bilinear, bit for bit: whole numbers, shares of 1/2048, and what it drops on the way.
+
+    ``size`` is (width, height). Where both sides are halved it takes the mean of four pixels instead.
+    """
+    pixels = array.reshape(*array.shape[:2], -1).astype(np.int32)
+    if (2 * size[0], 2 * size[1]) == (pixels.shape[1], pixels.shape[0]):
+        made = (pixels[::2, ::2] + pixels[1::2, ::2] + pixels[::2, 1::2] + pixels[1::2, 1::2] + 2) >> 2
+    else:
+        left, right, before, after = _neighbours(pixels.shape[1], size[0], border=True)
+        rows = pixels[:, left] * before[:, None] + pixels[:, right] * after[:, None]  # (H, width, channels)
+        rows >>= 4
+        above, below, before, after = _neighbours(pixels.shape[0], size[1], border=False)
+        made = (before[:, None, None] * rows[above]) >> 16
+        made += (after[:, None, None] * rows[below]) >> 16
+        made = (made + 2) >> 2
+    return made.astype(np.uint8).reshape(size[1], size[0], *array.shape[2:])
+
+
+def _neighbours(length: int, made: int, border: bool) -> tuple[NDArray[np.int32], ...]:
+    """Of each of ``made`` pixels: the two of ``length`` that it lies between, and their shares in 1/2048.
+
+    Beyond the first and the last both are that pixel, which with ``border`` has all of the share: it is rounded once.
+    """
+    at = ((np.arange(made) + 0.5) * (length / made) - 0.5).astype(np.float32)
+    first = np.floor(at).astype(np.int32)
+    share = at - first
+    if border:
+        share[(first < 0) | (first >= length - 1)] = 0
+    shares = (np.rint((1 - share) * 2048).astype(np.int32), np.rint(share * 2048).astype(np.int32))
+    return (first.clip(0, length - 1), (first + 1).clip(0, length - 1), *shares)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -90,8 +90,31 @@ class TeacherName(StrEnum):
     SEGFORMER = "segformer"
 
 
+class ClassMapName(Described):
+    """Data sets whose classes are joined with Cityscapes' 19 (``data/classes``)."""
+
+    ADE20K = "ade20k", "150 classes; no traffic sign, rider, train"
+    COCO_STUFF = "coco-stuff", "171 classes; no pole, rider"
+    MAPILLARY_V1 = "mapillary-v1.2", "65 classes, or 66"
+    MAPILLARY_V2 = "mapillary-v2.0", "124 classes"
+    IDD = "idd", "26 classes of level 3; no train"
+    KITTI_360 = "kitti-360", "Cityscapes' 19 train ids"
+    BDD100K = "bdd100k", "Cityscapes' 19 train ids"
+    ACDC = "acdc", "Cityscapes' 19 train ids"
+    DARK_ZURICH = "dark-zurich", "Cityscapes' 19 train ids"
+
+
 TEACHER_ENTRY_POINTS = "endauda.teachers"
 """Group of entry points by which other packages add teachers (``docs/teachers.md``)."""
+STUDENT_ENTRY_POINTS = "endauda.students"
+"""The same of students (``docs/students.md``)."""
+
+
+class Optimizer(Described):
+    """What ``train`` moves the weights by (``training.optimizers.OPTIMIZERS``)."""
+
+    SGD = "sgd", "with Nesterov momentum, as published for DeepLabs"
+    ADAMW = "adamw", "for transformers"
 
 
 class Method(StrEnum):
@@ -130,6 +153,31 @@ class Precision(Described):
     BF16 = "bf16", "bfloat16 where it helps, the loss in float32"
     TF32 = "tf32", "float32 with TensorFloat-32 products, on cards alone"
     FP32 = "fp32", "float32"
+
+
+class Format(Described):
+    """What ``deploy`` writes (``deploying.formats.FORMATS``)."""
+
+    ONNX = "onnx", "runs nearly everywhere: onnxruntime, TensorRT, OpenVINO, browsers"
+    PT2 = "pt2", "torch.export's, for torch and what compiles it"
+    TORCHSCRIPT = "torchscript", "for C++ and telephones that have torch"
+    SAFETENSORS = "safetensors", "the weights alone, for this program and code of one's own"
+
+
+class Accuracy(Described):
+    """What a deployed network computes in."""
+
+    FLOAT32 = "float32", "as trained"
+    FLOAT16 = "float16", "half the size; fast on cards"
+    INT8 = "int8", "a quarter of the size; ONNX alone"
+
+
+class MergeBy(Described):
+    """How ``merge`` chooses among the runs that it averages."""
+
+    UNIFORM = "uniform", "all of them, equally"
+    AGREEMENT = "agreement", "those that raise the agreement with fused labels; no label is looked at"
+    MIOU = "miou", "those that raise the score on a few labelled target images"
 
 
 class Codec(Described):

@@ -38,6 +38,8 @@ JOURNALS = "fusion*.jsonl"
 """The same, with those of the parts that several processes make."""
 LAST_FILE, BEST_FILE = "last.pt", "best.pt"
 """A run's checkpoints: what it goes on from, and the one that scored best."""
+PRETRAINED_FOLDER = "pretrained"
+"""The better of them as its network's library keeps it, where it is of one."""
 METRICS_FILE, RUN_FILE = "metrics.jsonl", "config.json"
 """What a run logs, a line each time, and what it was told."""
 RECIPE_FILE, REPORT_FILE = "config.toml", "report.html"
@@ -149,9 +151,12 @@ class Workspace:
                 f"no trained run of source {source} in {self.root / 'runs' / source}: "
                 "run 'endauda train' first, or name a checkpoint with --weights"
             )
-        folder = self.run(source, names[-1])
-        best = folder / BEST_FILE
-        return best if best.exists() else folder / LAST_FILE
+        return checkpoint_in(self.run(source, names[-1])) or self.run(source, names[-1]) / LAST_FILE
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """``best.pt`` of a run's folder, else its ``last.pt``; ``None`` if it has neither."""
+    return next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
 
 
 def find_workspace(given: Path | None) -> Workspace:

@@ -261,7 +261,7 @@ def test_pretrained_encoders_are_not_asked_of_a_hub(tmp_path: Path, monkeypatch:
 
 
 def test_nothing_opens_a_connection() -> None:
-    from endauda_cli.teachers.offline import offline
+    from endauda_cli.students.offline import offline
 
     with offline(), pytest.raises(CheckpointError, match="would have to be downloaded"):
         socket.create_connection(("127.0.0.1", 9))

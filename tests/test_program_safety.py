@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from endauda_cli.checkpoint import files_sha256
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.teachers import open_teacher
 from endauda_cli.teachers.exported import is_arithmetic, refuse_code
 from endauda_cli.teachers.onnx_files import external_files
-from endauda_cli.teachers.opening import _files_sha256
 from endauda_cli.teachers.outputs import Wanted
 from endauda_cli.teachers.programs import Input, Program, input_of, program_files
 from tests.test_programs import IMAGENET, maps, save_exported, save_script
@@ -282,9 +282,9 @@ def test_external_data_is_part_of_the_digest(tmp_path: Path) -> None:
     (tmp_path / "m.onnx_data").write_bytes(b"1")
     files = program_files(tmp_path / "m.onnx")
     assert [file.name for file in files] == ["m.onnx", "m.onnx_data"]
-    before = _files_sha256(files)
+    before = files_sha256(files)
     (tmp_path / "m.onnx_data").write_bytes(b"2")
-    assert _files_sha256(files) != before
+    assert files_sha256(files) != before
     (tmp_path / "m.onnx_data").unlink()
     with pytest.raises(CheckpointError, match=r"m\.onnx_data: cannot be read .* copy it too"):
         program_files(tmp_path / "m.onnx")

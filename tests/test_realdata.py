@@ -59,8 +59,8 @@ def test_a_near_copy_does_not_take_the_trio_over() -> None:
     val = heldout.load(realdata.ROOT, 9)[-1]
     trio = val.of(("dicenet", "espnet", "espnetv2"))
     alone, before = heldout.with_copy(trio, None), heldout.before
-    assert heldout.miou(trio.truth, heldout.by_rule(*alone)) > 59
+    assert heldout.miou(trio.truth, heldout.by_rule(alone)) > 59
     for name in trio.teachers:
         copied = heldout.with_copy(trio, name, 2.0)
-        assert heldout.miou(trio.truth, heldout.by_rule(*copied)) > 58
-    assert heldout.miou(trio.truth, before(*heldout.with_copy(trio, "espnet", 2.0))) < 50
+        assert heldout.miou(trio.truth, heldout.by_rule(copied)) > 58
+    assert heldout.miou(trio.truth, before(heldout.with_copy(trio, "espnet", 2.0))) < 50

@@ -20,7 +20,7 @@ from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import ArchiveOptions, ExportConfig, InferenceConfig
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import PASSES, chosen, option, parse_temperature
-from endauda_cli.types import Arch, Backbone, FittedOn, Split, TeacherName
+from endauda_cli.types import Arch, Backbone, ClassMapName, FittedOn, Split, TeacherName
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,11 @@ class _Origin:
     description: Path | None = option(
         None, "--description", panel=_TEACHER,
         help="TOML: preprocessing, class names, output. [default: beside the program]",
+    )  # fmt: skip
+    classes: str | None = option(
+        None, "--classes", panel=_TEACHER, complete="class_maps",
+        help=f"What its outputs are, to be joined with the target's classes: {', '.join(ClassMapName)}, or a TOML with "
+        "classes, absent and [map]. [default: by name]",
     )  # fmt: skip
     backbone: Backbone | None = backbone_option(_TEACHER)
     arch: Arch | None = arch_option(_TEACHER)
@@ -89,12 +94,17 @@ def run(options: ExportTeacher) -> None:
     - `endauda export-teacher mic --weights latest.pth`
     - `endauda export-teacher dacs --weights checkpoint-iter250000.pth`
     - `endauda export-teacher mine --weights mine.pth --backbone resnet`
+    - `endauda export-teacher former --weights mask2former/ --classes ade20k`
     - `endauda export-teacher former --program former.onnx --tile 1024x1024`
     - `endauda export-teacher dacs --import outputs/dacs --split train val`
     """
     if sum(given is not None for given in (options.weights, options.program, options.imported)) != 1:
         raise ConfigError(
             "say what the teacher is: --weights FILE, --program FILE, or, if its outputs exist, --import FOLDER"
+        )
+    if options.imported is not None and options.classes is not None:
+        raise ConfigError(
+            "--classes joins a network's outputs; what --import reads is in the target's classes already"
         )
     session = open_session("export-teacher", options, options.device)
     with session.terminal.loading("torch"):
@@ -139,11 +149,18 @@ def _opened(session: Session, options: ExportTeacher) -> Teacher:
             options.name if unsaid and options.name in teacher_names() else options.network,
             program=options.program is not None,
             description=None if options.description is None else session.path(options.description),
+            joined_by=None if options.classes is None else _class_map(session, options.classes),
             arch=options.arch,
             backbone=options.backbone,
             size=options.size,
             report=session.terminal.report,
         )
+
+
+def _class_map(session: Session, given: str) -> str | Path:
+    """A map's name, or its file."""
+    path = session.path(Path(given))
+    return given if given in tuple(ClassMapName) or not path.is_file() else path
 
 
 def _with_temperature(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from endauda_cli.config import launched
 from endauda_cli.errors import ConfigError, NoImagesError, NoLabelsError, WorkspaceError, did_you_mean
 from endauda_cli.types import Split
-from endauda_cli.workspace import Workspace, find_workspace
+from endauda_cli.workspace import Workspace, checkpoint_in, find_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -125,6 +125,29 @@ class Session:
             from endauda_cli.weights import installed, read_manifest
 
             return installed(self.workspace.root, read_manifest(), given.as_posix()) or path
+        return path
+
+    def checkpoint(self, given: Path | None) -> Path:
+        """The checkpoint of a run by its name or folder, ``best.pt`` before ``last.pt``; else as ``weights``; of the
+        newest run without any.
+
+        Raises:
+            EndaudaError: if there is none.
+        """
+        source = self.task.source.name
+        if given is None:
+            return self.workspace.newest_checkpoint(source)
+        for folder in (self.workspace.run(source, str(given)), self.path(given)):
+            if (found := checkpoint_in(folder)) is not None:
+                return found
+        path = self.weights(given)
+        if not path.exists():
+            names = self.workspace.runs(source)
+            known = f"runs of {source} are {', '.join(names)}" if names else f"there is no run of {source}"
+            raise WorkspaceError(
+                f"{given}: neither a run of the workspace nor a file of weights; {known}"
+                f"{did_you_mean(str(given), names)}"
+            )
         return path
 
 

@@ -217,7 +217,7 @@ def _score_network(
     from endauda_cli.checkpoint import load_student
     from endauda_cli.config import InferenceConfig
     from endauda_cli.distributed import rank
-    from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
+    from endauda_cli.evaluation import Scoring, count_network, write_evaluation
     from endauda_cli.progress import Note, phase
     from endauda_cli.scoring import COUNTS_FILE
     from endauda_cli.segmenter import Segmenter
@@ -239,7 +239,7 @@ def _score_network(
     out = session.workspace.report(path, name)
     if out.parent != path.parent:
         report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
-    procedure = PROCEDURE.with_passes(options.scales, options.flip)
+    procedure = network.network.tested.with_passes(options.scales, options.flip)
     segmenter = Segmenter(network.model, network.preprocessing, procedure)
     pictures = out if options.save_images else None
     scoring = Scoring(domain, str(path), options.split, pictures, boundaries=True)

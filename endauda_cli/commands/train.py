@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
+    from endauda_cli.students import Network
+    from endauda_cli.teachers.starting import Start
     from endauda_cli.training.data import Stream
 
     Test = Callable[[nn.Module], EvalResult]
@@ -101,31 +103,39 @@ def run(options: Train) -> None:
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
+        from endauda_cli.training.starting import fitting
 
     for change in options.augment:
         if change not in AUGMENTATIONS:
             raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
     if not 0 <= options.profile <= MOST_PROFILED:
         raise ConfigError(f"--profile {options.profile}: 0 (none) to {MOST_PROFILED} steps; 20 tell enough")
+    start = _started(session, options)
     method, task, workspace = METHODS[options.method], session.task, session.workspace
     area = options.crop[0] * options.crop[1]
-    defaults = {"balance_area": max(1, area // 32), **method.defaults}
+    defaults = {"balance_area": max(1, area // 32), **_suiting(start, options.steps), **method.defaults}
     own = {name: value for name, value in defaults.items() if name not in options.given}
     config = chosen(TrainConfig, options, **own)
     material = Material(task, workspace, session.source_roots, session.target_roots, options.labels)
     streams, word = method.streams(material)
     if options.name is not None:
         check_name(options.name, "--name")
-    out = workspace.run(task.source.name, options.name or f"{options.arch}-{options.backbone}-{word}")
+    out = workspace.run(task.source.name, options.name or f"{_network(start, options).word}-{word}")
     with process_group(session.device()) as where, session.terminal as terminal:
         if config.labelled is not None:
             streams = with_true_labels(streams, config.labelled, material, config.workers, terminal.report)
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
         streams, held_out = hold_out(streams, config.hold_out)
         streams = with_certainties(streams, config.loss, material)
-        init = session.weights(options.init) if options.init is not None else None
+        if start is not None:
+            init = start.init
+        else:
+            init = session.weights(options.init) if options.init is not None else None
         cache = options.cache or workspace.root / "cache"
-        validate, agree, truth = _tests(session, config, held_out, (cache, out), where)
+        network = _network(start, options)
+        if start is not None:
+            network = fitting(network, config, len(task.classes))
+        validate, agree, truth = _tests(session, config, network, held_out, (cache, out), where)
         said = _recipe(session, options, config, streams, init)
         run = Run(
             task,
@@ -140,8 +150,40 @@ def run(options: Train) -> None:
             agree,
             said,
             options.profile,
+            None if start is None else network,
         )
         terminal.show(train(config, run, terminal.report))
+
+
+def _started(session: Session, options: Train) -> Start | None:
+    """What is trained, where that is no DeepLab."""
+    from endauda_cli.progress import phase
+
+    if options.network is None and options.init is None:
+        return None
+    init = None if options.init is None else session.weights(options.init)
+    with phase(session.terminal.report, "finding the network"):
+        from endauda_cli.teachers.starting import named
+
+        start = named(options.network, init, session.task.classes, lambda said: session.path(Path(said)))
+    given = [f"--{name}" for name in ("arch", "backbone") if name in options.given]
+    if start is not None and given:
+        raise ConfigError(
+            f"{' and '.join(given)}: of DeepLabs, but {start.network.title} was named; leave one of them out"
+        )
+    return start
+
+
+def _network(start: Start | None, options: Train) -> Network:
+    from endauda_cli.students import deeplab
+
+    return deeplab(options.arch, options.backbone) if start is None else start.network
+
+
+def _suiting(start: Start | None, steps: int) -> dict[str, Any]:
+    """The network's own defaults; a short run warms up in its first twentieth."""
+    suiting = {} if start is None else dict(start.recipe)
+    return suiting | ({"warm_up": min(suiting["warm_up"], steps // 20)} if "warm_up" in suiting else {})
 
 
 def _recipe(
@@ -155,7 +197,8 @@ def _recipe(
     of_workspace = folder is not None and folder == workspace.labels(target, folder.name)
     found: dict[str, Any] = {
         "labels": folder and (folder.name if of_workspace else workspace.written(folder)),
-        "init": init and workspace.written(init),
+        "network": options.network and _written(session, options.network),
+        "init": init and options.init and workspace.written(init),
         "source_data": options.source_data and workspace.written(options.source_data),
         "target_data": options.target_data and workspace.written(options.target_data),
         "drop_mismatched": options.drop_mismatched,
@@ -168,16 +211,23 @@ def _recipe(
     return {key: value for key, value in words.items() if value is not None}
 
 
+def _written(session: Session, network: str) -> str:
+    """A folder as it can be found from elsewhere, else the name."""
+    folder = session.path(Path(network))
+    return session.workspace.written(folder) if folder.is_dir() else network
+
+
 def _tests(
     session: Session,
     config: TrainConfig,
+    network: Network,
     held_out: Sequence[Sample],
     folders: tuple[Path, Path],
     device: torch.device,
 ) -> tuple[Test | None, Test | None, str]:
     """What scores a network on labelled images of the target, and on fused labels of images held out, where that is
     wanted; and a digest of the labels that the best is chosen by. ``folders``: of caches, and of the run."""
-    from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
+    from endauda_cli.evaluation import Scoring, evaluate
     from endauda_cli.labels import shows_class
     from endauda_cli.progress import Note
     from endauda_cli.segmenter import Segmenter
@@ -185,7 +235,6 @@ def _tests(
     from endauda_cli.training.methods.distill import read_fused
     from endauda_cli.training.precision import chosen_precision
     from endauda_cli.training.validating import ValidationImages
-    from endauda_cli.transforms import Preprocessing
 
     cache, out = folders
     if not config.validate_every:
@@ -200,12 +249,13 @@ def _tests(
     inference = InferenceConfig(amp=half, workers=config.workers)
 
     def test_on(samples: Sequence[Sample], scoring: Scoring) -> Test | None:
-        paths, preprocessing = [sample.image for sample in samples], Preprocessing(size=config.size)
+        paths = [sample.image for sample in samples]
+        preprocessing = replace(network.preprocessing, size=config.size)
         images = ValidationImages(paths, preprocessing, config, cache, (out, scoring.split), report)
 
         def test(model: nn.Module) -> EvalResult:
             images.fill()
-            segmenter = Segmenter(model, preprocessing, PROCEDURE)
+            segmenter = Segmenter(model, preprocessing, network.tested)
             return evaluate(segmenter, samples, scoring, inference, device, report, images)
 
         return test if samples else None

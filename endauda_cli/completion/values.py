@@ -12,7 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.types import Augmentation, Codec, FittedOn, FusionRule, PolicyKind
+from endauda_cli.types import (
+    Accuracy,
+    Augmentation,
+    ClassMapName,
+    Codec,
+    FittedOn,
+    Format,
+    FusionRule,
+    MergeBy,
+    PolicyKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init", "config"), "files")
+PATHS |= dict.fromkeys(("target", "weights", "init", "config", "classes", "run", "runs"), "files")
 PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
@@ -224,6 +234,18 @@ def _networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     return {**entries, **{name.value: "published" for name in TeacherName}}.items()
 
 
+def _student_networks(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    from importlib.metadata import entry_points
+
+    from endauda_cli.types import STUDENT_ENTRY_POINTS, TeacherName
+
+    yield "smp:unet/resnet18", "any network and encoder of segmentation-models-pytorch"
+    for name in TeacherName:
+        yield name.value, "a published teacher's"
+    for entry in entry_points(group=STUDENT_ENTRY_POINTS):
+        yield entry.name, f"of {entry.value.partition(':')[0]}"
+
+
 def _devices(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     """What may be there; to be sure would take torch."""
     yield "auto", "the fastest there is"
@@ -238,6 +260,7 @@ def _devices(ctx: Any, workspace: Workspace) -> Iterable[Described]:
 
 teachers = _completer(_teachers)
 networks = _completer(_networks)
+student_networks = _completer(_student_networks)
 archives = _completer(_archives)
 images = _completer(_images)
 labelled_images = _completer(_labelled_images)
@@ -254,7 +277,9 @@ commands = _completer(
     lambda ctx, workspace: ((name, "") for name in ctx.find_root().command.list_commands(ctx))
 )
 policies = _choices(PolicyKind)
+formats, accuracies, merging = _choices(Format), _choices(Accuracy), _choices(MergeBy)
 codecs = _choices(Codec)
+class_maps = _choices(ClassMapName)
 temperatures = _choices(FittedOn)
 augmentations = _choices(Augmentation)
 shells = _plain("bash", "zsh", "fish", "powershell")

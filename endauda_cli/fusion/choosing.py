@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SAMPLED_IMAGES = 200
 SAMPLED_PIXELS = 100_000
 """Label-free statistics need no more: they are means over pixels, and neighbours say the same."""
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 """Grows when what is computed from the same archives changes, so that what was kept is computed again."""
 
 
@@ -294,8 +294,9 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
     sample = _sample(evidence.readers, ids, report)
     shown = _labelled_pixels(evidence, labelled, report) if labelled else None
     with phase(report, "fitting the consensus"):
-        model = consensus.fit(sample.labels, sample.certainties, num_classes, shown)
-        belief = consensus.believe(sample.labels, sample.certainties, model)
+        places = consensus.Places(sample.place, len(ids))
+        model = consensus.fit(sample.labels, sample.certainties, num_classes, shown, places)
+        belief = consensus.believe(sample.labels, sample.certainties, model, sample.place)
         fitted = _Fitted(
             model,
             consensus.overlaps(sample.labels, belief, sample.image),
@@ -348,18 +349,20 @@ def _write_fitted(file: Path, fitted: _Fitted) -> None:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Sampled pixels: (T, S) labels, (T, S, C) certainties, and (S,) the number of their image."""
+    """Sampled pixels: (T, S) labels, (T, S, C) certainties, (S,) the number of their image and their place in it."""
 
     labels: NDArray[np.uint8]
     certainties: NDArray[np.uint8]
     image: NDArray[np.intp]
+    place: NDArray[np.intp]
 
 
 def _sample(readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: Reporter) -> _Pixels:
     """Pixels on a regular grid over the images."""
-    labels, certainties, image_of = [], [], []
+    labels, certainties, image_of, places = [], [], [], []
     for number, image in enumerate(counted(ids, len(ids), "weighing the teachers", report)):
-        pixels = _grid(common_size(readers, image), SAMPLED_PIXELS // len(ids) + 1, number + 1)
+        size = common_size(readers, image)
+        pixels = _grid(size, SAMPLED_PIXELS // len(ids) + 1, number + 1)
         labels.append(np.stack([reader.labels(image).ravel()[pixels] for reader in readers.values()]))
         certainties.append(
             np.stack(
@@ -370,7 +373,13 @@ def _sample(readers: Mapping[str, TeacherOutputs], ids: Sequence[str], report: R
             )
         )
         image_of.append(np.full(len(pixels), number))
-    return _Pixels(np.concatenate(labels, 1), np.concatenate(certainties, 1), np.concatenate(image_of))
+        places.append(consensus.places_of(*size).ravel()[pixels])
+    return _Pixels(
+        np.concatenate(labels, 1),
+        np.concatenate(certainties, 1),
+        np.concatenate(image_of),
+        np.concatenate(places),
+    )
 
 
 def _labelled_pixels(evidence: Evidence, samples: Sequence[Sample], report: Reporter) -> consensus.Labelled:

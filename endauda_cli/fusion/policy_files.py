@@ -12,7 +12,7 @@ from endauda_cli.errors import PolicyError
 from endauda_cli.files import read_text
 from endauda_cli.fusion.array_files import read_arrays, read_npy, write_arrays
 from endauda_cli.fusion.rules import policies
-from endauda_cli.fusion.rules.consensus import BINS, Consensus
+from endauda_cli.fusion.rules.consensus import BINS, COLUMNS, ROWS, Consensus
 from endauda_cli.types import CONSENSUS_FILE, PolicyKind
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def expected_arrays(teachers: int, classes: int) -> Expected:
     return {
         "edges": (np.uint8, (teachers, classes, BINS - 1)),
         "evidence": (np.float32, (teachers, classes * classes * BINS + 1, classes)),
-        "prior": (np.float32, (classes,)),
+        "prior": (np.float32, (ROWS * COLUMNS, classes)),
         "powers": (np.float64, (teachers,)),
         "weights": (np.float64, (teachers,)),
         "iou": (np.float64, (classes,)),

@@ -102,9 +102,14 @@ def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> st
     the exceptions in the tables of this module. Otherwise ``CheckpointError``, and ``module`` keeps
     the weights it had.
     """
-    expected = module.state_dict()
     content = read_content(path) if content is None else content
-    state = state_dict_in(path, content)
+    fill(module, path, state_dict_in(path, content))
+    return peeled(path, content)
+
+
+def fill(module: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
+    """As :func:`load_checkpoint`, of a state dict whose names are ``module``'s own."""
+    expected = module.state_dict()
     found = {
         key: tensor
         for key, tensor in state.items()
@@ -120,7 +125,6 @@ def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> st
     if missing or unexpected or misshaped:
         raise CheckpointError(f"{path}: {_misfit(expected, found, missing, unexpected, misshaped)}")
     module.load_state_dict(found)
-    return peeled(path, content)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

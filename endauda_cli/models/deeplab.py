@@ -31,10 +31,17 @@ class Student(nn.Module):
 
     trains_norm: ClassVar[bool] = True
     """Whether the optimiser moves the weights and biases of batch norms."""
+    encoder_parts: tuple[str, ...] = ("backbone",)
+    """Modules of ``network`` that learn at the base rate; empty is all of it."""
 
     def __init__(self, backbone: FeatureExtractor) -> None:
         super().__init__()
         self.backbone = backbone
+
+    @property
+    def network(self) -> nn.Module:
+        """What the weights of a checkpoint are of."""
+        return self
 
     if TYPE_CHECKING:
 
@@ -191,12 +198,13 @@ class ParameterGroups(NamedTuple):
 
 
 def parameter_groups(student: Student) -> ParameterGroups:
-    """The published split: the backbone at the base learning rate, everything else at ten times that.
+    """The published split: the backbone (of others, the encoder) at the base learning rate, the rest at ten times that.
 
     Every parameter that needs a gradient is in one of them, whatever layer it is of; but for those of DeepLabv2's norm
     layers, whose weights and biases keep their values.
     """
-    backbone = {id(parameter) for parameter in student.backbone.parameters()}
+    parts = [student.network.get_submodule(part) for part in student.encoder_parts or ("",)]
+    backbone = {id(parameter) for part in parts for parameter in part.parameters()}
     kept: set[int] = set()
     if not student.trains_norm:
         norms = (module for module in student.modules() if isinstance(module, nn.BatchNorm2d))

@@ -80,7 +80,8 @@ class HRDA(nn.Module):
                 slice(left // 4, left // 4 + logits.shape[3]),
             )
             if total is None:
-                total = logits.new_zeros(*logits.shape[:2], height, width)
+                dtype = torch.promote_types(logits.dtype, torch.float32)  # also where halves are computed in
+                total = logits.new_zeros((*logits.shape[:2], height, width), dtype=dtype)
             total[place] += logits
             count[place] += 1
         assert total is not None

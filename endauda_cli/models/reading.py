@@ -5,6 +5,7 @@ What a file declares is compared with its size before torch sees it: a zip of 3 
 
 from __future__ import annotations
 
+import json
 import mmap
 import pickle
 import re
@@ -94,7 +95,25 @@ def read_content(path: Path, in_memory: bool = True) -> object:
             )
     except Exception as error:  # a damaged pickle or archive can end in an error of almost any type
         raise _refusal(path, head, error) from error
-    return content
+    meta = _said_in_safetensors(path) if head[8:9] == b"{" else None
+    return content if meta is None else {"weights": content, "meta": meta}
+
+
+SAID = "endauda"
+"""Under which ``deploy`` keeps a checkpoint's ``meta``, as JSON, in the metadata of safetensors."""
+_MOST_HEADER = 100 << 20
+
+
+def _said_in_safetensors(path: Path) -> object:
+    """What a deployed checkpoint says of itself; ``None`` of others' files."""
+    with open_regular(path, MOST_BYTES) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            return None
+        try:
+            return json.loads(json.loads(file.read(length))["__metadata__"][SAID])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
 
 
 def refuse_unreadable(path: Path) -> None:

@@ -11,17 +11,30 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from endauda_cli.models.grouping import blocks_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from endauda_cli.models.deeplab import Student
     from endauda_cli.models.layers import FeatureExtractor
 
 
-def recompute_blocks(backbone: FeatureExtractor) -> int:
-    """Change the backbone so that it keeps what goes into its blocks alone; returns how many there are.
+def recompute_encoder(student: Student) -> int:
+    """Change the student so that it keeps what goes into its encoder's blocks alone; returns how many there are.
 
-    A block is an element of a sequence that has several layers. What is learnt stays the same, bit for bit.
+    What is learnt stays the same, bit for bit.
     """
+    if student.network is student:
+        return recompute_blocks(student.backbone)
+    blocks = blocks_of(student.network, student.encoder_parts)
+    for block in blocks:
+        _recompute(block)
+    return len(blocks)
+
+
+def recompute_blocks(backbone: FeatureExtractor) -> int:
+    """The same of a backbone of ours. A block is an element of a sequence that has several layers."""
     blocks = {  # each once: a sequence may be a part of another
         block
         for sequence in backbone.modules()
@@ -37,11 +50,16 @@ def recompute_blocks(backbone: FeatureExtractor) -> int:
 def _recompute(block: nn.Module) -> None:
     forward = block.forward
 
-    def again(x: Tensor) -> Any:
+    def again(x: Tensor, *more: Any, **named: Any) -> Any:
         if not (block.training and x.requires_grad):
-            return forward(x)
+            return forward(x, *more, **named)
         return checkpoint(
-            forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
+            forward,
+            x,
+            *more,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _statistics_kept(block)),
+            **named,
         )
 
     block.forward = again

@@ -3,7 +3,7 @@
 A program or a checkpoint does not know its preprocessing, and a wrong one is never noticed but in the score. So
 it is written down beside the file:
 
-    classes = ["road", "car", "person"]     # of the outputs, in order; default: the task's
+    classes = ["road", "car", "person"]     # of the outputs, in order; default: the task's; or "ade20k" (class_maps)
     absent = ["train"]                      # classes of the task that no output stands for
     [map]                                   # output -> class of the task where names differ; "" for none
     pedestrian = "person"
@@ -27,18 +27,23 @@ it is written down beside the file:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import ConfigError, known_are
-from endauda_cli.files import read_toml
+from endauda_cli.files import read_toml, toml_line, toml_text
 from endauda_cli.segmenter import ClassMap, Procedure
+from endauda_cli.teachers.class_maps import content_of, in_order
 from endauda_cli.transforms import FILTERS, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from endauda_cli.segmenter import Segmenter
+
+PROGRAM_INPUT = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
+"""What a program's description starts from."""
 MAX_SIDE = 65_536
 """Of a network's input, in pixels."""
 _MAX_NAME = 200
@@ -46,7 +51,17 @@ _MAX_NAME = 200
 _MAX_CLASSES = 10_000
 
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "": {"classes": list, "absent": list, "map": dict, "input": dict, "output": dict, "passes": dict},
+    "": {
+        "title": str,
+        "source": list,
+        "classes": (list, str),
+        "further": list,
+        "absent": list,
+        "map": dict,
+        "input": dict,
+        "output": dict,
+        "passes": dict,
+    },
     "input": {
         "size": list,
         "longer_side": int,
@@ -77,6 +92,10 @@ class Description:
     classes: tuple[str, ...] | None = None
     absent: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    shipped: str | None = None
+    """The name of the map that the classes come from, if they do (``class_maps``)."""
+    further: tuple[str, ...] = ()
+    """Outputs that some networks of these classes have behind them."""
 
     def preprocessing(self, base: Preprocessing) -> Preprocessing:
         """``base`` with what ``[input]`` says."""
@@ -116,6 +135,11 @@ class Description:
     def procedure(self, base: Procedure) -> Procedure:
         """``base`` with what ``[output]`` and ``[passes]`` say."""
         output, passes = self.tables["output"], self.tables["passes"]
+        if base.softmax == "scores" and {"softmax", "kind"} & set(output):
+            raise ConfigError(
+                f"{self.path}: [output] says kind or softmax, but a universal segmenter's outputs are scores of masks, "
+                "neither logits nor a softmax; leave it out"
+            )
         changes: dict[str, Any] = {}
         if "softmax" in output:
             changes["softmax"] = {"before": "first", "after": "last"}[output["softmax"]]
@@ -171,22 +195,167 @@ def read_description(path: Path) -> Description:
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: no TOML ({error!s:.200})") from error
+    return _description(path, content)
+
+
+def read_classes(given: str | Path) -> Description:
+    """Classes alone: a map known by name, or a TOML of which nothing else is taken.
+
+    Raises:
+        ConfigError: as ``read_description``, or if no map has that name, or if it says more than classes.
+    """
+    if isinstance(given, str):
+        return _description(Path(f"{given}.toml"), {"classes": given})
+    said = read_description(given)
+    more = next((name for name, table in said.tables.items() if table), None)
+    if more is not None:
+        raise ConfigError(
+            f"{given}: has [{more}], but a map of classes has classes, absent and [map] alone; name it with "
+            "--description"
+        )
+    return said
+
+
+def with_classes(said: Description | None, mapped: Description) -> Description:
+    """A description with the classes of another.
+
+    Raises:
+        ConfigError: if it has classes itself.
+    """
+    if said is None:
+        return mapped
+    if said.classes or said.absent or said.names:
+        raise ConfigError(
+            f"{said.path}: says classes itself, and --classes would say them again; leave one out"
+        )
+    return replace(mapped, path=said.path, tables=said.tables)
+
+
+def _description(path: Path, content: Mapping[str, Any]) -> Description:
     _check(path, "", content)
+    if isinstance(shipped := content.get("classes"), str):
+        own = _description(path, {**content, "classes": []})
+        base = _description(Path(f"{shipped}.toml"), content_of(shipped))
+        _refuse_unlisted(path, own.names, (*(base.classes or ()), *base.further))
+        names = {**base.names, **own.names}
+        absent = tuple(name for name in base.absent if name not in names.values())
+        return replace(
+            own, classes=base.classes, further=base.further, names=names, shipped=shipped,
+            absent=tuple(dict.fromkeys((*absent, *own.absent))),
+        )  # fmt: skip
     tables = {name: content.get(name, {}) for name in ("input", "output", "passes")}
     for name, table in tables.items():
         _check(path, name, table)
     names = content.get("map", {})
-    lists = {key: content.get(key, []) for key in ("classes", "absent")}
+    lists = {key: content.get(key, []) for key in ("classes", "absent", "further", "source")}
     if not all(isinstance(value, str) for values in (*lists.values(), names.values()) for value in values):
         raise ConfigError(f"{path}: classes, absent and [map] hold names of classes, so strings")
-    _check_names(path, (*lists["classes"], *lists["absent"], *names, *names.values()))
+    _check_names(path, (*lists["classes"], *lists["absent"], *lists["further"], *names, *names.values()))
     classes = tuple(lists["classes"]) or None
-    unknown = next((name for name in names if classes is not None and name not in classes), None)
-    if unknown is not None:
+    if classes is not None:
+        _refuse_unlisted(path, names, (*classes, *lists["further"]))
+    return Description(path, tables, classes, tuple(lists["absent"]), names, further=tuple(lists["further"]))
+
+
+def fitted(
+    said: Description, outputs: Sequence[str] | None, classes: Sequence[str], where: Path
+) -> Description:
+    """A map that is known by name, for one network and task.
+
+    Args:
+        said: the map; any other description comes back as it is.
+        outputs: what the network calls its outputs, or ``None``: then they are in the map's order.
+        classes: the task's. What the map has beyond these has no class.
+        where: the network's file, for messages.
+
+    Raises:
+        ConfigError: if the outputs are not the map's, or the task has a class that the map knows nothing of.
+    """
+    if said.shipped is None:
+        return said
+    if outputs is not None:
+        order = in_order(said.shipped, said.classes or (), said.further, outputs, where)
+        said = replace(said, classes=order)
+    known = {*said.names.values(), *(said.classes or ()), *said.absent}
+    unknown = [name for name in classes if name not in known]
+    if unknown:
         raise ConfigError(
-            f"{path}: [map] names an output {unknown!r:.80}, but classes lists none of that name"
+            f"{where}: {said.shipped} joins outputs with Cityscapes' classes, and has none for {', '.join(unknown)}; "
+            "write a TOML with classes and [map] of your own, and name that instead"
         )
-    return Description(path, tables, classes, tuple(lists["absent"]), names)
+    names = {output: name if name in classes else "" for output, name in said.names.items()}
+    return replace(said, names=names, absent=tuple(name for name in said.absent if name in classes))
+
+
+def description_text(segmenter: Segmenter, classes: Sequence[str], remark: str) -> str:
+    """The TOML that says what a segmenter does around its network; :func:`read_description` gives the same back.
+
+    Args:
+        segmenter: its preprocessing, procedure and class map.
+        classes: the task's.
+        remark: the first line, a comment.
+    """
+    made, run, joined = segmenter.preprocessing, segmenter.procedure, segmenter.class_map
+    outputs = tuple(classes) if joined is None else joined.outputs
+    lines = [f"# {remark}", toml_line("classes", list(outputs))]
+    if joined is not None:
+        lines += [toml_line("absent", [classes[c] for c in joined.absent]), "[map]"]
+        lines += [
+            f"{toml_text(output)} = {toml_text('' if target is None else classes[target])}"
+            for output, target in zip(outputs, joined.targets, strict=True)
+        ]
+    lines.append("[input]")
+    if made.size is not None:
+        lines.append(f"size = {list(made.size)}  # width, height")
+    elif made.longer_side is not None:
+        lines.append(f"longer_side = {made.longer_side}")
+    lines += [
+        toml_line("filter", made.filter),
+        toml_line("channels", "bgr" if made.bgr else "rgb"),
+        f"divisor = {made.divisor!r}  # of pixel values, before mean and std",
+        f"mean = {list(made.mean)}",
+        f"std = {list(made.std)}",
+        f"multiple_of = {made.multiple_of}",
+        "[output]",
+        toml_line("kind", "probabilities" if run.softmax == "none" else "logits"),
+    ]
+    if run.softmax != "none":
+        lines.append(f"{toml_line('softmax', 'before' if run.softmax == 'first' else 'after')}  # upsampling")
+    lines += [
+        toml_line("align_corners", run.align_corners),
+        f"heads = {list(run.heads)}",
+        "[passes]",
+        f"scales = {list(run.scales)}",
+        toml_line("flip", run.flip),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def refuse_unsaid(path: Path, segmenter: Segmenter, where: Path) -> None:
+    """Make sure that the description at ``path`` says all that the segmenter does.
+
+    Raises:
+        ConfigError: names what it cannot say of the network in ``where``.
+    """
+    said, run = read_description(path), segmenter.procedure
+    if run.scales == (1.0,):
+        run = replace(run, rescale="pixels")  # nothing is rescaled
+    pairs = (
+        (segmenter.preprocessing, said.preprocessing(PROGRAM_INPUT)),
+        (run, said.procedure(Procedure())),
+        (segmenter.temperature, 1.0),
+    )
+    for meant, found in pairs:
+        if meant != found:
+            unsaid = (
+                [f.name for f in fields(meant) if getattr(meant, f.name) != getattr(found, f.name)]
+                if is_dataclass(meant) and not isinstance(meant, type)
+                else ["temperature"]
+            )
+            raise ConfigError(
+                f"{where}: a description cannot say its {' and '.join(unsaid)}, so no other program could run it as it "
+                "is meant; deploy a student that was trained on its labels instead"
+            )
 
 
 def join_classes(
@@ -216,10 +385,23 @@ def join_classes(
     missing = [classes[c] for c in joined.absent if classes[c] not in absent]
     if missing:
         raise ConfigError(
-            f"{where}: no output stands for {', '.join(missing)}; its outputs are {', '.join(named or ())}: join them "
-            "by name in a description's [map], or list the class as absent"
+            f"{where}: no output stands for {', '.join(missing)}; its outputs are {_listed(named or ())}: join them "
+            "by name in a description's [map], or by --classes where it was trained on a known data set, or list the "
+            "class as absent"
         )
     return None if joined.is_identity and joined.outputs == tuple(classes) else joined
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:20], f"and {len(names) - 20} more"] if len(names) > 20 else names)
+
+
+def _refuse_unlisted(path: Path, names: Mapping[str, str], classes: Sequence[str]) -> None:
+    unknown = next((name for name in names if name not in classes), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"{path}: [map] names an output {unknown!r:.80}, but classes lists none of that name"
+        )
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:

@@ -5,49 +5,37 @@ Both libraries are optional. Nothing is downloaded, and no code that lies beside
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError
 from endauda_cli.files import read_text
+from endauda_cli.models.foreign import Logits, Mask
 from endauda_cli.models.reading import opened, refuse_unreadable
 from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
-from endauda_cli.teachers.offline import offline
-from endauda_cli.teachers.processors import numbers_in, preprocessing_of
+from endauda_cli.students.offline import offline
+from endauda_cli.students.settings import refuse_hubs, refuse_numbers, refuse_smp
+from endauda_cli.teachers.processors import preprocessing_of
+from endauda_cli.teachers.universal import UNIVERSAL, Scores, semantic_task
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALVES = (0.5, 0.5, 0.5)
 
-_MOST_OF = (
-    ("label", 10_000),
-    ("class", 10_000),
-    ("layer", 1_000),
-    ("depth", 1_000),
-    ("block", 1_000),
-    ("head", 4_096),
-)
-"""Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
-_MOST = 1 << 24
-_OPTIONAL_SUFFIXES = (".num_batches_tracked",)
-"""PyTorch before 0.4.1 had no such counter, and nothing reads it."""
-
-_ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
-"""Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
-_WORDS = ("act_layer", "norm_layer", "global_pool")
-"""Settings that timm takes as words; other words may be paths, such as ``checkpoint_path``."""
+_OPTIONAL_SUFFIXES = (".num_batches_tracked", "criterion.empty_weight")
+"""PyTorch before 0.4.1 had no such counter, and nothing reads it; nor a loss's weights."""
 
 
 class Found(NamedTuple):
@@ -59,31 +47,6 @@ class Found(NamedTuple):
     procedure: Procedure
     outputs: tuple[str, ...] | None
     """Names of the classes, if the folder knows them."""
-
-
-class _Mask(nn.Module):
-    """A segmentation-models-pytorch model without the image label that some give beside the mask."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        output = self.model(images)
-        mask: Tensor = output if isinstance(output, Tensor) else output[0]
-        return mask
-
-
-class _Logits(nn.Module):
-    """A transformers model as images to logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=images).logits
-        return logits
 
 
 def open_folder(folder: Path, own_size: bool = True) -> Found:
@@ -99,11 +62,17 @@ def open_folder(folder: Path, own_size: bool = True) -> Found:
     """
     config = read_settings(folder)
     library = "segmentation-models-pytorch" if "_model_class" in config else "transformers"
+    with library_errors(folder, library), offline():
+        if "_model_class" in config:
+            return _open_smp(folder, config)
+        return _open_transformers(folder, config, own_size)
+
+
+@contextmanager
+def library_errors(folder: Path | str, library: str) -> Iterator[None]:
+    """While open, whatever a library raises over a folder becomes a sentence."""
     try:
-        with offline():
-            if "_model_class" in config:
-                return _open_smp(folder, config)
-            return _open_transformers(folder, config, own_size)
+        yield
     except ImportError as error:
         extra = {"segmentation-models-pytorch": "smp"}.get(library, library)
         raise ConfigError(f"{folder}: needs {library}; pip install 'endauda[{extra}]'") from error
@@ -126,8 +95,8 @@ def open_folder(folder: Path, own_size: bool = True) -> Found:
 def read_settings(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``, if all numbers and names in it are such that a library may be given them."""
     config = _read_json(folder / "config.json")
-    _refuse_numbers(folder / "config.json", config)
-    _labels(folder, config)
+    refuse_numbers(folder / "config.json", config)
+    names_of(folder, config)
     return config
 
 
@@ -142,14 +111,14 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
             f"{folder}: _model_class {kind!r:.80} is no model of segmentation-models-pytorch; save it there again"
         )
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
-    _check_smp(folder, settings, build)
+    refuse_smp(folder, settings, build)
     made = {**settings, "encoder_weights": None}  # those of the folder follow; nothing is downloaded
     _refuse_larger(folder, lambda: build(**made), weights_bytes)
     try:
         model = smp.from_pretrained(str(folder), encoder_weights=None, strict=True)
     except RuntimeError as error:
         raise CheckpointError(_lacking(folder, error)) from error
-    mean, std, bgr, divisor = _smp_input(folder, config)
+    mean, std, bgr, divisor = smp_input(config)
     stride = int(getattr(model.encoder, "output_stride", 32))
     preprocessing = Preprocessing(
         size=None, bgr=bgr, mean=mean, std=std, divisor=divisor, multiple_of=max(32, stride)
@@ -161,38 +130,10 @@ def _open_smp(folder: Path, config: dict[str, Any]) -> Found:
             f"{folder}: activation {activation!r}, but logits or a softmax over classes were expected"
         )
     softmax: Any = activated[activation]
-    return Found("segmentation-models-pytorch", _Mask(model), preprocessing, Procedure(softmax=softmax), None)
+    return Found("segmentation-models-pytorch", Mask(model), preprocessing, Procedure(softmax=softmax), None)
 
 
-def _check_smp(folder: Path, settings: dict[str, Any], build: type[nn.Module]) -> None:
-    """Refuse settings that lead out of the folder, and networks that do not take colour images."""
-    encoder, channels = settings.get("encoder_name"), settings.get("in_channels", 3)
-    if encoder is not None and not (isinstance(encoder, str) and _ENCODER.fullmatch(encoder)):
-        raise CheckpointError(
-            f"{folder}: encoder_name {encoder!r:.80} leads to a hub or another folder, but an encoder of the library "
-            "was expected; nothing is downloaded but by download-weights"
-        )
-    if channels != 3:
-        raise CheckpointError(
-            f"{folder}: takes images of {channels!r:.20} channels, but 3 (red, green, blue) were expected; name a "
-            "network for colour images"
-        )
-    known = inspect.signature(build.__init__).parameters
-    for key, value in settings.items():
-        if key in known:
-            continue
-        plain = value is None or isinstance(value, int | float)
-        numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
-        if key.startswith("pretrained") or not (
-            plain or numbers or (key in _WORDS and isinstance(value, str))
-        ):
-            raise CheckpointError(
-                f"{folder}: config.json has {key!r:.80}, which {build.__name__} does not know and which might lead to "
-                "other files; remove it"
-            )
-
-
-def _smp_input(folder: Path, config: dict[str, Any]) -> tuple[Any, Any, bool, float]:
+def smp_input(config: dict[str, Any]) -> tuple[Any, Any, bool, float]:
     """(mean, std, BGR, divisor) that an encoder's pretrained weights want; smp would ask a hub for most of them."""
     encoder, weights = str(config.get("encoder_name")), config.get("encoder_weights")
     if weights is None:
@@ -215,16 +156,16 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
     import transformers
 
     library: Any = transformers  # not typed
-    auto = library.AutoModelForSemanticSegmentation
+    family = UNIVERSAL.get(str(config.get("model_type")))
+    task = "Semantic" if family is None else "Universal"
+    auto = getattr(library, f"AutoModelFor{task}Segmentation")
 
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    safe = any(folder.glob("*.safetensors"))
-    stem = "model.safetensors" if safe else "pytorch_model.bin"
-    weights_bytes = _weights_bytes(folder, (stem, f"{stem}.index.json"))
-    _refuse_hubs(folder, config)
-    outputs = _labels(folder, config)
+    safe, weights_bytes = checked_weights(folder)
+    refuse_hubs(folder, config)
+    outputs = names_of(folder, config)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     made = library.AutoConfig.from_pretrained(str(folder), **local)
     _refuse_larger(
@@ -237,18 +178,16 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
     _refuse_unfilled(folder, info)  # also what did not fit, with its name
-    settings = _processor_settings(folder)
-    # Its post-processing enlarges logits without aligned corners.
-    return Found(
-        "transformers",
-        _Logits(model),
-        preprocessing_of(folder, settings, own_size),
-        Procedure(align_corners=False),
-        outputs,
-    )
+    preprocessing = preprocessing_of(*_processor_settings(folder), own_size)
+    # All their post-processing enlarges without aligned corners.
+    if family is None:
+        return Found("transformers", Logits(model), preprocessing, Procedure(align_corners=False), outputs)
+    words = semantic_task(folder, int(model.config.task_seq_len)) if family.task else None
+    procedure = Procedure(align_corners=False, softmax="scores")
+    return Found("transformers", Scores(model, family, words), preprocessing, procedure, outputs)
 
 
-def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
+def names_of(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     """Names of the outputs, in order; ``None`` where nobody named them."""
     table = config.get("id2label") or {}
     if not isinstance(table, dict) or not all(re.fullmatch(r"\d{1,6}", str(key), re.ASCII) for key in table):
@@ -268,25 +207,28 @@ def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     return None if unnamed else outputs
 
 
-def _refuse_hubs(folder: Path, config: dict[str, Any]) -> None:
-    if config.get("use_pretrained_backbone"):
-        raise CheckpointError(
-            f"{folder}: use_pretrained_backbone in config.json would download the backbone "
-            f"{config.get('backbone')!r:.80}; save the whole network with save_pretrained, which says false there"
-        )
-
-
-def _processor_settings(folder: Path) -> dict[str, Any]:
+def _processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how images are prepared, and what is in it of that."""
+    whole = folder / "processor_config.json"  # since transformers 5, of a processor with a tokenizer
+    if whole.exists() and isinstance(settings := _read_json(whole).get("image_processor"), dict):
+        return whole, settings
     path = folder / "preprocessor_config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
             "there too, with processor.save_pretrained(folder)"
         )
-    return _read_json(path)
+    return path, _read_json(path)
 
 
 # ---------------------------------------------------------------------------- what is declared, and what is there
+
+
+def checked_weights(folder: Path) -> tuple[bool, int]:
+    """Whether the folder's weights are safetensors, and their bytes; raises as :func:`_weights_bytes`."""
+    safe = any(folder.glob("*.safetensors"))
+    stem = "model.safetensors" if safe else "pytorch_model.bin"
+    return safe, _weights_bytes(folder, (stem, f"{stem}.index.json"))
 
 
 def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
@@ -326,18 +268,6 @@ def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
         if not file.endswith(".safetensors"):
             refuse_unreadable(path)
     return total
-
-
-def _refuse_numbers(path: Path, config: dict[str, Any]) -> None:
-    """Numbers that no network has, before a library makes a table or layers of them."""
-    for key, number in numbers_in(config):
-        counted = key.startswith(("num_", "n_")) or key in ("classes", "depth", "depths", "encoder_depth")
-        most = next((most for word, most in _MOST_OF if word in key and counted), _MOST)
-        if isinstance(number, int) and not -_MOST <= number <= most:
-            raise CheckpointError(
-                f"{path}: {key!r:.80} is {str(number)[:20]}, but at most {most:,} was expected; the file is damaged or "
-                "forged"
-            )
 
 
 def _refuse_larger(folder: Path, build: Callable[[], nn.Module], weights_bytes: int) -> None:

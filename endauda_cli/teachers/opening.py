@@ -6,15 +6,13 @@ runs a teacher, to export it or to fuse it on the fly, calls it and gives the ``
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from endauda_cli.checkpoint import load_student, sha256
+from endauda_cli.checkpoint import files_sha256, load_student, sha256
 from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import build_teacher, load_checkpoint
 from endauda_cli.models.compat import state_dict_in
@@ -23,12 +21,19 @@ from endauda_cli.models.reading import no_weights, read_content
 from endauda_cli.models.unfilled import Unfilled
 from endauda_cli.progress import Note, silent
 from endauda_cli.segmenter import Procedure, Segmenter
-from endauda_cli.teachers.descriptions import join_classes, read_description
+from endauda_cli.teachers.descriptions import (
+    PROGRAM_INPUT,
+    fitted,
+    join_classes,
+    read_classes,
+    read_description,
+    with_classes,
+)
 from endauda_cli.teachers.libraries import open_folder
-from endauda_cli.teachers.mmseg_files import facts_of, fitted, named_by_experiment
+from endauda_cli.teachers.mmseg_files import facts_of, named_by_experiment
+from endauda_cli.teachers.mmseg_files import fitted as as_tested
 from endauda_cli.teachers.programs import open_program, program_files, program_kind
 from endauda_cli.teachers.registry import TEACHERS, Teacher, teacher_names
-from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import TEACHER_ENTRY_POINTS
 
 if TYPE_CHECKING:
@@ -56,6 +61,7 @@ def open_teacher(
     *,
     program: bool = False,
     description: Path | None = None,
+    joined_by: str | Path | None = None,
     arch: str | None = None,
     backbone: str | None = None,
     size: tuple[int, int] | None = None,
@@ -70,6 +76,7 @@ def open_teacher(
         program: ``path`` is a program and may be run. Never guessed: what is named as weights runs nothing.
         description: TOML with preprocessing, class names and outputs (``descriptions``); ``None`` looks for one
             beside a program: ``model.toml`` for ``model.onnx``.
+        joined_by: how its outputs stand for the classes: the name of a map (``class_maps``), or a TOML of classes.
         arch, backbone: of a student's network, where the checkpoint does not say.
         size: (width, height) of the network's input, against what the network or description says.
         report: told where wrappings around the weights were left out.
@@ -80,12 +87,18 @@ def open_teacher(
     """
     plugins = {entry.name: entry for entry in entry_points(group=TEACHER_ENTRY_POINTS)}
     said = _description(path, description, program)
+    if joined_by is not None and (said is not None or not program):
+        said = with_classes(said, read_classes(joined_by))
     if network is not None and network not in TEACHERS and network not in plugins:
         known = teacher_names()
         raise ConfigError(f"--network {network}: known are {', '.join(known)}{did_you_mean(network, known)}")
     if network is not None and network not in TEACHERS:
         if (kind := program_kind(path)) in ("torch.export", "TorchScript"):
             raise no_weights(path, kind)
+        if joined_by is not None:
+            raise ConfigError(
+                f"--classes: {network} is of another package, which joins its outputs itself; leave it out"
+            )
         teacher = _from_plugin(plugins[network], path, classes)
     elif program:
         teacher = _from_program(path, classes, said)
@@ -94,6 +107,10 @@ def open_teacher(
     else:
         teacher = _from_checkpoint(path, classes, network, arch, backbone, said, report)
     segmenter = teacher.segmenter
+    if said is not None and said.shipped is not None and (empty := [n for n in said.absent if n in classes]):
+        report(
+            Note(f"{said.shipped}: no output stands for {', '.join(empty)}, so the teacher never names them")
+        )
     if said is not None and not program:  # a program's is its own already
         preprocessing = said.preprocessing(segmenter.preprocessing)
         segmenter = replace(
@@ -142,14 +159,14 @@ def _from_checkpoint(
     if ours or network is None:
         student = load_student(path, outputs, arch, backbone, report=report, content=content)
         facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
-        segmenter = Segmenter(student.model, student.preprocessing)
+        segmenter = Segmenter(student.model, student.preprocessing, student.network.procedure)
     else:
         spec = TEACHERS[network]
-        key = _variant(spec.network, state_dict_in(path, content))
+        key = variant_of(spec.network, path, content)
         facts = {"network": key, "teacher_of": spec.title}
         options: dict[str, Any] = {"num_classes": len(outputs)}
         if spec.network in NETWORKS:
-            spec, options = fitted(spec, path, content, outputs)
+            spec, options = as_tested(spec, path, content, outputs)
             facts |= facts_of(options)
         with Unfilled():
             module = build_teacher(key, **options)
@@ -157,7 +174,7 @@ def _from_checkpoint(
         if told := load_checkpoint(module, path, content):
             report(Note(told))
         segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
-    class_map = join_classes(path, None, classes, said)
+    class_map = join_classes(path, None, classes, said and fitted(said, None, classes, path))
     facts["weights_sha256"] = sha256(path)
     return Teacher(replace(segmenter, class_map=class_map), facts)
 
@@ -178,10 +195,11 @@ def _network_of(path: Path, content: object) -> str | None:
     return None
 
 
-def _variant(network: str, state: Mapping[str, Any]) -> str:
+def variant_of(network: str, path: Path, content: object) -> str:
     """R-MRNet is published in several: which one, its keys say as surely as the ``opts.yaml`` beside it."""
     if network != "mrnet":
         return network
+    state = state_dict_in(path, content)
     batch_norm = "layer5.conv2d_list.0.1.running_mean" in state
     return _MRNET_VARIANTS[batch_norm, "layer5.bottleneck.0.se.0.weight" in state]
 
@@ -213,8 +231,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
             f"{said.path}: [input] {' and '.join(absent)} must be given; for ImageNet's, mean = [0.485, 0.456, 0.406] "
             "and std = [0.229, 0.224, 0.225]"
         )
-    base = Preprocessing(size=None, filter="bilinear", bgr=False, divisor=255.0, mean=(0, 0, 0))
-    preprocessing, procedure = said.preprocessing(base), said.procedure(Procedure())
+    preprocessing, procedure = said.preprocessing(PROGRAM_INPUT), said.procedure(Procedure())
     program, size = open_program(
         path,
         len(said.classes or classes),
@@ -228,10 +245,10 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
                 f"{said.path}: [input] size is {preprocessing.size}, but the program takes {size[0]}x{size[1]} alone"
             )
         preprocessing = preprocessing.resized_to(size)
-    class_map = join_classes(path, None, classes, said)
+    class_map = join_classes(path, None, classes, said and fitted(said, None, classes, path))
     return Teacher(
         Segmenter(program, preprocessing, procedure, class_map),
-        {"network": "program", "weights_sha256": _files_sha256(program_files(path))},
+        {"network": "program", "weights_sha256": files_sha256(program_files(path))},
     )
 
 
@@ -240,11 +257,13 @@ def _from_folder(
 ) -> Teacher:
     resized = set() if said is None else {"size", "longer_side"} & set(said.tables["input"])
     found = open_folder(path, own_size=size is None and not resized)
+    if said is not None:
+        said = fitted(said, found.outputs, classes, path)
     class_map = join_classes(path, found.outputs, classes, said)
     network = _CountsClasses(found.network, path, class_map, len(classes))
     return Teacher(
         Segmenter(network, found.preprocessing, found.procedure, class_map),
-        {"network": found.library, "weights_sha256": _files_sha256(_network_files(path))},
+        {"network": found.library, "weights_sha256": sha256(path)},
     )
 
 
@@ -281,19 +300,6 @@ class _CountsClasses(torch.nn.Module):
                 "order, in a TOML given with --description"
             )
         return output
-
-
-def _network_files(folder: Path) -> list[Path]:
-    """Configuration and weights."""
-    return sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def _files_sha256(files: Sequence[Path]) -> str:
-    """Of one file, or of several with their names."""
-    if len(files) == 1:
-        return sha256(files[0])
-    lines = "".join(f"{os.path.relpath(file, files[0].parent)}\0{sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _from_plugin(entry: Any, path: Path, classes: Sequence[str]) -> Teacher:

@@ -6,21 +6,28 @@ compared with what would be done here, so a setting that nobody here knows of is
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.files import read_text
+from endauda_cli.students.settings import numbers_in
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
+_STRETCH = ("MaskFormer", "Mask2Former")
+"""Processors whose ``size_divisor`` is of resized sides, not of padded ones."""
 _LARGEST_SIDE = 1 << 15
 _TRIED = ((75, 50), (64, 96))
 """(width, height) of pictures on which both are compared."""
@@ -29,31 +36,80 @@ _MOST_LEVELS = 4.0
 _GIVE_SIZE = "give --size WIDTHxHEIGHT, to which whole images are resized instead"
 
 
-def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
-    """What the folder's processor does, where that can be done here exactly.
+def preprocessing_of(path: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
+    """What a folder's processor does, where that can be done here exactly.
 
     Args:
-        folder: with a ``preprocessor_config.json``.
-        settings: what is in it.
+        path: its ``preprocessor_config.json``, or ``processor_config.json``.
+        settings: what is in it of images.
         own_size: the processor says what images are resized to; else the user does, and cropping and padding, which
             belong to the processor's size, are left out.
 
     Raises:
         CheckpointError: names the setting that cannot be honoured.
     """
-    path = folder / "preprocessor_config.json"
     _refuse_numbers(path, settings)
-    processor = _processor(folder)
+    return _of_processor(path, _processor(path.parent, settings), own_size)
 
+
+def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
+    """What a student of a folder is given, whose images the recipe resizes: the folder's processor's values, or, where
+    it has none, those of its kind of network, else ImageNet's.
+
+    Raises:
+        CheckpointError: names the setting that cannot be honoured.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        settings = json.loads(read_text(path))
+        _refuse_numbers(path, settings)
+        processor = _processor(folder, settings)
+    else:
+        processor = processor_of(model_type)
+    made = _of_processor(path, processor, own_size=False)
+    resample = getattr(processor, "resample", None)
+    return replace(made, filter=_FILTERS.get(2 if resample is None else int(resample), "bilinear"))
+
+
+def processor_of(model_type: str, **settings: Any) -> Any:
+    """The processor of a kind of network, with the library's own values but for those given."""
+    library: Any = import_module("transformers")
+    names: Any = import_module("transformers.models.auto.image_processing_auto").IMAGE_PROCESSOR_MAPPING_NAMES
+    found = names.get(model_type, "SegformerImageProcessor")
+    several = found.values() if isinstance(found, dict) else [found] if isinstance(found, str) else found
+    name = next((str(name) for name in several if name), "SegformerImageProcessor")
+    return getattr(library, name)(**settings)
+
+
+def write_processor(folder: Path, model_type: str, preprocessing: Preprocessing) -> None:
+    """A ``preprocessor_config.json`` that does what is done here."""
+    assert preprocessing.size is not None
+    width, height = preprocessing.size
+    pillow = {name: number for number, name in _FILTERS.items()}
+    processor = processor_of(
+        model_type, do_resize=True, size={"height": height, "width": width},
+        resample=pillow.get(preprocessing.filter, 2), do_rescale=True, rescale_factor=1 / preprocessing.divisor,
+        do_normalize=True, image_mean=list(preprocessing.mean), image_std=list(preprocessing.std),
+        do_flip_channel_order=preprocessing.bgr,
+    )  # fmt: skip
+    for other in ("do_center_crop", "do_pad", "keep_aspect_ratio", "do_reduce_labels"):
+        if getattr(processor, other, None):
+            setattr(processor, other, False)
+    if getattr(processor, "ensure_multiple_of", 1) not in (1, None):
+        processor.ensure_multiple_of = 1
+    processor.save_pretrained(str(folder))
+
+
+def _of_processor(path: Path, processor: Any, own_size: bool) -> Preprocessing:
     def said(name: str) -> Any:
         return getattr(processor, name, None)
 
     def flag(name: str) -> bool:
         return bool(said(name))
 
-    size, longer_side, resampling = None, None, "bilinear"
+    size, longer_side, shorter_side, resampling = None, None, None, "bilinear"
     if own_size and flag("do_resize"):
-        size, longer_side = _size(path, _plain(said("size")))
+        size, longer_side, shorter_side = _size(path, _plain(said("size")))
         resample = said("resample")
         if resample is not None and int(resample) not in _FILTERS:
             raise CheckpointError(
@@ -61,6 +117,8 @@ def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) 
                 f"or bicubic (3) was expected; {_GIVE_SIZE}"
             )
         resampling = _FILTERS[2 if resample is None else int(resample)]
+    stretches = own_size and flag("do_resize") and type(processor).__name__.startswith(_STRETCH)
+    divisor = int(said("size_divisor") or 1) if stretches else 1
     if own_size and flag("do_center_crop") and (size is None or _side_pair(said("crop_size")) != size):
         raise CheckpointError(
             f"{path}: do_center_crop cuts the middle out of images, and the rest would have no labels; {_GIVE_SIZE}"
@@ -76,6 +134,8 @@ def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) 
     made = Preprocessing(
         size=size,
         longer_side=longer_side,
+        shorter_side=shorter_side,
+        round_up=divisor,
         filter=resampling,
         bgr=flag("do_flip_channel_order"),
         divisor=1 / factor,
@@ -87,25 +147,15 @@ def preprocessing_of(folder: Path, settings: Mapping[str, Any], own_size: bool) 
     return made
 
 
-def _processor(folder: Path) -> Any:
+def _processor(folder: Path, settings: Mapping[str, Any]) -> Any:
     import transformers
 
     library: Any = transformers  # not typed
+    # OneFormer's list of classes is for its training, and lies on a hub.
+    without = {"class_info_file": None} if settings.get("class_info_file") else {}
     return library.AutoImageProcessor.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
+        str(folder), local_files_only=True, trust_remote_code=False, **without
     )
-
-
-def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:
-    """All numbers in settings, each with the nearest key above it."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from numbers_in(inner, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from numbers_in(inner, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield key, value
 
 
 def _refuse_numbers(path: Path, settings: Mapping[str, Any]) -> None:
@@ -134,12 +184,14 @@ def _side_pair(size: Any) -> tuple[int, int] | None:
     return (sides["width"], sides["height"]) if {"height", "width"} <= sides.keys() else None
 
 
-def _size(path: Path, wanted: dict[str, int]) -> tuple[tuple[int, int] | None, int | None]:
-    """((width, height), longer side) that images are resized to, one of them ``None``."""
+def _size(path: Path, wanted: dict[str, int]) -> tuple[tuple[int, int] | None, int | None, int | None]:
+    """((width, height), longer side, shorter side) that images are resized to; ``None`` where that is not said."""
     if wanted.keys() == {"height", "width"}:
-        return (wanted["width"], wanted["height"]), None
+        return (wanted["width"], wanted["height"]), None, None
     if wanted.keys() == {"longest_edge"}:
-        return None, wanted["longest_edge"]
+        return None, wanted["longest_edge"], None
+    if "shortest_edge" in wanted and wanted.keys() <= {"shortest_edge", "longest_edge"}:
+        return None, wanted.get("longest_edge"), wanted["shortest_edge"]
     shown = ", ".join(f"{key} {value}" for key, value in wanted.items()) or "nothing"
     raise CheckpointError(f"{path}: size says {shown}, but height and width were expected; {_GIVE_SIZE}")
 
@@ -163,6 +215,8 @@ def _compare(
     down = np.broadcast_to(np.linspace(20, 235, height)[:, None], (height, width))
     picture = np.stack([across, down, 255 - across * 0.6], -1).astype(np.uint8)
     switches = {} if own_size else {"do_resize": False, "do_center_crop": False}
+    if getattr(processor, "do_split_image", False):
+        switches |= {"do_split_image": False, "do_pad": False}  # `universal.windows` does it, after all else
     if not own_size and hasattr(processor, "do_pad"):
         switches["do_pad"] = False
     theirs = processor(images=picture, return_tensors="pt", **switches)["pixel_values"].float()

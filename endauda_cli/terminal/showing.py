@@ -18,19 +18,19 @@ from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
     DemoResult,
+    DeployResult,
     DownloadResult,
-    EvalResult,
     ExportResult,
     Finding,
     FusionResult,
     InspectResult,
-    Interval,
+    MergeResult,
     TrainResult,
     WeightsList,
 )
-from endauda_cli.score_results import Comparison, ScoreTable
+from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
 from endauda_cli.terminal.screens import say
-from endauda_cli.types import BestBy
+from endauda_cli.types import Accuracy, BestBy
 
 if TYPE_CHECKING:
     from endauda_cli.terminal.screens import Screen
@@ -173,9 +173,9 @@ class Page:
         speed = "" if r.images_per_second is None else f", {r.images_per_second:.2f} images/s"
         resumed = f" (from step {r.resumed_from} on)" if r.resumed_from else ""
         labelled = f" and {r.labelled_images} with true labels" if r.labelled_images else ""
+        network = f"{r.arch} on {r.backbone}" if r.backbone else r.arch
         self._line(
-            f"{r.arch} on {r.backbone}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s"
-            f"{speed}"
+            f"{network}: {r.steps} steps{resumed} on {r.images} images{labelled} in {r.seconds:.0f} s{speed}"
         )
         if r.last_loss is not None:
             self._line(f"last loss {r.last_loss:.4f}")
@@ -191,6 +191,53 @@ class Page:
             self._line(
                 f"agreement with the fused labels of {r.held_out_images} images held out: last "
                 f"{_figure(r.last_agreement)}, best.pt (step {r.best_step}) {_figure(r.best_agreement)}"
+            )
+        self._line(f"checkpoint: {_relative(r.checkpoint)}")
+
+    @show.register
+    def _(self, r: DeployResult) -> None:
+        kind = "any size" if r.dynamic else "fixed size"
+        size = "" if r.size is None else f", images at {r.size[0]}x{r.size[1]}"
+        self._line(f"{r.format} in {r.precision}, {kind}{size}, {_mb(r.bytes)} -> {_relative(r.file)}")
+        self._line(f"classes, pre- and postprocessing: {_relative(r.description)}")
+        if r.precision == Accuracy.INT8:
+            self._line(
+                f"ranges measured on {r.calibrated_on} target images"
+                if r.calibrated_on
+                else "ranges found for each image"
+            )
+        self._line(
+            f"labels {r.equal:.4g} % of the pixels of {r.images} target images as {_relative(r.checkpoint)} does"
+        )
+        if r.images_per_second is not None:
+            self._line(
+                f"{r.images_per_second:.3g} images/s on {r.threads} threads, the checkpoint "
+                f"{r.checkpoint_images_per_second or 0:.3g}; the network alone, one image at a time"
+            )
+
+    @show.register
+    def _(self, r: MergeResult) -> None:
+        told = {"agreement": "agreement %", "miou": "mIoU %"}.get(r.by)
+        table = self._table("run", "used", *((told,) if told else ()), "as the merge %", left=2)
+        for one in r.runs:
+            score = (_figure(one.score),) if told else ()
+            table.add_row(
+                str(_relative(one.checkpoint)), "yes" if one.used else "no", *score, f"{one.alike:.2f}"
+            )
+        if told:
+            table.add_row("the merge", "", _figure(r.score), "", style="bold")
+        self._print(table)
+        statistics = (
+            f"batch statistics from {r.statistics_images} target images"
+            if r.statistics_images
+            else "averaged"
+        )
+        used = sum(one.used for one in r.runs)
+        self._line(f"{used} of {len(r.runs)} runs averaged by {r.by}, {statistics}")
+        if r.by == "miou":
+            self._line(
+                f"labels of {len(r.scored_images)} images were looked at, do not score on them: "
+                f"{', '.join(r.scored_images[:8])}{', ...' if len(r.scored_images) > 8 else ''}"
             )
         self._line(f"checkpoint: {_relative(r.checkpoint)}")
 

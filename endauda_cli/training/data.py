@@ -22,7 +22,7 @@ from endauda_cli.threads import ordered_map
 from endauda_cli.training.cache import RowFile, cached_rows
 from endauda_cli.training.feeding import Crops, Fed
 from endauda_cli.training.pruning import Use
-from endauda_cli.transforms import STUDENT, Crop, cut, random_crop, resize, scaled
+from endauda_cli.transforms import STUDENT, Crop, Preprocessing, cut, random_crop, resize, scaled
 from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
@@ -42,8 +42,15 @@ LABELLED = "labelled"
 """Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
-BEYOND = [round(value) for value in reversed(STUDENT.mean)]
-"""RGB of what lies beyond an image: nothing, to the network."""
+
+
+def beyond(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """RGB of what lies beyond an image: nothing, to the network."""
+    mean = preprocessing.mean[::-1] if preprocessing.bgr else preprocessing.mean
+    return tuple(min(255, max(0, round(value * preprocessing.divisor))) for value in mean)
+
+
+BEYOND = beyond(STUDENT)
 DECODING = "2"
 """Version of how files become rows; what an earlier one put into the cache is not used."""
 
@@ -106,6 +113,8 @@ class Rows(NamedTuple):
     certainty: UInt8 | RowFile | None = None
     """The teachers' mean certainty, uint8 percent: of the labels (N, h, w) with ``--loss weighted``, of all classes
     (N, C, h / 4, w / 4) with ``soft``."""
+    beyond: tuple[int, ...] = BEYOND
+    """RGB of what lies beyond an image."""
 
 
 def load_rows(
@@ -115,6 +124,7 @@ def load_rows(
     cache: Path,
     report: Reporter,
     user: tuple[Path, str] | None = None,
+    preprocessing: Preprocessing = STUDENT,
 ) -> Rows:
     """The stream's images and labels at the recipe's size, from the cache as far as they are there.
 
@@ -125,6 +135,7 @@ def load_rows(
         cache: folder of caches.
         report: told of progress.
         user: folder of the run and the stream's name in it; what they no longer use is removed.
+        preprocessing: of the network; its filter resizes the images.
 
     Raises:
         DataError: if a file cannot be read, or there is no room.
@@ -134,7 +145,7 @@ def load_rows(
     of_images, of_labels, of_certainties = contents
 
     def image(i: int) -> UInt8:
-        return resize(read_image(examples[i].image), config.size, STUDENT.filter)
+        return resize(read_image(examples[i].image), config.size, preprocessing.filter)
 
     def label(i: int) -> UInt8:
         file = examples[i].label
@@ -148,7 +159,8 @@ def load_rows(
     if rank() > 0:
         barrier()  # the first rank fills the cache
     images = cached_rows(
-        cache, "caching images", [e.image for e in examples], f"{DECODING} {config.size} {of_images}",
+        cache, "caching images", [e.image for e in examples],
+        f"{DECODING} {config.size} {of_images}{filter_word(preprocessing)}",
         (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
@@ -166,7 +178,12 @@ def load_rows(
         )  # fmt: skip
     if rank() == 0:
         barrier()
-    return Rows(images, labels, certainties)
+    return Rows(images, labels, certainties, beyond(preprocessing))
+
+
+def filter_word(preprocessing: Preprocessing) -> str:
+    """What tells apart caches of images that were resized by another filter than our own."""
+    return "" if preprocessing.filter == STUDENT.filter else f" {preprocessing.filter}"
 
 
 def batches(
@@ -213,7 +230,7 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
     Streams with another ``draw`` draw other windows and changes at equal positions.
     """
-    images, labels, certainties = rows
+    images, labels, certainties, outside = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {draw}{position}")
@@ -225,7 +242,7 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
         crop = crop._replace(
             row=crop.row - crop.row % SOFT_STRIDE, column=crop.column - crop.column % SOFT_STRIDE
         )
-    pixels = scaled(cut(images[index], crop, window, BEYOND), (height, width), smooth=True)
+    pixels = scaled(cut(images[index], crop, window, outside), (height, width), smooth=True)
     classes = scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
     changes = torch.tensor(drawn(config.augment, config.seed, f"{draw}{position}"))
     if certainties is None:

@@ -40,12 +40,12 @@ from endauda_cli.training.feeding import feed
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.records import Records, all_finite, diverged, save_best, save_last, scalars
-from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Arch, BestBy, Precision
-from endauda_cli.workspace import BEST_FILE, LAST_FILE
+from endauda_cli.workspace import BEST_FILE, LAST_FILE, PRETRAINED_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -83,7 +83,9 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         state = resume.start(config, run, record, report)
     state.half = precision == Precision.BF16
     rows = {
-        name: data.load_rows(config, stream, contents[name], run.cache, report, (run.out, name))
+        name: data.load_rows(
+            config, stream, contents[name], run.cache, report, (run.out, name), state.preprocessing
+        )
         for name, stream in run.streams.items()
     }
     true = rows[data.LABELLED].labels if data.LABELLED in rows else None
@@ -145,10 +147,11 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     if stopped_early:
         report(Note(f"ended after step {state.step} of {config.steps}: {state.idle} tests without a gain"))
     seconds = time.monotonic() - started
+    checkpoint = run.out / (BEST_FILE if state.best_step is not None else LAST_FILE)
     return TrainResult(
         run=run.out,
-        arch=config.arch,
-        backbone=config.backbone,
+        arch=run.trained(config).arch,
+        backbone=run.trained(config).backbone,
         steps=state.step,
         resumed_from=first,
         images=len(run.streams[MAIN].examples),
@@ -164,11 +167,26 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         last_miou=state.last_miou,
         best_miou=state.best_miou,
         best_step=state.best_step,
-        checkpoint=run.out / (BEST_FILE if state.best_step is not None else LAST_FILE),
+        checkpoint=checkpoint,
+        folder=_keep(run, checkpoint, report),
         initialised_from=state.initialised_from,
         precision=precision,
         empty_steps=state.empty,
     )
+
+
+def _keep(run: Run, checkpoint: Path, report: Reporter) -> Path | None:
+    """The student as its library keeps it, if it is of one; by the first rank."""
+    if run.network is None or rank() > 0:
+        return None
+    from endauda_cli.teachers.keeping import KEPT, keep
+
+    if run.network.family not in KEPT:
+        return None
+    folder = run.out / PRETRAINED_FOLDER
+    with phase(report, f"writing {folder.name}"):
+        keep(checkpoint, run.task.classes, folder)
+    return folder
 
 
 def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
@@ -201,7 +219,7 @@ def train_step(
         if config.augment:
             planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
             pixels = augment(planes, config.augment, crops.changes).permute(0, 2, 3, 1)
-        return STUDENT.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        return state.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
     inputs: dict[str, tuple[Tensor, ...]] = {}
     for name, crops in batch.items():
@@ -291,8 +309,9 @@ def _distribute(state: TrainState, config: TrainConfig, device: torch.device) ->
         state.loss.ranks = Ranks(world_size(), sum_over_ranks, gather_over_ranks)
         if device.type == "cuda":  # the CPU has no synchronised batch norm
             model = synchronised(model)
-        # DeepLabv2 has parameters that the output does not depend on.
-        model = DistributedDataParallel(model, find_unused_parameters=config.arch == Arch.DEEPLABV2)
+        # DeepLabv2 has parameters that the output does not depend on, and networks of others may.
+        some = config.arch == Arch.DEEPLABV2 or state.student.network is not state.student
+        model = DistributedDataParallel(model, find_unused_parameters=some)
     return torch.compile(model) if config.compile else model  # type: ignore[return-value]
 
 

@@ -13,7 +13,7 @@ from endauda_cli.labels import colourise
 from endauda_cli.report import thumbnail
 from endauda_cli.training.data import crop_at, order_of
 from endauda_cli.training.methods import MAIN
-from endauda_cli.transforms import STUDENT
+from endauda_cli.transforms import STUDENT, Preprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,12 +57,15 @@ class FixedCrops:
         self.ids = [run.streams[MAIN].examples[int(i)].id for i in order]
         self.crops = [crop_at(config, rows, position)[:2] for position in range(count)]
 
-    def look(self, student: nn.Module, half: bool = False) -> list[Seen]:
+    def look(
+        self, student: nn.Module, half: bool = False, preprocessing: Preprocessing = STUDENT
+    ) -> list[Seen]:
         """What the student says of them now; at least of the first, of the others as far as time allows.
 
         Args:
             student: left as it was.
             half: whether it computes in bfloat16.
+            preprocessing: what makes crops its input.
         """
         training = student.training
         begin, seen, cudnn = time.monotonic(), [], torch.backends.cudnn
@@ -73,7 +76,7 @@ class FixedCrops:
             for id, (pixels, labels) in zip(self.ids, self.crops, strict=True):
                 small = (
                     thumbnail(values, flat=True)
-                    for values in (labels.numpy(), self._predict(student, pixels, half))
+                    for values in (labels.numpy(), self._predict(student, pixels, half, preprocessing))
                 )
                 seen.append(Seen(id, thumbnail(pixels.numpy()), *(colourise(v, self.palette) for v in small)))
                 if time.monotonic() - begin > BUDGET_S:
@@ -84,9 +87,10 @@ class FixedCrops:
         return seen
 
     @torch.no_grad()
-    def _predict(self, student: nn.Module, pixels: Tensor, half: bool) -> UInt8:
+    def _predict(self, student: nn.Module, pixels: Tensor, half: bool, preprocessing: Preprocessing) -> UInt8:
         """(h, w) uint8 train ids."""
-        x = STUDENT.normalise(pixels[None].to(self.device)).contiguous(memory_format=torch.channels_last)
+        x = preprocessing.normalise(pixels[None].to(self.device))
+        x = x.contiguous(memory_format=torch.channels_last)
         with autocast(self.device, half):
             logits = student(x)
         large = F.interpolate(logits.float(), pixels.shape[:2], mode="bilinear", align_corners=True)

@@ -92,7 +92,7 @@ class Records:
             return
         self.shown_at = self.state.step
         try:
-            seen = self.crops.look(self.state.result, self.state.half)
+            seen = self.crops.look(self.state.result, self.state.half, self.state.preprocessing)
             self.metrics.show(self.state.step - 1, seen)
             write_run_report(self.config, self.run, self.state, self.metrics.log, seen)
         except (EndaudaError, OSError, RuntimeError) as error:  # torch's want of memory is a RuntimeError

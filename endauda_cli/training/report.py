@@ -58,7 +58,7 @@ def write_run_report(
     """
     sections: list[Section] = [_curves(log), _gallery(run, state, seen)]
     sections += [*_parents(state.origin), _recipe(config)]
-    title = f"{config.arch} on {config.backbone}: {run.out.name}"
+    title = f"{run.trained(config).title}: {run.out.name}"
     write_report(
         run.out / REPORT_FILE, Report(title, _intro(config, run, state), sections, picture_width=320)
     )

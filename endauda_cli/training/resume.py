@@ -15,12 +15,15 @@ from endauda_cli.config import TrainConfig
 from endauda_cli.distributed import rank, world_size
 from endauda_cli.errors import CheckpointError, ConfigError, DataError, WorkspaceError
 from endauda_cli.files import WriterLock, cannot_write
-from endauda_cli.models import build_student, load_checkpoint, read_state_dict
+from endauda_cli.models import load_checkpoint
+from endauda_cli.models.compat import fill
 from endauda_cli.options import options_of
 from endauda_cli.progress import Note, Reporter
+from endauda_cli.students import build, to_record
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.parentage import origin
 from endauda_cli.training.run import make_state
+from endauda_cli.training.starting import initialise, try_out
 from endauda_cli.workspace import LAST_FILE, ORDER, RUN_FILE, next_order, write_text
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ VOLATILE = (
     "precision",
     "compile",
     "recompute",
+    "network",  # what it is built from is compared, not where it was found
     "patience",
 )
 """Options that may differ when a run goes on: they do not change what is learnt."""
@@ -130,12 +134,13 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
     """
     torch.manual_seed(config.seed)
     num_classes = len(run.task.classes)
-    student = build_student(config.arch, config.backbone, num_classes)
+    network = run.trained(config)
+    student = build(network, num_classes)
     last = run.out / LAST_FILE
     content = checkpoint.load(last) if last.exists() else None
     if content is None:
         if run.init is not None:
-            if wrapped := initialise(student, run.init):
+            if wrapped := initialise(student, run.init, run.network, run.task.classes):
                 report(Note(wrapped))
             data |= {"init": str(run.init), "init_sha256": checkpoint.sha256(run.init)}
         else:
@@ -147,8 +152,11 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
         _refuse_other_run(config, run, data, meta)
         data |= meta["data"] | {key: data[key] for key in ("content", "truth")}
         own = content.get("student", content["weights"])  # the averaged ones are beside it
-        load_checkpoint(student, last, {"weights": own})
-    state = make_state(student, config, num_classes, run.device)
+        _fill(student, last, own)
+    layers = None
+    if run.network is not None or config.layer_decay != 1:
+        layers = try_out(student, network, config, num_classes)
+    state = make_state(student, config, num_classes, run.device, network.preprocessing, layers)
     state.initialised_from = str(run.init) if run.init is not None else None
     state.ramp = _ramp(config, run)
     if content is None:
@@ -219,7 +227,7 @@ def _take_up(state: TrainState, last: Path, content: dict[str, Any]) -> None:
     state.idle = meta.get("idle", 0)
     state.ramp, state.empty = meta.get("ramp", 0), meta.get("empty", 0)
     if state.average is not None:
-        load_checkpoint(state.average.student, last, {"weights": content["weights"]})
+        _fill(state.average.student, last, content["weights"])
 
 
 def _other_truth(step: int, config: TrainConfig) -> str:
@@ -227,6 +235,14 @@ def _other_truth(step: int, config: TrainConfig) -> str:
     if step < config.steps:
         return f"{scored}: best.pt is chosen anew from here on"
     return f"{scored}: best.pt was chosen by the former ones; score both checkpoints with 'endauda test'"
+
+
+def _fill(student: Student, last: Path, state: Any) -> None:
+    """By its own names, which no wrapping is taken from where they are another library's."""
+    if student.network is student:
+        load_checkpoint(student, last, {"weights": state})
+    else:
+        fill(student, last, state)
 
 
 _OPTIONAL = (type(None),)
@@ -285,19 +301,6 @@ def _unfit(last: Path, key: str, value: object) -> CheckpointError:
     )
 
 
-def initialise(student: Student, path: Path) -> str | None:
-    """Start from a checkpoint of the whole network, or of its backbone alone (ImageNet); returns what was left out
-    around the weights, in a sentence.
-
-    Raises:
-        CheckpointError: if it is neither.
-    """
-    whole = set(student.state_dict())
-    backbone = {key.removeprefix("backbone.") for key in whole if key.startswith("backbone.")}
-    found = set(read_state_dict(path))
-    return load_checkpoint(student.backbone if found & backbone and not found & whole else student, path)
-
-
 def _plain(value: Any) -> Any:
     """Tuples as lists and enums as strings, as JSON has them."""
     return json.loads(json.dumps(value))
@@ -317,6 +320,8 @@ def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta:
         if key not in VOLATILE and was != now[key]:
             found = f"{holds} with --{options_of(TrainConfig)[key].name} {was!s:.80}, not {now[key]}"
             raise ConfigError(f"{found}{other}")
+    if _plain(_network(config, run).get("network")) != meta.get("network"):
+        raise ConfigError(f"{holds} of another network than {run.trained(config).title}{other}")
     for key, value in (("classes", list(run.task.classes)), ("target", run.task.target.name)):
         if meta[key] != value:
             raise ConfigError(f"{holds} with {key} {meta[key]!s:.500}, not {value}{other}")
@@ -330,13 +335,19 @@ def _refuse_other_run(config: TrainConfig, run: Run, data: dict[str, str], meta:
         raise ConfigError(f"{holds} from {meta['data'].get('init', 'random weights')}, not {run.init}{other}")
 
 
+def _network(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """What the network is built from: by the names of ours, else by all that it takes."""
+    if run.network is None:
+        return {"arch": config.arch, "backbone": config.backbone}
+    return {"network": to_record(run.network)}
+
+
 def describe(config: TrainConfig, run: Run, data: dict[str, str], state: TrainState | None) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values only."""
     meta: dict[str, Any] = {
         "endauda": __version__,
         "torch": torch.__version__,
-        "arch": config.arch,
-        "backbone": config.backbone,
+        **_network(config, run),
         "classes": run.task.classes,
         "size": config.size,
         "source": run.task.source.name,

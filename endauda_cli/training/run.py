@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from endauda_cli.losses import DistillationLoss
-from endauda_cli.models import parameter_groups
-from endauda_cli.models.recomputing import recompute_blocks
+from endauda_cli.models.recomputing import recompute_encoder
+from endauda_cli.students import Network, deeplab
 from endauda_cli.training.averaging import Average
 from endauda_cli.training.methods import METHODS
-from endauda_cli.training.sgd import SGD
+from endauda_cli.training.optimizers import make_optimizer
+from endauda_cli.transforms import STUDENT, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from endauda_cli.config import TrainConfig
     from endauda_cli.domains import Task
     from endauda_cli.models import Student
-    from endauda_cli.results import EvalResult
+    from endauda_cli.models.grouping import Layers
+    from endauda_cli.score_results import EvalResult
     from endauda_cli.training.data import Stream
     from endauda_cli.training.methods import Method
 
@@ -45,6 +47,7 @@ class Run:
         agree: scores the network on fused labels of images held out; ``None`` without them.
         options: as typed, by their names on the command line, for the run's ``config.toml``; empty writes none.
         profile: steps to write a trace of; 0 is none.
+        network: what is trained; ``None`` is the recipe's DeepLab.
     """
 
     task: Task
@@ -59,6 +62,11 @@ class Run:
     agree: Callable[[nn.Module], EvalResult] | None = None
     options: Mapping[str, str | float | bool | list[str]] = field(default_factory=dict)
     profile: int = 0
+    network: Network | None = None
+
+    def trained(self, config: TrainConfig) -> Network:
+        """What is trained, by the recipe where nothing else is said."""
+        return self.network or deeplab(config.arch, config.backbone)
 
 
 @dataclass
@@ -84,6 +92,8 @@ class TrainState:
     """Steps until mining and class weights have their strength."""
     half: bool = False
     """Whether the network computes in bfloat16."""
+    preprocessing: Preprocessing = STUDENT
+    """What makes crops the network's input."""
     empty: int = 0
     """Steps whose batch had no label, which learnt nothing."""
 
@@ -98,28 +108,32 @@ class TrainState:
         return self.method.criterion
 
 
-def make_state(student: Student, config: TrainConfig, num_classes: int, device: torch.device) -> TrainState:
-    """The state before the first step; the student is moved to the device."""
+def make_state(
+    student: Student,
+    config: TrainConfig,
+    num_classes: int,
+    device: torch.device,
+    preprocessing: Preprocessing = STUDENT,
+    layers: Layers | None = None,
+) -> TrainState:
+    """The state before the first step; the student is moved to the device.
+
+    Args:
+        student: the network.
+        config: the recipe.
+        num_classes: C.
+        device: where it is trained.
+        preprocessing: what makes crops its input.
+        layers: of its encoder, for ``layer_decay``.
+    """
     student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = make_loss(config, num_classes).to(device)
     method = METHODS[config.method](config, criterion, student)
     average = Average(student, config.ema) if config.ema else None
     if config.recompute:
-        recompute_blocks(student.backbone)  # not those of copies
-    return TrainState(student, make_optimizer(student, config), method, average=average)
-
-
-def make_optimizer(student: Student, config: TrainConfig) -> SGD:
-    """Nesterov SGD with the published groups: backbone at the base rate, the rest at a multiple of that."""
-    base, tenfold = parameter_groups(student)
-    groups = [{"params": base, "lr_scale": 1.0}, {"params": tenfold, "lr_scale": config.head_rate}]
-    return SGD(
-        groups,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
+        recompute_encoder(student)  # not those of copies
+    optimizer = make_optimizer(student, config, layers)
+    return TrainState(student, optimizer, method, average=average, preprocessing=preprocessing)
 
 
 def make_loss(config: TrainConfig, num_classes: int) -> DistillationLoss:

@@ -8,7 +8,7 @@ from endauda_cli.distributed import barrier, rank
 from endauda_cli.inference import Loaded, tensor_of
 from endauda_cli.labels import image_size, read_image
 from endauda_cli.training.cache import cached_rows
-from endauda_cli.training.data import DECODING
+from endauda_cli.training.data import DECODING, filter_word
 from endauda_cli.training.pruning import Use
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ class ValidationImages:
         """Decodes what the cache lacks; on all ranks at once. Raises DataError as ``cached_rows``."""
         if self._rows is not None:
             return
-        width, height = self._config.size
+        (width, height), kind = self._config.size, filter_word(self._preprocessing)
         if rank() > 0:
             barrier()  # the first rank fills the cache
         self._rows = cached_rows(
-            self._cache, "caching validation images", self._images, f"{DECODING} {self._config.size} validation",
+            self._cache, "caching validation images", self._images, f"{DECODING} {self._config.size} validation{kind}",
             (height, width, 3), self._resized, self._config.workers, self._report,
             Use(f"validation images {width}x{height}", *self._user),
         )  # fmt: skip

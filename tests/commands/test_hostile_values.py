@@ -29,6 +29,8 @@ BASES: dict[str, tuple[str, ...]] = {
     "fuse": ("fuse", "--split", "val", "--rule", "majority"),
     "train": ("train", "--labels", "majority", *SIZE_FLAGS, "--steps", "1", "--device", "cpu"),
     "test": ("test",),
+    "merge": ("merge", "nothing", "neither", "--into", "x"),
+    "deploy": ("deploy", "nothing"),
     "demo": ("demo", "--quick"),
     "download-weights": ("download-weights", "--list"),
     "inspect": ("inspect", "dacs"),

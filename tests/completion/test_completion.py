@@ -23,7 +23,7 @@ from endauda_cli.completion import shells, values
 from endauda_cli.completion.shells import SHELLS
 from endauda_cli.completion.tab import LINE, REPLACED, VARIABLE, split_line
 from endauda_cli.terminal.parsing import Group
-from endauda_cli.types import Codec
+from endauda_cli.types import ClassMapName, Codec
 from endauda_cli.weights.manifest import read_manifest
 from tests.support import ROOT
 from tests.support.command_lines import (
@@ -117,7 +117,9 @@ OFFERS = {
     "endauda test --scales 0.5 0.7": {"0.75"},
     "endauda test --tile 1": {"1024x512"},
     "endauda export-teacher dacs --codec ": set(Codec),
+    "endauda export-teacher x --classes ": set(ClassMapName),
     "endauda export-teacher dacs --temperature ": {"auto", "val", "source"},
+    "endauda export-teacher x --weights y --classes ma": {"mapillary-v1.2", "mapillary-v2.0"},
     "endauda inspect dacs --image li": set(VAL),
     "endauda inspect certainty/gta5/dacs --image li": set(VAL),
     "endauda config ": {"show"},
@@ -147,7 +149,7 @@ OFFERS = {
     "endauda inspect d": {"dacs"},
     "endauda download-weights gta5/": {"gta5/ours/drn", "gta5/source"},
     "endauda download-weights dacs mr": {"mrnet"},
-    "endauda download-weights dacs da": set(),
+    "endauda download-weights dacs dac": set(),
 }
 
 
@@ -222,7 +224,9 @@ def test_every_path_is_known_as_one() -> None:
     }
     paths = {name for name, kind in parameters if Path in (kind, *get_args(kind))}
     assert paths <= set(values.PATHS)
-    assert set(values.PATHS) - paths <= {"labels", "policy", "predictions", "source", "target", "archive"}
+    assert set(values.PATHS) - paths <= {
+        *("labels", "policy", "predictions", "source", "target", "archive", "classes")
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- the shells' forms

@@ -13,14 +13,20 @@ from hypothesis import strategies as st
 from endauda_cli.fusion.rules.beliefs import believed
 from endauda_cli.fusion.rules.consensus import (
     BINS,
+    COLUMNS,
+    ROWS,
+    WITNESSES,
     Consensus,
     Labelled,
+    Places,
     believe,
     expected_iou,
     fit,
     overlaps,
+    places_of,
 )
 from endauda_cli.fusion.rules.policies import Overlaps, owners_by_score, sureness
+from endauda_cli.fusion.rules.standing import TRUST, trust
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +102,14 @@ def test_how_sure_a_teacher_is_counts_as_far_as_it_tells() -> None:
     ]
     assert gain[1] - gain[0] > 1
     assert abs(gain[3] - gain[2]) < 0.5
-    assert np.mean(fused(labels, certainties, model) == truth) > np.mean(vote(labels) == truth)
+    told_apart = np.mean(fused(labels, certainties, model) == truth)
+    for c in range(NUM_CLASSES):  # as sure as before, but not where it is right
+        own = np.flatnonzero(labels[0] == c)
+        certainties[0, own] = certainties[0, np.random.default_rng(c).permutation(own)]
+    assert (
+        told_apart
+        > np.mean(fused(labels, certainties, fit(labels, certainties, NUM_CLASSES)) == truth) + 0.02
+    )
 
 
 def test_calibration_of_a_teacher_does_not_matter() -> None:
@@ -130,8 +143,10 @@ def test_near_copies_count_once(power: float) -> None:
     own = [teacher(truth, accuracy, 2.0, seed) for seed, accuracy in ((1, 0.8), (2, 0.8), (3, 0.5))]
     single, many = ensemble(*own), ensemble(*own, heated(own[2][1], power), heated(own[2][1], power**0.5))
     models = [fit(*told, NUM_CLASSES) for told in (single, many)]
-    np.testing.assert_allclose(models[0].weights, 1)
-    np.testing.assert_allclose(models[1].weights, [1, 1, 1 / 3, 1 / 3, 1 / 3], atol=0.06)
+    poor = models[0].weights[2]
+    assert poor < 0.6
+    np.testing.assert_allclose(models[0].weights[:2], 1, atol=0.05)
+    np.testing.assert_allclose(models[1].weights, [1, 1, poor / 3, poor / 3, poor / 3], atol=0.06)
     right = [
         np.mean(fused(*told, model) == truth) for told, model in zip((single, many), models, strict=True)
     ]
@@ -139,15 +154,77 @@ def test_near_copies_count_once(power: float) -> None:
     assert right[1] > right[0] - 0.01
 
 
-@pytest.mark.parametrize(("teachers", "exponents"), [(1, 1.0), (2, 2.0), (3, 2.0), (6, 2.0)])
-def test_all_teachers_together_are_two_witnesses(teachers: int, exponents: float) -> None:
+@pytest.mark.parametrize("teachers", [1, 2, 3, 6])
+def test_all_teachers_together_are_no_more_than_some_witnesses(teachers: int) -> None:
     truth = truth_of(2000)
-    model = fit(*ensemble(*(teacher(truth, 0.8, 2.0, seed) for seed in range(teachers))), NUM_CLASSES)
+    own = (teacher(truth, 0.6 + 0.05 * seed, 2.0, seed) for seed in range(1, teachers + 1))
+    model = fit(*ensemble(*own), NUM_CLASSES)
     evidence = model.evidence - model.evidence.max(2, keepdims=True)
-    heard = np.log(model.tables.factors)
-    some = evidence < -1
-    np.testing.assert_allclose(heard[some] / evidence[some], exponents / teachers / 2, rtol=1e-3)
+    heard = 2 * np.log(model.tables.factors)
+    exponents = []
+    for t in range(teachers):
+        some = evidence[t] < -1
+        exponents.append((heard[t][some] / evidence[t][some]).mean())
+        np.testing.assert_allclose(heard[t][some], exponents[t] * evidence[t][some], rtol=1e-3)
+    assert sum(exponents) == pytest.approx(min(model.weights.sum(), WITNESSES), rel=1e-3)
+    np.testing.assert_allclose(exponents / max(exponents), model.weights, rtol=1e-3)
+    assert max(exponents) <= 1.001
     assert model.tables.share.sum() == pytest.approx(1)
+
+
+def test_better_teachers_count_more() -> None:
+    truth = truth_of(20_000)
+    accuracies = (0.9, 0.8, 0.7, 0.6)
+    model = fit(*ensemble(*(teacher(truth, a, 2.0, n) for n, a in enumerate(accuracies, 1))), NUM_CLASSES)
+    assert model.weights[0] == 1
+    assert (np.diff(model.weights) < -0.05).all()
+
+
+def test_what_says_nothing_about_teachers_leaves_them_equal() -> None:
+    rare = np.array([0.5, 0.5, 1e-6])
+    even = np.array([[0.8, 0.7, 0.1], [0.7, 0.8, 0.9], [0.75, 0.75, np.nan]])
+    np.testing.assert_allclose(trust(even, rare, 1e-4), 1)
+    np.testing.assert_allclose(trust(np.full((2, 3), np.nan), rare, 1e-4), 1)
+    np.testing.assert_allclose(trust(np.array([[0.99], [1.0]]), np.ones(1), 1e-4), 1)  # all agree
+    assert trust(np.array([[0.8], [0.5]]), np.ones(1), 1e-4) == pytest.approx([1, (1 / 4) ** TRUST])
+    assert (trust(np.array([[0.0], [1.0]]), np.ones(1), 1e-4) > 0).all()
+
+
+# ---------------------------------------------------------------------------- places
+
+
+def test_places_cover_an_image() -> None:
+    for height, width in ((1, 1), (5, 3), (32, 18), (37, 101)):
+        places = places_of(height, width)
+        assert places.shape == (height, width)
+        assert 0 <= places.min() and places.max() < ROWS * COLUMNS
+        assert (np.diff(places, axis=0) >= 0).all() and (np.diff(places, axis=1) >= 0).all()
+    np.testing.assert_array_equal(np.unique(places_of(32, 18)), np.arange(ROWS * COLUMNS))
+    assert places_of(32, 18)[31, 0] == (ROWS - 1) * COLUMNS
+
+
+def test_a_class_is_likelier_where_it_is_in_other_images() -> None:
+    """Class 0 is above and class 1 below; what teachers are in doubt about follows the place, a little."""
+    images, height, width = 20, 32, 18
+    truth = np.tile((np.arange(height) >= height // 2)[None, :, None], (images, 1, width)).astype(np.uint8)
+    labels, certainties = ensemble(*(teacher(truth.ravel(), 0.7, 1.0, seed) for seed in (1, 2, 3)))
+    places = Places(np.tile(places_of(height, width).ravel(), images), images)
+    alike = fit(labels, certainties, NUM_CLASSES)
+    placed = fit(labels, certainties, NUM_CLASSES, places=places)
+    assert (placed.prior[: COLUMNS * ROWS // 2, 0] > alike.prior[0, 0]).all()
+    assert (placed.prior[COLUMNS * ROWS // 2 :, 0] < alike.prior[0, 0]).all()
+    assert np.ptp(alike.prior, 0).max() == 0
+
+    def right(model: Consensus) -> float:
+        planes = certainties.reshape(3, images, height, width, -1).transpose(1, 0, 4, 2, 3)
+        given_labels = labels.reshape(3, images, height, width)
+        found = [
+            believed(np.ascontiguousarray(given_labels[:, n]), np.ascontiguousarray(own), model).candidate
+            for n, own in enumerate(planes)
+        ]
+        return float(np.mean(np.stack(found) == truth))
+
+    assert right(placed) > right(alike) + 0.02
 
 
 def test_one_teacher_is_believed() -> None:
@@ -190,20 +267,23 @@ def test_every_pixel_is_decided_as_the_formulas_say(
     seed: int, teachers: int, num_classes: int, ignored: bool
 ) -> None:
     generator = np.random.default_rng(seed)
-    labels = generator.integers(0, num_classes, (teachers, 60)).astype(np.uint8)
+    height, width = 6, 10
+    labels = generator.integers(0, num_classes, (teachers, height * width)).astype(np.uint8)
     if ignored:
         labels[generator.random(labels.shape) < 0.2] = 255
     certainties = generator.integers(0, 101, (teachers, 60, num_classes)).astype(np.uint8)
-    model = fit(labels, certainties, num_classes)
-    belief = believe(labels, certainties, model).astype(np.float64)
+    place = places_of(height, width).ravel()
+    model = fit(labels, certainties, num_classes, places=Places(place, 1))
+    belief = believe(labels, certainties, model, place).astype(np.float64)
     gain = (belief * (1 + model.iou) - model.iou) / np.maximum(model.union, 1e-4)
     gain[belief < 0.5 * belief.max(1, keepdims=True)] = -np.inf
-    planes = np.ascontiguousarray(certainties.transpose(0, 2, 1))[:, :, None]
-    found = believed(np.ascontiguousarray(labels[:, None]), planes, model)
-    chosen = np.take_along_axis(gain, found.candidate[0][:, None].astype(np.int64), 1)[:, 0]
+    planes = certainties.transpose(0, 2, 1).reshape(teachers, num_classes, height, width)
+    found = believed(labels.reshape(teachers, height, width), np.ascontiguousarray(planes), model)
+    candidate = found.candidate.reshape(-1, 1).astype(np.int64)
+    chosen = np.take_along_axis(gain, candidate, 1)[:, 0]
     np.testing.assert_allclose(chosen, gain.max(1), rtol=1e-3, atol=1e-3)
-    own = np.take_along_axis(belief, found.candidate[0][:, None].astype(np.int64), 1)[:, 0]
-    np.testing.assert_allclose(found.certainty[0], 100 * own, rtol=1e-3, atol=1e-3)
+    own = np.take_along_axis(belief, candidate, 1)[:, 0]
+    np.testing.assert_allclose(found.certainty.ravel(), 100 * own, rtol=1e-3, atol=1e-3)
 
 
 def test_expected_iou_favours_small_classes_where_in_doubt() -> None:
@@ -320,7 +400,7 @@ def test_a_class_that_nobody_names_is_given_to_no_pixel() -> None:
     certainties[..., 3] = 0
     model = fit(labels, certainties, NUM_CLASSES)
     assert 3 not in fused(labels, certainties, model)
-    convinced = replace(model, evidence=model.evidence + np.array([0, 0, 0, 8], np.float32))
+    convinced = replace(model, evidence=model.evidence + np.array([0, 0, 0, 20], np.float32))
     now = fused(labels, certainties, convinced)
     assert 3 not in now and len(np.unique(now)) > 1
     some = certainties.copy()
@@ -341,7 +421,7 @@ def test_evidence_of_many_teachers_who_contradict_each_other_is_not_lost_in_roun
     evidence[::2, :, 1], evidence[1::2, :, 0] = -12.9, -13.1
     even = np.zeros(NUM_CLASSES)
     model = replace(
-        model, evidence=evidence, prior=even.astype(np.float32), iou=even, union=np.ones(NUM_CLASSES)
+        model, evidence=evidence, prior=np.zeros_like(model.prior), iou=even, union=np.ones(NUM_CLASSES)
     )
     labels = np.zeros((teachers, 1), np.uint8)
     labels[1::2] = 1

@@ -305,6 +305,7 @@ def test_fitted_rule_is_read_back(tmp_path: Path) -> None:
         ("evidence", np.zeros((2, 37, 3), np.int64)),
         ("edges", np.zeros((2, 3, 300), np.uint8)),
         ("prior", np.full(3, np.nan, np.float32)),
+        ("prior", np.zeros(3, np.float32)),  # as before classes had places
         ("powers", np.zeros(1)),
         ("classes", np.zeros(3)),
         ("teachers", np.zeros((2, 2), "U4")),

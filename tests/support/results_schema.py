@@ -19,15 +19,16 @@ from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
     DemoResult,
+    DeployResult,
     DownloadResult,
-    EvalResult,
     ExportResult,
     FusionResult,
     InspectResult,
+    MergeResult,
     TrainResult,
     WeightsList,
 )
-from endauda_cli.score_results import ScoreTable
+from endauda_cli.score_results import EvalResult, ScoreTable
 from endauda_cli.terminal import answer
 from endauda_cli.terminal.answer import SCHEMA, Failure
 
@@ -38,6 +39,8 @@ RESULTS: dict[str, tuple[type, ...]] = {
     "test": (EvalResult, ScoreTable),
     "download-weights": (WeightsList, DownloadResult),
     "inspect": (InspectResult,),
+    "merge": (MergeResult,),
+    "deploy": (DeployResult,),
     "demo": (DemoResult,),
     "doctor": (CheckupResult,),
     "config show": (ConfigResult,),

@@ -27,8 +27,8 @@ from endauda_cli.training.feeding import Crops
 from endauda_cli.training.loop import learning_rate, optimise, train, train_step
 from endauda_cli.training.methods import MAIN, METHODS
 from endauda_cli.training.methods.distill import read_fused
-from endauda_cli.training.resume import initialise
 from endauda_cli.training.run import Run, TrainState, make_state
+from endauda_cli.training.starting import initialise
 from endauda_cli.types import Method
 from tests import support
 from tests.support.recipes import recipe_input, recipe_weights

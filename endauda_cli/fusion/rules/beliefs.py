@@ -3,7 +3,7 @@
 Steps 4 and 5 of :mod:`endauda_cli.fusion.rules.consensus`, a block of pixels at a time and within it class by class:
 what a block needs stays in a core's cache, and most loops do many pixels at once.
 
-Legend of shapes: T teacher, C class, H, W, P = H * W pixels, B of them in a block, K word.
+Legend of shapes: T teacher, C class, H, W, P = H * W pixels, B of them in a block, K word. Places: ``places_of``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY
+from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY, places_of
 from endauda_cli.jit import jit
 from endauda_cli.threads import in_bands
 
@@ -53,9 +53,10 @@ def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
         np.empty((height, width), np.uint8),
     )
     flat = [array.ravel() for array in result]
+    places = places_of(height, width).astype(np.uint8).ravel()  # a byte holds them
 
     def band(first: int, last: int) -> None:
-        _decide(*told, model.edges, *model.tables, *flat, first * width, last * width)
+        _decide(*told, places, model.edges, *model.tables, *flat, first * width, last * width)
 
     in_bands(height, band)
     return result
@@ -65,6 +66,7 @@ def believed(labels: UInt8, planes: UInt8, model: Consensus) -> Believed:
 def _decide(  # type: ignore[no-untyped-def]
     labels,
     planes,
+    places,
     edges,
     factors,
     prior,
@@ -80,14 +82,15 @@ def _decide(  # type: ignore[no-untyped-def]
 ):
     """Pixels ``first`` to ``last`` (exclusive)."""
     num_teachers, num_classes, _ = planes.shape
-    product = np.empty((BLOCK, num_classes), np.float32)
+    product = np.ones((BLOCK, num_classes), np.float32)
     mean = np.empty((num_classes, BLOCK), np.float32)
     named = np.empty((num_classes, BLOCK), np.uint8)
     scaled, belief = np.empty_like(mean), np.empty_like(mean)
     second = np.empty(BLOCK, np.uint16)
     for start in range(first, last, BLOCK):
         stop = min(start + BLOCK, last)
-        product[:] = prior
+        for i in range(stop - start):
+            product[i] = prior[places[start + i]]
         mean[:] = 0
         named[:] = 0
         claims[start:stop] = 0

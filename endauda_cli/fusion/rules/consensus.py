@@ -13,16 +13,19 @@ its own for every class, learnt from how it agrees with the others:
    where the truth is taken from the geometric mean of 1 and 2 over the *other* teachers: one that is sure of its
    errors finds no support for them, and nobody confirms himself.
 4. A pixel's belief in a class is the geometric mean of two opinions: the product of all evidence and the mean of
-   the scaled probabilities. Teachers err at the same pixels, so all together they count as no more than two
-   independent witnesses, however many they are: else rare classes, for which a few words speak loudly against
-   what is known before any, spread the more the more teachers there are.
+   the scaled probabilities. Teachers err at the same pixels, so all together they count as hardly more than one
+   independent witness, however many they are: else rare classes, for which a few words speak loudly against
+   what is known before any, spread the more the more teachers there are. Two things follow from a first such belief,
+   in which all teachers count the same, and make the final one. The better teachers count more: by the odds of
+   their expected IoU (``standing.trust``). And a class is more likely where it was believed to be in other images:
+   sky is above and road below (``Places``).
 5. The label is not the most likely class but the one whose choice adds most to the expected mean IoU: a pixel of
    a small class is worth more than one of a large class. Adding a pixel of probability p to a class of expected
    IoU J and union U changes that IoU by (p (1 + J) - J) / U. Only classes are looked at that are believed at least
    half as much as the most likely one, so that no class floods an image which is merely hard to rule out; and none
    that no teacher gives the pixel or is more than 0 % certain of there.
 
-Near-copies share one teacher's weight (``alikeness``), and do not confirm each other in 3.
+Near-copies share one teacher's weight (``standing.alikeness``), and do not confirm each other in 3.
 
 With some labelled images (``Labelled``), what a word means is counted there and shrunk towards 3, which weighs as
 much as one image.
@@ -35,13 +38,14 @@ Labels are uint8 train ids, 255 = none; certainties are percent, uint8 0..100.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from endauda_cli.fusion.rules.policies import Overlaps, annotators, combinations, power_for
+from endauda_cli.fusion.rules.standing import alikeness, company_of, counted, trust
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,12 +59,16 @@ BINS = 4
 """Degrees of certainty that a word distinguishes. Quarters; two to eight give the same within 0.3 mIoU."""
 SMOOTHING = 1e-3
 """Pseudo counts per class, as a share of an even class's pixels: a word hardly ever heard convinces nobody."""
-WITNESSES = 2.0
+WITNESSES = 1.4
 """As how many independent witnesses the evidence of all teachers counts; each as one at most."""
-ALIKE = 0.5
-"""How far two teachers' words agree beyond what the truth explains before they are taken for near-copies: unlike
-networks of policies.md's real data reach 0.5, the same network with another temperature 0.98 or more."""
-ALIKE_PIXELS = 25_000
+CAUTION = 1.15
+"""Power of the classes' shares of pixels: what is rare is believed a little less than the evidence says."""
+ROWS, COLUMNS = 16, 9
+"""An image's places, in which classes have shares of their own."""
+PLACE = 0.5
+"""Power of how much likelier a class is at a place than anywhere: pixels of a place say much the same."""
+PLACE_IMAGES = 3
+"""As how many images the share of a class anywhere weighs against its share at a place."""
 DRIFT = 2.0
 """How far a class may become more, or less, than any teacher gives it, before a posterior is not of that class."""
 FLOOR = 1e-6
@@ -82,9 +90,9 @@ class Consensus:
         edges: (T, C, BINS - 1) uint8, the quartiles of a teacher's certainty where it gives a class.
         evidence: (T, K + 1, C) float32, log probability of a word given the true class; the last row, of a
             pixel without a label, is 0.
-        prior: (C,) float32, log share of each class.
+        prior: (ROWS * COLUMNS, C) float32, log share of each class at each place, row by row.
         powers: (T,) what brings each teacher's probabilities to one mean certainty.
-        weights: (T,) what each teacher counts, 0 to 1: one, or a part of it where others say the same.
+        weights: (T,) what each teacher counts, above 0 to 1: the best one, others less, copies a part of it.
         iou: (C,) expected IoU of each class's labels.
         union: (C,) expected share of pixels that are of the class or labelled so.
     """
@@ -104,7 +112,7 @@ class Consensus:
         factors *= (_exponents(self.weights) / 2).astype(np.float32)[:, None, None]
         return Tables(
             np.exp(factors, out=factors),
-            np.exp((self.prior - self.prior.max()) / 2),
+            np.exp((self.prior - self.prior.max(1, keepdims=True)) / 2),
             np.stack([_byte_powers(power) for power in self.powers]),
             (self.weights / self.weights.sum()).astype(np.float32),
             self.iou.astype(np.float32),
@@ -123,7 +131,7 @@ class Tables(NamedTuple):
     factors: Float32
     """(T, K + 1, C) what a word multiplies each class's belief by; at most 1."""
     prior: Float32
-    """(C,) the beliefs before any word; at most 1."""
+    """(ROWS * COLUMNS, C) the beliefs before any word, at each place; at most 1."""
     powers: Float32
     """(T, 256) what a byte of each teacher stands for; above 0."""
     share: Float32
@@ -151,7 +159,27 @@ class Labelled:
     image: NDArray[np.intp]
 
 
-def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled | None = None) -> Consensus:
+class Places(NamedTuple):
+    """Where sampled pixels lie in their images."""
+
+    place: NDArray[np.intp]
+    """(S,) see ``places_of``."""
+    images: int
+    """How many images they are of."""
+
+
+def places_of(height: int, width: int) -> NDArray[np.intp]:
+    """(H, W) the place of every pixel of an image, 0 to ROWS * COLUMNS - 1."""
+    return (np.arange(height) * ROWS // height)[:, None] * COLUMNS + np.arange(width) * COLUMNS // width
+
+
+def fit(
+    labels: UInt8,
+    certainties: UInt8,
+    num_classes: int,
+    labelled: Labelled | None = None,
+    places: Places | None = None,
+) -> Consensus:
     """Fit the rule to sampled pixels of the teachers' outputs.
 
     Args:
@@ -159,79 +187,91 @@ def fit(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled 
         certainties: (T, S, C) uint8, percent.
         num_classes: C.
         labelled: pixels whose class is known, if there are any.
+        places: where the pixels lie; unless given, all places are alike.
     """
-    num_teachers = len(labels)
+    return weigh(hear(labels, certainties, num_classes, labelled), labelled, places)
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What there is to weigh: steps 1 to 3.
+
+    Attributes:
+        labels: (T, S) uint8.
+        words: (T, S) the word of every pixel.
+        scaled: (T, S, C) probabilities of one mean certainty.
+        edges, evidence, powers: as in ``Consensus``.
+        share: (C,) of all pixels.
+        weights: (T,) what each teacher counts as a copy of others.
+    """
+
+    labels: UInt8
+    words: Int
+    scaled: Float32
+    edges: UInt8
+    evidence: Float32
+    powers: Float
+    share: Float
+    weights: Float
+
+
+def hear(labels: UInt8, certainties: UInt8, num_classes: int, labelled: Labelled | None = None) -> Heard:
+    """What every word of every teacher means; arguments as of ``fit``."""
+    teachers = range(len(labels))
     edges = _edges(labels, certainties, num_classes)
     words = _words(labels, certainties, edges)
     powers = _powers(certainties)
-    scaled = np.stack([_scaled(certainties[t], powers[t]) for t in range(num_teachers)])  # (T, S, C)
+    scaled = np.stack([_scaled(certainties[t], powers[t]) for t in teachers])
     alike = alikeness(labels, certainties, scaled)
     weights = 1 / alike.sum(1)
-    company = _company(alike, weights)
+    company = company_of(alike, weights)
     agreed = _agreements(labels, num_classes, weights, company)  # per teacher (S, C), without him
     evidence, share, num_words = [], np.zeros(num_classes), num_classes * num_classes * BINS + 1
-    for t in range(num_teachers):
+    for t in teachers:
         reference = _normalised(np.sqrt(agreed[t] * _mean(scaled, company[t])) + FLOOR)
-        evidence.append(_meaning(_count(words[t], reference, num_words)))
+        evidence.append(_meaning(counted(words[t], reference, num_words)))
         share += weights[t] / weights.sum() * reference.mean(0)
     if labelled is not None:
         evidence, share = _shrunk(evidence, share, labelled, edges)
     log_evidence = np.log(np.stack(evidence)).astype(np.float32)
-    prior = np.log(share + FLOOR).astype(np.float32)
-    product = _product(words, log_evidence, prior, weights)
-    iou, union = expected_iou(_normalised(np.sqrt(product * _mean(scaled, weights)) + FLOOR))
-    return Consensus(edges, log_evidence, prior, powers, weights, iou, union)
+    return Heard(labels, words, scaled, edges, log_evidence, powers, share, weights)
 
 
-def alikeness(labels: UInt8, certainties: UInt8, scaled: Float32) -> Float:
-    """(T, T) how far two teachers are one: 0 for teachers of their own mind, 1 for copies, whatever the temperature.
-
-    Goes by what two say first and second at a pixel, and by how often they would say the same if they knew nothing
-    of each other but the truth, for which the mean of all others is taken.
-
-    Args:
-        labels: (T, S) uint8.
-        certainties: (T, S, C) uint8, percent.
-        scaled: (T, S, C) probabilities of one mean certainty.
-    """
-    num_teachers, pixels, num_classes = certainties.shape
-    some = slice(None, None, max(1, pixels // ALIKE_PIXELS))
-    first_two = [_first_two(labels[t, some], certainties[t, some]) for t in range(num_teachers)]
-    alike = np.eye(num_teachers)
-    for t in range(num_teachers):
-        for other in range(t):
-            both = np.flatnonzero((first_two[t] >= 0) & (first_two[other] >= 0))
-            if not len(both):
-                continue
-            rest = [o for o in range(num_teachers) if o not in (t, other)] or [t, other]
-            truth = scaled[rest][:, some][:, both].mean(0)
-            one, two = first_two[t][both], first_two[other][both]
-            said = [_count(words, truth, num_classes * num_classes) for words in (one, two)]
-            share = said[0].sum(0)  # (C,) pixels of each class
-            chance = float((said[0] * said[1] / np.maximum(share, FLOOR)).sum() / len(both))
-            beyond = (float(np.mean(one == two)) - chance) / max(1 - chance, FLOOR)
-            alike[t, other] = alike[other, t] = np.clip((beyond - ALIKE) / (1 - ALIKE), 0, 1)
-    return alike
+def weigh(heard: Heard, labelled: Labelled | None = None, places: Places | None = None) -> Consensus:
+    """Steps 4 and 5: who and what counts how much; arguments as of ``fit``."""
+    prior = np.tile(CAUTION * np.log(heard.share + FLOOR), (ROWS * COLUMNS, 1)).astype(np.float32)
+    place = places.place if places is not None else np.zeros(heard.labels.shape[1], np.intp)
+    told = heard.words, heard.scaled, heard.evidence
+    first = _belief(*told, prior[place], heard.weights)
+    weights = heard.weights * _trust(heard.labels, first, labelled)
+    weights /= weights.max()
+    belief = _belief(*told, prior[place], weights)
+    if places is not None:
+        prior += PLACE * _likelier(belief, places)
+        belief = _belief(*told, prior[place], weights)
+    iou, union = expected_iou(belief)
+    return Consensus(heard.edges, heard.evidence, prior, heard.powers, weights, iou, union)
 
 
-def _first_two(labels: UInt8, certainties: UInt8) -> Int:
-    """(S,) label * C + runner-up; -1 where there is no label, or nothing but the label is above 0 %."""
-    num_classes = certainties.shape[1]
-    values = certainties.astype(np.int16)
-    known = labels < num_classes
-    label = np.where(known, labels, 0).astype(np.int32)
-    values[np.arange(len(label)), label] = -1
-    second = values.argmax(1)
-    known &= values[np.arange(len(label)), second] > 0
-    return np.where(known, label * num_classes + second, -1).astype(np.int32)
+def _trust(labels: UInt8, belief: Float32, labelled: Labelled | None) -> Float:
+    """(T,) what each teacher counts, by its IoU with the belief, or with the truth of images as far as there are."""
+    expected = overlaps(labels, belief, np.zeros(labels.shape[1], np.intp)).iou()
+    share = belief.mean(0, dtype=np.float64)
+    if labelled is not None:
+        known = labelled.truth < belief.shape[1]
+        if known.any():
+            truth = np.eye(belief.shape[1], dtype=np.float32)[labelled.truth[known]]
+            found = overlaps(labelled.labels[:, known], truth, labelled.image[known])
+            expected = replace(found, before=expected).iou()
+    return trust(expected, share, SMALLEST)
 
 
-def _company(alike: Float, weights: Float) -> Float:
-    """(T, T) what the others count for each teacher: nothing as far as they are he himself."""
-    company = weights * (1 - alike)
-    alone = company.sum(1) < FLOOR
-    company[alone] = weights  # then a teacher is its own company
-    return company
+def _likelier(belief: Float32, places: Places) -> Float32:
+    """(ROWS * COLUMNS, C) log of how much likelier a class is at a place than anywhere."""
+    share = belief.mean(0, dtype=np.float64) + FLOOR
+    here = counted(places.place, belief, ROWS * COLUMNS)
+    here += PLACE_IMAGES / places.images * len(belief) / (ROWS * COLUMNS) * share
+    return np.asarray(np.log(here / here.sum(1, keepdims=True) / (share / share.sum())), np.float32)
 
 
 def _exponents(weights: Float) -> Float:
@@ -268,12 +308,14 @@ def _weights(union: Float) -> Float32:
     return (1 / np.maximum(union, SMALLEST)).astype(np.float32)
 
 
-def believe(labels: UInt8, certainties: UInt8, model: Consensus) -> Float32:
-    """(S, C) belief in each class at sampled pixels, see ``fit``."""
+def believe(
+    labels: UInt8, certainties: UInt8, model: Consensus, place: NDArray[np.intp] | None = None
+) -> Float32:
+    """(S, C) belief in each class at sampled pixels, see ``fit``; of (S,) places, if they are not all alike."""
     scaled = np.stack([_scaled(c, power) for c, power in zip(certainties, model.powers, strict=True)])
     words = _words(labels, certainties, model.edges)
-    product = _product(words, model.evidence, model.prior, model.weights)
-    return _normalised(np.sqrt(product * _mean(scaled, model.weights)) + FLOOR)
+    at = np.zeros(labels.shape[1], np.intp) if place is None else place
+    return _belief(words, scaled, model.evidence, model.prior[at], model.weights)
 
 
 def overlaps(labels: UInt8, belief: Float32, image: NDArray[np.intp]) -> Overlaps:
@@ -323,11 +365,6 @@ def _words(labels: UInt8, certainties: UInt8, edges: UInt8) -> Int:
     return words
 
 
-def _count(words: Int, truth: Float32, num_words: int) -> Float:
-    """(words, C) how often each word was said of each class, where the truth is (S, C) probabilities."""
-    return np.stack([np.bincount(words, column, num_words) for column in truth.T], 1)
-
-
 def _meaning(counts: Float) -> Float:
     """(K + 1, C) probability of each word given the class; smoothed with how often it is said at all."""
     num_classes = counts.shape[1]
@@ -356,20 +393,21 @@ def _shrunk(
     one_image = pixels / np.maximum((per_image > 0).sum(0), 1)
     one_image[pixels == 0] = 1
     words = _words(labelled.labels, labelled.certainties, edges)
-    counted = []
+    meanings = []
     for t, before in enumerate(evidence):
-        counts = _count(words[t, known], one_hot, len(before))[:-1] + one_image * before[:-1]
-        counted.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
+        counts = counted(words[t, known], one_hot, len(before))[:-1] + one_image * before[:-1]
+        meanings.append(np.concatenate([counts / counts.sum(0), before[-1:]]))
     mean_size = known.sum() / len(per_image)
-    return counted, (pixels + mean_size * share) / (known.sum() + mean_size)
+    return meanings, (pixels + mean_size * share) / (known.sum() + mean_size)
 
 
-def _product(words: Int, evidence: Float32, prior: Float32, weights: Float) -> Float32:
-    """(S, C) probabilities from all evidence."""
-    total = np.tile(prior, (words.shape[1], 1))
+def _belief(words: Int, scaled: Float32, evidence: Float32, prior: Float32, weights: Float) -> Float32:
+    """(S, C) the geometric mean of the product of all evidence, (S, C) ``prior`` included, and mean probability."""
+    total = prior.copy()
     for word, meaning, exponent in zip(words, evidence, _exponents(weights), strict=True):
         total += np.float32(exponent) * meaning[word]
-    return _normalised(np.exp(total - total.max(1, keepdims=True)))
+    product = _normalised(np.exp(total - total.max(1, keepdims=True)))
+    return _normalised(np.sqrt(product * _mean(scaled, weights)) + FLOOR)
 
 
 def _agreements(labels: UInt8, num_classes: int, weights: Float, company: Float) -> list[Float32]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY
+from endauda_cli.fusion.rules.consensus import FLOOR, RIVAL, TINY, places_of
 from endauda_cli.fusion.rules.rule import Fused, Kernel, Planes, Recipe
 from endauda_cli.types import Border, FusionRule, Unclaimed
 
@@ -90,9 +90,12 @@ def consensus(labels: Tensor, planes: Planes, recipe: Recipe) -> Fused:
     tables = _on(recipe.model, labels.device)
     best, candidate = torch.empty_like(labels[0], dtype=torch.float32), torch.empty_like(labels[0])
     rows = max(1, _PIXELS_AT_ONCE // labels.shape[2])
+    places = torch.from_numpy(places_of(*labels.shape[1:])).to(labels.device)
     for first in range(0, labels.shape[1], rows):
         band = slice(first, first + rows)
-        belief, named = _beliefs(labels[:, band], [certainty[:, band] for certainty in whole], tables)
+        belief, named = _beliefs(
+            labels[:, band], [certainty[:, band] for certainty in whole], places[band], tables
+        )
         candidate[band], best[band] = _most_gain(belief, named, tables)
     return _kept(labels, recipe, candidate, best)
 
@@ -125,10 +128,10 @@ def _on(model: Consensus, device: torch.device) -> _Tables:
     return _Tables(factors.transpose(1, 2).contiguous().to(device), *(table.to(device) for table in others))
 
 
-def _beliefs(labels: Tensor, planes: list[Tensor], tables: _Tables) -> tuple[Tensor, Tensor]:
+def _beliefs(labels: Tensor, planes: list[Tensor], places: Tensor, tables: _Tables) -> tuple[Tensor, Tensor]:
     """(C, H, W) beliefs, before they sum up to 1, and which classes a teacher gives or is more than 0 % certain of."""
-    num_classes = len(tables.prior)
-    product = tables.prior[:, None, None].expand(-1, *labels.shape[1:]).clone()
+    num_classes = tables.prior.shape[1]
+    product = tables.prior.T[:, places]
     mean = torch.zeros_like(product)
     named = torch.zeros_like(product, dtype=torch.bool)
     classes = torch.arange(num_classes, device=labels.device)[:, None, None]

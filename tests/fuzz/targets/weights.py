@@ -11,6 +11,7 @@ import torch
 
 from endauda_cli.checkpoint import checked_meta
 from endauda_cli.models.compat import peeled, state_dict_in
+from endauda_cli.models.mmseg import NETWORKS, geometry_of, options_of
 from endauda_cli.models.mxnet import FILE_MAGIC, read_params
 from endauda_cli.models.reading import read_content
 from endauda_cli.teachers.libraries import read_settings
@@ -41,7 +42,13 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
     (folder / "x.pth").write_bytes(data)
     content = read_content(folder / "x.pth")
     peeled(folder, content)
-    state_dict_in(folder / "x.pth", content)
+    geometry_of(content)
+    state = state_dict_in(folder / "x.pth", content)
+    for network in NETWORKS:
+        try:
+            assert max(options_of(network, state, 19)["size"].channels) <= 512
+        except ValueError:  # which the door knows
+            pass
 
 
 def read_meta(data: bytes, folder: Path) -> None:
@@ -85,6 +92,19 @@ def checkpoints() -> Sequence[bytes]:
         content = {"format": 1, "weights": {"module.a": torch.ones(2)}, "meta": META, "best": np.float64(1)}
         torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
         made.append(buffer.getvalue())
+    adapted = {
+        "backbone.patch_embed1.proj.weight": torch.ones(8, 3, 7, 7),
+        "head.conv_seg.weight": torch.ones(2),
+    }
+    adapted |= {
+        "decode_head.linear_c1.proj.weight": torch.ones(8, 8),
+        "backbone.block1.0.norm1.bias": torch.ones(8),
+    }
+    config = "hr_crop_size=(384, 384), test_cfg=dict(mode='slide', stride=[512, 512], crop_size=[1024, 1024])"
+    nets = {prefix + key: value for prefix in ("model.", "ema_model.") for key, value in adapted.items()}
+    buffer = io.BytesIO()
+    torch.save({"meta": {"config": config}, "state_dict": nets}, buffer)
+    made.append(buffer.getvalue())
     buffer = io.BytesIO()
     np.savez(buffer, a=np.ones(2))
     return [*made, buffer.getvalue()]

@@ -1,0 +1,90 @@
+"""What a library may be told: settings of networks, from a folder or a checkpoint, looked at before they are used."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from endauda_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+_MOST_OF = (
+    ("label", 10_000),
+    ("class", 10_000),
+    ("layer", 1_000),
+    ("depth", 1_000),
+    ("block", 1_000),
+    ("head", 4_096),
+)
+"""Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
+_MOST = 1 << 24
+_ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
+"""Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
+_WORDS = ("act_layer", "norm_layer", "global_pool")
+"""Settings that timm takes as words; other words may be paths, such as ``checkpoint_path``."""
+
+
+def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:
+    """All numbers in settings, each with the nearest key above it."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from numbers_in(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from numbers_in(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def refuse_numbers(path: Path, config: dict[str, Any]) -> None:
+    """Numbers that no network has, before a library makes a table or layers of them."""
+    for key, number in numbers_in(config):
+        counted = key.startswith(("num_", "n_")) or key in ("classes", "depth", "depths", "encoder_depth")
+        most = next((most for word, most in _MOST_OF if word in key and counted), _MOST)
+        if isinstance(number, int) and not -_MOST <= number <= most:
+            raise CheckpointError(
+                f"{path}: {key!r:.80} is {str(number)[:20]}, but at most {most:,} was expected; the file is damaged or "
+                "forged"
+            )
+
+
+def refuse_hubs(folder: Path, config: dict[str, Any]) -> None:
+    if config.get("use_pretrained_backbone"):
+        raise CheckpointError(
+            f"{folder}: use_pretrained_backbone in config.json would download the backbone "
+            f"{config.get('backbone')!r:.80}; save the whole network with save_pretrained, which says false there"
+        )
+
+
+def refuse_smp(folder: Path, settings: dict[str, Any], build: type[nn.Module]) -> None:
+    """Refuse settings that lead out of the folder, and networks that do not take colour images."""
+    encoder, channels = settings.get("encoder_name"), settings.get("in_channels", 3)
+    if encoder is not None and not (isinstance(encoder, str) and _ENCODER.fullmatch(encoder)):
+        raise CheckpointError(
+            f"{folder}: encoder_name {encoder!r:.80} leads to a hub or another folder, but an encoder of the library "
+            "was expected; nothing is downloaded but by download-weights"
+        )
+    if channels != 3:
+        raise CheckpointError(
+            f"{folder}: takes images of {channels!r:.20} channels, but 3 (red, green, blue) were expected; name a "
+            "network for colour images"
+        )
+    known = inspect.signature(build.__init__).parameters
+    for key, value in settings.items():
+        if key in known:
+            continue
+        plain = value is None or isinstance(value, int | float)
+        numbers = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
+        if key.startswith("pretrained") or not (
+            plain or numbers or (key in _WORDS and isinstance(value, str))
+        ):
+            raise CheckpointError(
+                f"{folder}: config.json has {key!r:.80}, which {build.__name__} does not know and which might lead to "
+                "other files; remove it"
+            )
