@@ -73,6 +73,12 @@ class Test(Passes, TargetData, OnDevice, Located):
         "published: how far rows are from the figures of others.",
     )  # fmt: skip
     split: Split = option(Split.VAL, "--split", help="Labelled images of the target.", panel=_SCORED)
+    boundaries: bool = option(
+        True,
+        "--boundaries/--no-boundaries",
+        panel=_SCORED,
+        help="Score outlines, too; off, label PNGs are faster.",
+    )
     save_images: bool = option(
         True, "--save-images/--no-save-images", panel=_SCORED, help="Write predictions and colour pictures."
     )
@@ -180,7 +186,7 @@ def _score_maps(
         session.task.target,
         session.terminal.report,
         options.workers,
-        boundaries=True,
+        boundaries=options.boundaries,
     )
     return [
         _scored(session, options, row, maps.scored, counts)
@@ -242,7 +248,7 @@ def _score_network(
     procedure = network.network.tested.with_passes(options.scales, options.flip)
     segmenter = Segmenter(network.model, network.preprocessing, procedure)
     pictures = out if options.save_images else None
-    scoring = Scoring(domain, str(path), options.split, pictures, boundaries=True)
+    scoring = Scoring(domain, str(path), options.split, pictures, boundaries=options.boundaries)
     counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, report)
     scored = _scored(
         session, options, row, str(path), counts, pictures=pictures, counts_file=out / COUNTS_FILE

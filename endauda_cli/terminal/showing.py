@@ -143,9 +143,11 @@ class Page:
 
     @show.register
     def _(self, r: ScoreTable) -> None:
-        means = [m.title for m in r.rows[0].score.means if len(m.classes) < len(r.rows[0].score.iou)]
+        first = r.rows[0].score
+        means = [m.title for m in first.means if len(m.classes) < len(first.iou)]
+        outlines = [f"boundary F ({b.tolerance}) %" for b in first.boundary[:1]]
         table = self._table(
-            "scored", "mIoU %", "95 % interval", *means, "accuracy %", "boundary F %", "coverage %"
+            "scored", "mIoU %", "95 % interval", *means, "accuracy %", *outlines, "coverage %"
         )
         for row in r.rows:
             s = row.score
@@ -155,13 +157,11 @@ class Page:
                 _between(s.intervals[0]),
                 *(_figure(m.miou) for m in s.means if m.title in means),
                 _figure(s.pixel_accuracy),
-                _figure(s.boundary[0].mean),
+                *(_figure(b.mean) for b in s.boundary[:1]),
                 f"{s.coverage:.1f}",
             )
         self._print(table)
-        self._line(
-            f"on {r.images} images of {r.target} {r.split}; boundary F within {r.rows[0].score.boundary[0].tolerance}"
-        )
+        self._line(f"on {r.images} images of {r.target} {r.split}")
         for comparison in r.comparisons:
             self._line(_compared(comparison))
         if r.published:

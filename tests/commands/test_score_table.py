@@ -112,6 +112,13 @@ def test_several_of_one_kind(city: Path) -> None:
     shutil.rmtree(city / "a,b")
 
 
+def test_without_boundaries(city: Path) -> None:
+    line = ("test", "--archive", "crst", "dacs", "--no-boundaries")
+    assert all(row["score"]["boundary"] == [] for row in result_of(*line)["rows"])
+    assert "boundary" not in succeed(*line).out
+    assert "boundary F (2 px) %" in succeed(*line[:-1]).out
+
+
 def test_compare_two(city: Path) -> None:
     table = result_of("test", "--compare", "crst", "plf-val")
     assert names(table) == {("teacher", "crst"), ("labels", "plf-val")}
