@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from datetime import timedelta
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor, nn
+
+Value = TypeVar("Value")
 
 # The default of 30 minutes hides a dead rank for that long.
 TIMEOUT = timedelta(minutes=10)
@@ -130,6 +132,15 @@ def gather_over_ranks(tensor: Tensor) -> Tensor:
     every = tensor.new_empty(world_size() * tensor.numel())
     dist.all_gather_into_tensor(every, tensor.contiguous())
     return every
+
+
+def every_ranks(value: Value) -> list[Value]:
+    """The ranks' values, in their order, for all of them; of plain values and arrays that differ in size."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def total_over_ranks(*counts: int) -> list[int]:

@@ -144,6 +144,23 @@ def _without(absent: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in CITYSCAPES_CLASSES if name not in absent)
 
 
+PUBLISHED_MEANS = {
+    "mIoU-19": CITYSCAPES_CLASSES,
+    "mIoU-16": _without(NOT_IN_SYNTHIA_16),
+    "mIoU-13": _without(NOT_IN_SYNTHIA_13),
+}
+"""The lists of classes over which the field takes means."""
+
+
+def means_of(domain: Domain) -> dict[str, tuple[str, ...]]:
+    """The means that a score on the domain has, each with its classes: over all of them, over the domain's own subsets,
+    and over the published lists that it has all classes of."""
+    published = {
+        title: names for title, names in PUBLISHED_MEANS.items() if set(names) <= set(domain.classes)
+    }
+    return {f"mIoU-{len(domain.classes)}": domain.classes, **domain.subsets, **published}
+
+
 def palette_of(names: tuple[str, ...]) -> tuple[Colour, ...]:
     """Colours for classes: Cityscapes' own where the name is one of theirs, else spread over the hues."""
     known = dict(zip(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, strict=True))

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from endauda_cli.distributed import rank, sum_over_ranks, world_size
+from endauda_cli.boundaries import count_boundaries
+from endauda_cli.distributed import every_ranks, rank, world_size
+from endauda_cli.image_counts import ImageCounts, dealt
 from endauda_cli.inference import run_network
 from endauda_cli.labels import (
     Strays,
@@ -22,10 +23,20 @@ from endauda_cli.labels import (
     write_colour,
     write_label,
 )
-from endauda_cli.metrics import ConfusionMatrix, pairs
+from endauda_cli.metrics import pairs
 from endauda_cli.progress import Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
-from endauda_cli.scoring import refuse_sizes, result_of, running, stored_truth, truth_of, warn_of
+from endauda_cli.scoring import (
+    further_figures,
+    refuse_sizes,
+    relabelled,
+    result_of,
+    running,
+    stored_truth,
+    truth_of,
+    warn_of,
+    write_counts,
+)
 from endauda_cli.segmenter import Procedure, Segmenter, label_map
 from endauda_cli.threads import ordered_map
 from endauda_cli.workspace import write_text
@@ -38,15 +49,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from endauda_cli.config import InferenceConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
     from endauda_cli.inference import Decode
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
 
-    Pairs = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]
+    Added = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64] | None]
+    """What :meth:`ImageCounts.add` takes beside the image's id."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Scoring:
         split: likewise.
         save: folder for predictions (train ids) and colour pictures, or ``None``.
         read: reads a label file as train ids, where it is no ground truth of the domain.
+        boundaries: whether boundaries are counted, too.
     """
 
     domain: Domain
@@ -66,6 +80,7 @@ class Scoring:
     split: str = "val"
     save: Path | None = None
     read: Callable[[Path, Domain], NDArray[np.uint8]] | None = None
+    boundaries: bool = False
 
 
 def evaluate(
@@ -91,30 +106,44 @@ def evaluate(
     Raises:
         DataError: if an image or its truth cannot be read, or their sizes differ.
     """
+    counts = count_network(segmenter, samples, scoring, config, device, report, decode)
+    return result_of(counts, scoring.domain, scoring.scored, scoring.split, scoring.save)
+
+
+def count_network(
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    scoring: Scoring,
+    config: InferenceConfig,
+    device: torch.device,
+    report: Reporter,
+    decode: Decode | None = None,
+) -> ImageCounts:
+    """What each image adds to the score of a network; see :func:`evaluate`."""
     mine = samples[rank() :: world_size()]
-    confusion = ConfusionMatrix(len(scoring.domain.classes))
+    counts = ImageCounts(len(scoring.domain.classes))
     paths = [sample.image for sample in mine]
     predictions = run_network(segmenter, paths, label_map, config, device, report, decode)
     if scoring.save is not None:
         scoring.save.mkdir(parents=True, exist_ok=True)
     strays = Strays(scoring.domain)
 
-    def count(said: tuple[Sample, tuple[NDArray[Any], ...]]) -> Pairs:
+    def count(said: tuple[Sample, tuple[NDArray[Any], ...]]) -> Added:
         return _count(said[0], said[1][0], scoring, strays)
 
     report(Tick("testing", 0, len(mine)))
     with ThreadPoolExecutor(config.workers) as pool:
         counted = ordered_map(pool, count, zip(mine, predictions, strict=True), config.workers + 2)
-        for done, pairs_of_image in enumerate(counted, 1):
-            confusion.update(*pairs_of_image)
-            report(Tick("testing", done, len(mine), running(confusion)))
+        for done, (sample, added) in enumerate(zip(mine, counted, strict=True), 1):
+            counts.add(sample.id, *added)
+            report(Tick("testing", done, len(mine), running(counts.confusion)))
     warn_of(strays, report)
-    whole = _over_ranks(confusion)
-    return result_of(whole, scoring.domain, scoring.scored, scoring.split, len(samples), scoring.save)
+    return dealt(every_ranks(counts))
 
 
-def _count(sample: Sample, prediction: NDArray[np.uint8], scoring: Scoring, strays: Strays) -> Pairs:
-    """The pairs of train ids of truth and prediction that occur in an image, and their pixels; saves the prediction.
+def _count(sample: Sample, prediction: NDArray[np.uint8], scoring: Scoring, strays: Strays) -> Added:
+    """The pairs of train ids of truth and prediction that occur in an image, their pixels, and its boundaries if these
+    count; saves the prediction.
 
     For as many threads as there are cores.
     """
@@ -133,16 +162,31 @@ def _count(sample: Sample, prediction: NDArray[np.uint8], scoring: Scoring, stra
         path, colours = label_files(scoring.save, sample.id)
         write_label(path, prediction)
         write_colour(colours, prediction, domain.palette)
-    return truth, predicted.astype(np.uint8), counts
+    boundary = None
+    if scoring.boundaries:
+        boundary = count_boundaries(relabelled(ids, found, truth), prediction, len(domain.classes))
+    return truth, predicted.astype(np.uint8), counts, boundary
 
 
-def write_evaluation(out: Path, result: EvalResult, samples: Sequence[Sample], domain: Domain) -> None:
-    """``eval.json`` and ``report.html`` of a score; pictures are shown if predictions were saved."""
+def write_evaluation(
+    out: Path,
+    result: EvalResult,
+    samples: Sequence[Sample],
+    domain: Domain,
+    counts: ImageCounts | None = None,
+) -> None:
+    """``eval.json`` and ``report.html`` of a score, and ``counts.npz`` if there are counts; pictures are shown if
+    predictions were saved."""
+    if counts is not None and result.counts is not None:
+        write_counts(result.counts, counts, domain)
     write_text(out / "eval.json", json.dumps(asdict(result), indent=1, default=str) + "\n")
     cells = [Row([name, number(iou)]) for name, iou in result.iou.items()]
     cells.append(Row(["mIoU", number(result.miou)], strong=True))
     cells += [Row([title, number(value)], strong=True) for title, value in result.subset_miou.items()]
-    sections: list[Table | Gallery] = [Table("IoU in percent", ["class", "IoU"], cells)]
+    sections: list[Table | Gallery] = [
+        Table("IoU in percent", ["class", "IoU"], cells),
+        further_table(result),
+    ]
     if result.pictures is not None:
         rows = []
         for sample in samples[:: max(1, -(-len(samples) // PICTURED_IMAGES))]:
@@ -166,12 +210,12 @@ def write_evaluation(out: Path, result: EvalResult, samples: Sequence[Sample], d
     write_report(out / "report.html", page, {sample.id for sample in samples})
 
 
-def _over_ranks(confusion: ConfusionMatrix) -> ConfusionMatrix:
-    if world_size() > 1:
-        n = confusion.num_classes
-        counts = [confusion.pixels, confusion.labelled]
-        flat = np.concatenate([confusion.matrix.ravel(), confusion.missed, counts])
-        flat = sum_over_ranks(torch.from_numpy(flat)).numpy()
-        confusion.matrix, confusion.missed = flat[: n * n].reshape(n, n), flat[n * n : -2]
-        confusion.pixels, confusion.labelled = int(flat[-2]), int(flat[-1])
-    return confusion
+def further_table(result: EvalResult) -> Table:
+    """The figures beside the IoUs; how they are counted stands in docs/scoring.md."""
+    lists = [
+        f"{mean.title}: {', '.join(mean.classes)}"
+        for mean in result.means
+        if len(mean.classes) < len(result.iou)
+    ]
+    rows = [Row(row) for row in further_figures(result)]
+    return Table("Further figures", ["", "percent"], rows, lists)

@@ -78,6 +78,19 @@ class ConfusionMatrix:
         """Share of all pixels whose truth is a class, 0..1; NaN before the first image."""
         return float(self.matrix.sum() + self.missed.sum()) / self.pixels if self.pixels else math.nan
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the counted pixels that are right, 0..1; NaN if there are none."""
+        counted = self.matrix.sum()
+        return float(self.matrix.trace() / counted) if counted else math.nan
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean of the IoUs, each weighted by the share of the counted pixels whose truth it is, 0..1; NaN without."""
+        frequency, counted = self.matrix.sum(1), self.matrix.sum()
+        iou = np.where(frequency > 0, self.iou(), 0.0)
+        return float((frequency * iou).sum() / counted) if counted else math.nan
+
     def iou(self, strict: bool = False) -> NDArray[np.float64]:
         """(C,) IoU per class, 0..1: tp / (tp + fp + fn); NaN for a class that occurs in neither.
 

@@ -138,31 +138,6 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
-
-    scored: str
-    """What was scored: a checkpoint or a folder."""
-    target: str
-    split: str
-    images: int
-    miou: float | None
-    """Mean over the classes that occur; pixels without a prediction (255) are left out."""
-    coverage: float
-    """Percent of all pixels that have a prediction."""
-    iou: dict[str, float | None]
-    subset_miou: dict[str, float | None]
-    """Means over the domain's subsets, such as SYNTHIA's 13 classes."""
-    pictures: Path | None = None
-    strict_miou: float | None = None
-    """As cityscapesScripts counts: a pixel without a prediction (255) is wrong. Equal to ``miou`` at full coverage."""
-    strict_iou: dict[str, float | None] = field(default_factory=dict)
-    """Likewise."""
-    truth: float = 100.0
-    """Percent of all pixels whose truth is a class; only these are scored."""
-
-
-@dataclass(frozen=True)
 class DeployResult:
     """A network as a file for other programs, checked against its checkpoint."""
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from endauda_cli.boundaries import TOLERANCES, boundary_scores, count_boundaries
 from endauda_cli.datasets import one_per_image
-from endauda_cli.domains import IGNORE
+from endauda_cli.domains import means_of
 from endauda_cli.errors import DataError
-from endauda_cli.foreign import as_label_ids, palette_of, values_of
+from endauda_cli.files import cannot_write, replacing
+from endauda_cli.foreign import palette_of
 from endauda_cli.labels import (
     Strays,
     read_label_ids,
     read_truth,
     refuse_empty_truth,
     stored_ids_of,
-    train_ids_of,
     truth_of_ids,
 )
-from endauda_cli.metrics import ConfusionMatrix, pairs
+from endauda_cli.metrics import pairs
 from endauda_cli.patterns import files_below
+from endauda_cli.prediction_values import Reading, Values, looks_like_label_ids, read_values
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.rasters import open_raster
-from endauda_cli.results import EvalResult
+from endauda_cli.score_results import BoundaryScore, ClassMean, EvalResult
 from endauda_cli.threads import ordered_map
 from endauda_cli.types import PredictionIds
 
@@ -36,7 +39,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.datasets import Sample
-    from endauda_cli.domains import Domain
+    from endauda_cli.domains import Colour, Domain
+    from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.metrics import ConfusionMatrix
+
+COUNTS_FILE = "counts.npz"
+"""Beside ``eval.json``: what each image adds to the score."""
 
 
 def refuse_unlabelled(samples: Sequence[Sample], domain: Domain, split: str) -> None:
@@ -47,6 +55,68 @@ def refuse_unlabelled(samples: Sequence[Sample], domain: Domain, split: str) -> 
     """
     files = [sample.label for sample in samples if sample.label is not None]
     refuse_empty_truth(files, domain, f"{domain.name} {split}")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Label maps that exist, to be scored.
+
+    Attributes:
+        scored: what they are, for the result.
+        read: gives the values (H, W) of an image's map, and the colours of its palette if it has one.
+        file: where that is, for messages.
+        ids: what the values mean.
+    """
+
+    scored: str
+    read: Callable[[Sample], tuple[NDArray[Any], list[Colour]]]
+    file: Callable[[Sample], Path]
+    ids: PredictionIds = PredictionIds.TRAIN
+
+
+def folder_of_maps(folder: Path, samples: Sequence[Sample], ids: PredictionIds = PredictionIds.AUTO) -> Maps:
+    """Label PNGs that exist: ``<image id>.png`` below the folder.
+
+    Raises:
+        DataError: if there is no such folder, or a prediction is absent or there twice.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of predictions")
+    wanted = {sample.id for sample in samples}
+    pngs = sorted(path for path in files_below(folder) if path.suffix == ".png")
+    files = one_per_image(pngs, wanted, "prediction")
+    missing = [sample.id for sample in samples if sample.id not in files]
+    if missing:
+        raise DataError(
+            f"{folder}: no prediction for {len(missing)} of {len(samples)} images, first {missing[0]}.png"
+        )
+
+    def read(sample: Sample) -> tuple[NDArray[Any], list[Colour]]:
+        with open_raster(files[sample.id]) as raster:
+            return stored_ids_of(raster), palette_of(raster)
+
+    return Maps(str(folder), read, lambda sample: files[sample.id], ids)
+
+
+def maps_of_archive(archive: Path, samples: Sequence[Sample], classes: Sequence[str]) -> Maps:
+    """The labels that a teacher's archive holds; certainties are not read.
+
+    Raises:
+        DataError: if it lacks images.
+        ArchiveError: if it is damaged, or lacks a class.
+    """
+    from endauda_cli.archive import CertaintyReader, join_classes  # HDF5 takes as long to load as the rest
+
+    teacher = join_classes(CertaintyReader(archive), classes)
+    missing = [sample.id for sample in samples if sample.id not in teacher]
+    if missing:
+        raise DataError(
+            f"{archive}: has no labels of {len(missing)} of {len(samples)} images, first {missing[0]}; "
+            "'endauda export-teacher' with that --split adds them"
+        )
+    return Maps(
+        str(archive), lambda sample: (teacher.labels(sample.id), []), lambda sample: archive / sample.id
+    )
 
 
 def score_predictions(
@@ -73,45 +143,117 @@ def score_predictions(
         DataError: if a prediction is absent, there twice, unreadable, of another size or class table; or if it is not
             clear what its values mean.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of predictions")
-    wanted = {sample.id for sample in samples}
-    pngs = sorted(path for path in files_below(folder) if path.suffix == ".png")
-    files = one_per_image(pngs, wanted, "prediction")
-    missing = [sample.id for sample in samples if sample.id not in files]
-    if missing:
-        raise DataError(
-            f"{folder}: no prediction for {len(missing)} of {len(samples)} images, first {missing[0]}.png"
-        )
-    strays = Strays(domain)
-    reading = _Reading(folder, domain, ids)
+    maps = folder_of_maps(folder, samples, ids)
+    (counts,) = count_maps([maps], samples, domain, report, workers)
+    return result_of(counts, domain, maps.scored, split)
 
-    def load(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool, NDArray[np.int64]]:
-        return _pairs_of(sample, files[sample.id], domain, strays)
+
+def count_maps(
+    rows: Sequence[Maps],
+    samples: Sequence[Sample],
+    domain: Domain,
+    report: Reporter,
+    workers: int = 2,
+    boundaries: bool = False,
+) -> list[ImageCounts]:
+    """Count label maps of one or several origins against the truth of the same images, which is read once.
+
+    Args:
+        rows: the maps, by origin.
+        samples: images with ground truth.
+        domain: class table of both.
+        report: told of progress.
+        workers: threads.
+        boundaries: whether boundaries are counted, too.
+
+    Returns:
+        The counts, by origin.
+
+    Raises:
+        DataError: as :func:`score_predictions`.
+    """
+    strays = Strays(domain)
+    readings = [Reading(maps.scored, domain, maps.ids) for maps in rows]
+
+    def load(sample: Sample) -> list[_Loaded]:
+        ids = stored_truth(sample, domain)
+        # Values without a name are told of once, not once per row.
+        told = [strays, *[None] * (len(rows) - 1)]
+        return [
+            _load(sample, ids, maps, domain, of_row, boundaries)
+            for maps, of_row in zip(rows, told, strict=True)
+        ]
 
     with ThreadPoolExecutor(workers) as pool:
-        loaded = ordered_map(pool, load, samples, workers + 2)
         report(Tick("scoring", 0, len(samples)))
+        loaded = ordered_map(pool, load, samples, workers + 2)
         for done, (sample, of_image) in enumerate(zip(samples, loaded, strict=True), 1):
-            reading.count(files[sample.id], *of_image)
-            report(Tick("scoring", done, len(samples), running(reading.confusion)))
+            for maps, reading, one in zip(rows, readings, of_image, strict=True):
+                reading.count(maps.file(sample), sample.id, *one)
+            report(
+                Tick("scoring", done, len(samples), running(readings[0].confusion) if len(rows) == 1 else "")
+            )
     warn_of(strays, report)
-    return result_of(reading.decide(report), domain, str(folder), split, len(samples), None)
+    found = []
+    for maps, reading in zip(rows, readings, strict=True):
+        counts, others = reading.decide(report)
+        for number in others if boundaries else ():
+            sample = samples[number]
+            again = _load(sample, stored_truth(sample, domain), maps, domain, None, True, other=True)
+            assert again.boundary is not None
+            counts.replace_boundary(number, again.boundary)
+        found.append(counts)
+    return found
 
 
-def _pairs_of(
-    sample: Sample, prediction: Path, domain: Domain, strays: Strays
-) -> tuple[NDArray[np.uint8], NDArray[np.int32], bool, NDArray[np.int64]]:
-    """The pairs of train ids of the truth and values of the prediction that occur, whether the latter are train ids
-    that a palette gave, and the pixels of each pair."""
-    ids = stored_truth(sample, domain)
+class _Loaded(NamedTuple):
+    """An image's map and truth, as :meth:`Reading.count` takes them."""
+
+    truth: NDArray[np.uint8]
+    values: Values
+    pixels: NDArray[np.int64]
+    boundary: NDArray[np.int64] | None
+    by_table: bool
+
+
+def _load(
+    sample: Sample,
+    ids: NDArray[Any],
+    maps: Maps,
+    domain: Domain,
+    strays: Strays | None,
+    boundaries: bool,
+    other: bool = False,
+) -> _Loaded:
+    """Count the pairs of an image whose truth is ``ids``; its boundaries as its values look to be meant, or in the
+    ``other`` way."""
     assert sample.label is not None
-    with open_raster(prediction) as raster:
-        values, palette = stored_ids_of(raster), palette_of(raster)
+    values, palette = maps.read(sample)
     refuse_sizes(ids, values, sample)
-    of_truth, of_prediction, counts = pairs(ids, values)
-    truth = truth_of_ids(sample.label, of_truth, domain, strays, counts)
-    return truth, *values_of(prediction, of_prediction, palette, domain), counts
+    of_truth, of_prediction, pixels = pairs(ids, values)
+    truth = truth_of_ids(sample.label, of_truth, domain, strays, pixels)
+    found = read_values(maps.file(sample), of_prediction, palette, domain, maps.ids)
+    if not boundaries:
+        return _Loaded(truth, found, pixels, None, False)
+    classes = len(domain.classes)
+    by_table = looks_like_label_ids(found, truth, pixels, maps.ids, classes) != other
+    prediction = found.labels if by_table and found.labels is not None else found.train
+    dense = relabelled(ids, of_truth, truth), relabelled(values, of_prediction, prediction)
+    return _Loaded(truth, found, pixels, count_boundaries(*dense, classes), by_table)
+
+
+def relabelled(
+    values: NDArray[Any], found: NDArray[np.int32], meaning: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """An (H, W) map in which each of the ``found`` values is replaced by what it means, uint8."""
+    if values.dtype == np.uint8:
+        table = np.zeros(256, np.uint8)
+        table[found] = meaning
+    else:
+        known, first = np.unique(found, return_index=True)
+        values, table = np.searchsorted(known, values), meaning[first]
+    labels: NDArray[np.uint8] = table[values]
+    return labels
 
 
 def stored_truth(sample: Sample, domain: Domain) -> NDArray[Any]:
@@ -126,107 +268,6 @@ def stored_truth(sample: Sample, domain: Domain) -> NDArray[Any]:
         return read_label_ids(sample.label, first_channel=True)
     with open_raster(sample.label) as raster:
         return stored_ids_of(raster)
-
-
-class _Reading:
-    """Predictions counted as train ids and as label ids of the data set, until it is clear what they are."""
-
-    def __init__(self, folder: Path, domain: Domain, ids: PredictionIds) -> None:
-        self._folder, self._domain, self._ids = folder, domain, ids
-        self._train, self._label = (ConfusionMatrix(len(domain.classes)) for _ in range(2))
-        self._fault: DataError | None = None
-        self._named = ids != PredictionIds.TRAIN
-        self._differ = False
-        self._coloured = 0
-
-    @property
-    def confusion(self) -> ConfusionMatrix:
-        """As train ids, unless they are said to be others."""
-        return self._label if self._ids == PredictionIds.LABEL else self._train
-
-    def count(
-        self,
-        file: Path,
-        truth: NDArray[np.uint8],
-        values: NDArray[np.int32],
-        by_palette: bool,
-        counts: NDArray[np.int64],
-    ) -> None:
-        """One image, as :func:`_pairs_of` gives it.
-
-        Raises:
-            DataError: if its values are neither train ids nor label ids.
-        """
-        self._coloured += by_palette
-        labels = None if by_palette or not self._named else as_label_ids(values, self._domain)
-        if labels is None and self._ids == PredictionIds.LABEL and not by_palette:
-            raise DataError(
-                f"{file}: value {_unnamed(values, self._domain)} is no label id of {self._domain.name}; are these "
-                f"train ids? Then say --prediction-ids {PredictionIds.TRAIN}"
-            )
-        self._named &= labels is not None or by_palette
-        try:
-            train = train_ids_of(file, values, len(self._domain.classes))
-        except DataError as error:
-            if not self._named:
-                raise self._fault or error from None
-            self._fault = self._fault or error
-            train = np.where((values >= 0) & (values < len(self._domain.classes)), values, IGNORE)
-            train = train.astype(np.uint8)
-        if self._fault is not None and not self._named:
-            raise self._fault
-        if labels is None:
-            labels = train
-        self._differ |= not np.array_equal(labels, train)
-        self._train.update(truth, train, counts)
-        self._label.update(truth, labels, counts)
-
-    def decide(self, report: Reporter) -> ConfusionMatrix:
-        """The counts of what the predictions are.
-
-        Raises:
-            DataError: if that is not clear.
-        """
-        if self._coloured:
-            report(
-                Note(
-                    f"{self._folder}: {self._coloured} predictions have a palette with the classes' colours in "
-                    "another order, and were read by colour"
-                )
-            )
-        if self._ids == PredictionIds.LABEL:
-            return self._label
-        right = (
-            self._named and self._differ and _accuracy(self._label) >= max(0.3, 2 * _accuracy(self._train))
-        )
-        if right and self._fault is not None:
-            report(
-                Note(
-                    f"{self._folder}: the predictions hold label ids of {self._domain.name}, not train ids, and were "
-                    "read by its table",
-                    "warning",
-                )
-            )
-            return self._label
-        if self._fault is not None:
-            raise self._fault
-        if right:
-            raise DataError(
-                f"{self._folder}: read as train ids the predictions are right on {100 * _accuracy(self._train):.1f} % "
-                f"of the pixels, as label ids of {self._domain.name} on {100 * _accuracy(self._label):.1f} %; say "
-                f"which they are: --prediction-ids {PredictionIds.TRAIN} or --prediction-ids {PredictionIds.LABEL}"
-            )
-        return self._train
-
-
-def _accuracy(confusion: ConfusionMatrix) -> float:
-    """Of all pixels whose truth is a class."""
-    return float(confusion.matrix.trace() / max(1, confusion.matrix.sum() + confusion.missed.sum()))
-
-
-def _unnamed(values: NDArray[np.int32], domain: Domain) -> int:
-    values_there: list[int] = np.unique(values).tolist()
-    return next(v for v in values_there if v not in domain.label_ids and v != IGNORE)
 
 
 def truth_of(
@@ -263,31 +304,85 @@ def refuse_sizes(truth: NDArray[Any], prediction: NDArray[Any], sample: Sample) 
 
 
 def result_of(
-    confusion: ConfusionMatrix, domain: Domain, scored: str, split: str, images: int, pictures: Path | None
+    counts: ImageCounts, domain: Domain, scored: str, split: str, pictures: Path | None = None
 ) -> EvalResult:
     """What the counts come to, in percent."""
-    iou, strict = (
-        {name: _percent(value) for name, value in zip(domain.classes, confusion.iou(strict=how), strict=True)}
-        for how in (False, True)
-    )
-    subsets = {
-        title: _percent(confusion.mean_iou([domain.classes.index(name) for name in names]))
-        for title, names in domain.subsets.items()
-    }
+    confusion = counts.confusion
+    iou, strict = (_by_class(confusion.iou(strict=how), domain) for how in (False, True))
+
+    def mean(names: Sequence[str]) -> float | None:
+        return _percent(confusion.mean_iou([domain.classes.index(name) for name in names]))
+
     return EvalResult(
         scored=scored,
         target=domain.name,
         split=split,
-        images=images,
+        images=len(counts.counted),
         miou=_percent(confusion.mean_iou()),
         coverage=100 * confusion.coverage,
         iou=iou,
-        subset_miou=subsets,
+        subset_miou={title: mean(names) for title, names in domain.subsets.items()},
         pictures=pictures,
         strict_miou=_percent(confusion.mean_iou(strict=True)),
         strict_iou=strict,
         truth=100 * confusion.known,
+        pixels=int(confusion.matrix.sum()),
+        pixel_accuracy=_percent(confusion.accuracy),
+        frequency_weighted_iou=_percent(confusion.frequency_weighted_iou),
+        means=tuple(
+            ClassMean(title, names, sum(iou[name] is not None for name in names), mean(names))
+            for title, names in means_of(domain).items()
+        ),
+        boundary=_boundary_results(counts, domain),
     )
+
+
+def further_figures(result: EvalResult) -> list[tuple[str, str]]:
+    """What a score says beside IoU and mIoU, in words; figures with two digits."""
+
+    def figure(value: float | None) -> str:
+        return "n/a" if value is None else f"{value:.2f}"
+
+    shown = [
+        (f"{mean.title} ({mean.occurring} of them occur)", figure(mean.miou))
+        for mean in result.means
+        if len(mean.classes) < len(result.iou)
+    ]
+    shown += [
+        ("pixel accuracy", figure(result.pixel_accuracy)),
+        ("frequency-weighted IoU", figure(result.frequency_weighted_iou)),
+    ]
+    return shown + [(f"boundary F, {score.tolerance}", figure(score.mean)) for score in result.boundary]
+
+
+def write_counts(path: Path, counts: ImageCounts, domain: Domain) -> None:
+    """``counts.npz``: see :meth:`ImageCounts.arrays`; with the names of the ``classes``.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, classes=np.array(domain.classes, np.str_), **counts.arrays())  # type: ignore[arg-type]
+    except OSError as error:
+        raise DataError(f"{path}: {cannot_write(error)}") from error
+
+
+def _boundary_results(counts: ImageCounts, domain: Domain) -> tuple[BoundaryScore, ...]:
+    found = counts.boundary
+    if found is None:
+        return ()
+    results = []
+    for tolerance, scores in zip(TOLERANCES, boundary_scores(found.sum(0)), strict=True):
+        known = scores[~np.isnan(scores)]
+        mean = _percent(float(known.mean())) if known.size else None
+        results.append(BoundaryScore(tolerance, mean, _by_class(scores, domain)))
+    return tuple(results)
+
+
+def _by_class(values: NDArray[np.float64], domain: Domain) -> dict[str, float | None]:
+    return {name: _percent(value) for name, value in zip(domain.classes, values, strict=True)}
 
 
 def _percent(value: float) -> float | None:

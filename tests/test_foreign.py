@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from endauda_cli.domains import Colour, Domain
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
 
 TRAIN = np.arange(19, dtype=np.uint8).repeat(4).reshape(4, 19)
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], np.uint8)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from endauda_cli.archive import CertaintyWriter
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ NOT_LOADED = {
     "export-teacher other --weights runs/tiny/student/last.pt": (*COMPILER, "tensorboard", "jinja2"),
     "fuse --teachers live=runs/tiny/student/last.pt": (*COMPILER, "tensorboard"),
     "test --predictions fused": (*COMPILER, "torch", "numba", "h5py", "hdf5plugin", "tensorboard"),
+    "test --labels labels/tiny/plf": (*COMPILER, "torch", "numba", "h5py", "hdf5plugin", "tensorboard"),
+    "test --archive said --compare said fused": (*COMPILER, "torch", "numba", "tensorboard"),
 }
 """What a whole command never imports, besides the plugins of Pillow that no image file of ours needs."""
 TINY = """
@@ -216,13 +219,15 @@ def imported_by(line: str, workspace: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def tiny_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One image, its labels and a student."""
+    """One image, its labels, an archive and a student."""
     root = tmp_path_factory.mktemp("workspace")
     (root / "tiny.toml").write_text(TINY)
     rng = np.random.default_rng(0)
     for folder, shape in {"images": (32, 64, 3), "fused": (32, 64), "labels/tiny/plf": (32, 64)}.items():
         (root / folder).mkdir(parents=True)
         Image.fromarray(rng.integers(0, 3, shape, np.uint8)).save(root / folder / "one.png")
+    with CertaintyWriter(root / "certainty/tiny/said", classes=("road", "car", "sky")) as writer:
+        writer.write("one", np.zeros((32, 64), np.uint8), np.zeros((3, 32, 64), np.uint8))
     imported_by(
         "train --labels plf --name student --backbone tiny --steps 1 --crop 32x32 --batch-size 2", root
     )

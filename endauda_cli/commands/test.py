@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from endauda_cli.commands.options import Located, OnDevice, Passes, TargetData, arch_option, backbone_option
+from endauda_cli.commands.scored_rows import (
+    PUBLISHED,
+    Chosen,
+    all_rows,
+    held_against_published,
+    pairs_of,
+    typed_rows,
+    with_compared,
+)
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.errors import ConfigError
+from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
-from endauda_cli.workspace import check_label_set
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
     from endauda_cli.commands.session import Session
+    from endauda_cli.datasets import Sample
+    from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.score_results import ScoreTable
+    from endauda_cli.score_table import Scored
+    from endauda_cli.scoring import Maps
 
 _SCORED = "What is scored"
 
@@ -24,100 +41,235 @@ _SCORED = "What is scored"
 class Test(Passes, TargetData, OnDevice, Located):
     """Options of ``test``."""
 
-    weights: Path | None = option(
-        None, "--weights", panel=_SCORED, complete="weights",
-        help="Checkpoint to score: a file, or a name of download-weights. [default: best.pt, else last.pt, of the "
-        "newest run]",
+    weights: list[str] | None = option(
+        None, "--weights", panel=_SCORED, metavar="A B", complete="weights",
+        help="Checkpoints to score: files, or names of download-weights. [default: best.pt, else last.pt, of the "
+        "newest run, if nothing else is named]",
     )  # fmt: skip
     backbone: Backbone | None = backbone_option(_SCORED)
     arch: Arch | None = arch_option(_SCORED)
-    predictions: Path | None = option(
-        None,
-        "--predictions",
-        panel=_SCORED,
-        help="Score label PNGs that exist instead: IMAGE.png, 255 = none.",
-    )
+    predictions: list[str] | None = option(
+        None, "--predictions", panel=_SCORED, metavar="DIR DIR",
+        help="Score label PNGs that exist: IMAGE.png, 255 = none.",
+    )  # fmt: skip
     prediction_ids: PredictionIds = option(
         PredictionIds.AUTO, "--prediction-ids", panel=_SCORED,
         help="What their values are: train ids, or label ids of the target; auto refuses what could be both.",
     )  # fmt: skip
+    archive: list[str] | None = option(
+        None, "--archive", panel=_SCORED, metavar="A B", complete="archives",
+        help="Score the labels in teachers' archives.",
+    )  # fmt: skip
+    labels: list[str] | None = option(
+        None, "--labels", panel=_SCORED, metavar="A B", complete="label_sets",
+        help="Score label sets of fuse, by name or folder.",
+    )  # fmt: skip
+    all: bool = option(
+        False, "--all", panel=_SCORED, help="Score all teachers, label sets and runs of the workspace."
+    )
+    compare: list[str] | None = option(
+        None, "--compare", panel=_SCORED, metavar="A B", complete="scored",
+        help="Say whether A really differs from B: rows that are scored, or others by name or path; alone, A from all. "
+        "published: how far rows are from the figures of others.",
+    )  # fmt: skip
     split: Split = option(Split.VAL, "--split", help="Labelled images of the target.", panel=_SCORED)
+    boundaries: bool = option(
+        False,
+        "--boundaries/--no-boundaries",
+        panel=_SCORED,
+        help="Score outlines, too; label PNGs then take five times as long.",
+    )
     save_images: bool = option(
         True, "--save-images/--no-save-images", panel=_SCORED, help="Write predictions and colour pictures."
     )
 
 
 def run(options: Test) -> None:
-    """Score a checkpoint, or label PNGs that exist, on labelled images of the target.
+    """Score checkpoints, archives, label sets or label PNGs that exist on labelled images of the target.
 
-    Prints the IoU per class and the mean over the classes that occur; writes eval.json, predictions and a
-    report beside the checkpoint.
+    Prints the IoU per class and the mean over the classes that occur, with its 95 % interval; of a checkpoint it
+    writes eval.json, counts.npz, predictions and a report beside it. Of several it prints one table, best first, and
+    writes it to scores/ in the workspace. What each figure means: docs/scoring.md.
 
     **Examples**
 
     - `endauda test`
     - `endauda test --predictions outputs/labels --source synthia`
+    - `endauda test --all`
+    - `endauda test --compare consensus-val dacs`
     """
-    from endauda_cli.config import InferenceConfig
-    from endauda_cli.progress import Note, phase
-
-    if options.predictions is not None and options.weights is not None:
-        raise ConfigError("give either --weights or --predictions")
     session = open_session("test", options, options.device)
-    if options.predictions is not None:
-        _score_predictions(session, options, session.path(options.predictions))
-        return
-    with session.terminal.loading("torch"):
-        from endauda_cli.checkpoint import load_student
-        from endauda_cli.distributed import process_group, rank
-        from endauda_cli.evaluation import Scoring, evaluate, write_evaluation
+    compared = options.compare or []
+    rows = typed_rows(
+        session,
+        options.weights or [],
+        options.predictions or [],
+        options.archive or [],
+        options.labels or [],
+    )
+    if options.all:
+        rows = [*rows, *all_rows(session, options.split)]
+    rows = with_compared(session, rows, compared)
+    if PUBLISHED in compared:
+        _refuse_elsewhere(session.task.target.name, options.split)
+    networks = not rows or any(row.kind == "run" for row in rows)
+    if networks:
+        with session.terminal.loading("torch"):
+            from endauda_cli.distributed import process_group, rank
+
+    samples = session.target_samples(options.split, need_labels=True)
+    with ExitStack() as stack:
+        where = stack.enter_context(process_group(session.device())) if networks else None
+        terminal = stack.enter_context(session.terminal)
         from endauda_cli.scoring import refuse_unlabelled
-        from endauda_cli.segmenter import Segmenter
 
-    split, domain = options.split, session.task.target
-    samples = session.target_samples(split, need_labels=True)
-    with process_group(session.device()) as where, session.terminal as terminal:
-        refuse_unlabelled(samples, domain, split)
-        path = (
-            session.weights(options.weights)
-            if options.weights
-            else session.workspace.newest_checkpoint(session.task.source.name)
+        refuse_unlabelled(samples, session.task.target, options.split)
+        if not rows:
+            newest = session.workspace.newest_checkpoint(session.task.source.name)
+            rows = [Chosen(newest.parent.name, "run", newest)]
+        for row in rows:
+            if row.kind == "run" and not row.path.exists():  # before hours of other rows
+                raise CheckpointError(f"{row.path}: no such file of weights")
+        scored = [*_score_maps(session, options, rows, samples)]
+        scored += [
+            one
+            for row in rows
+            if row.kind == "run"
+            if (one := _score_network(session, options, row, samples, where))
+        ]
+        if networks and rank() != 0:
+            return
+        if len(rows) == 1 and not compared:
+            terminal.show(scored[0].score)
+            return
+        terminal.show(_table(session, options, rows, scored))
+
+
+def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored]) -> ScoreTable:
+    """Of all that could be scored."""
+    from endauda_cli.score_table import published_scores, table_of
+    from endauda_cli.weights.manifest import read_manifest
+
+    domain, compared = session.task.target, options.compare or []
+    there = {row.name: row for row in scored}
+    pairs = [pair for pair in pairs_of(rows, compared) if there.keys() >= set(pair)]
+    held = [there[name] for name in held_against_published(rows, compared) if name in there]
+    artefacts = read_manifest().artefacts.values() if held else ()
+    published = published_scores(held, artefacts, session.task.source.name)
+    out = session.workspace.root / "scores" / f"{domain.name}-{options.split}"
+    return table_of(scored, pairs, domain, options.split, out, published)
+
+
+def _refuse_elsewhere(target: str, split: str) -> None:
+    from endauda_cli.score_table import PUBLISHED_ON
+
+    if (target, split) != PUBLISHED_ON:
+        raise ConfigError(
+            f"--compare published: the figures are of {' '.join(PUBLISHED_ON)}, not of {target} {split}"
         )
-        with phase(terminal.report, f"opening {path.name}"):
+
+
+def _score_maps(
+    session: Session, options: Test, rows: Sequence[Chosen], samples: list[Sample]
+) -> list[Scored]:
+    """Archives and label PNGs; no network, so torch is not loaded."""
+    from endauda_cli.scoring import count_maps
+
+    opened = [
+        (row, maps) for row in rows if row.kind != "run" if (maps := _open(session, options, row, samples))
+    ]
+    if not opened:
+        return []
+    counted = count_maps(
+        [maps for _, maps in opened],
+        samples,
+        session.task.target,
+        session.terminal.report,
+        options.workers,
+        boundaries=options.boundaries,
+    )
+    return [
+        _scored(session, options, row, maps.scored, counts)
+        for (row, maps), counts in zip(opened, counted, strict=True)
+    ]
+
+
+def _open(session: Session, options: Test, row: Chosen, samples: list[Sample]) -> Maps | None:
+    """The maps of a row; ``None`` and a note for one that nobody named and that lacks images or classes.
+
+    Raises:
+        DataError, ArchiveError: if one that was named lacks them.
+    """
+    from endauda_cli.progress import Note
+    from endauda_cli.scoring import folder_of_maps, maps_of_archive
+
+    try:
+        if row.kind == "teacher":
+            return maps_of_archive(row.path, samples, session.task.classes)
+        ids = PredictionIds.TRAIN if row.kind == "labels" else options.prediction_ids
+        return folder_of_maps(row.path, samples, ids)
+    except (DataError, ArchiveError) as error:
+        if row.typed:
+            raise
+        session.terminal.report(Note(f"{error}; left out"))
+        return None
+
+
+def _score_network(
+    session: Session, options: Test, row: Chosen, samples: list[Sample], where: torch.device | None
+) -> Scored | None:
+    """A checkpoint, with its report beside it; ``None`` and a warning for one that nobody named and that cannot be
+    opened."""
+    from endauda_cli.checkpoint import load_student
+    from endauda_cli.config import InferenceConfig
+    from endauda_cli.distributed import rank
+    from endauda_cli.evaluation import Scoring, count_network, write_evaluation
+    from endauda_cli.progress import Note, phase
+    from endauda_cli.scoring import COUNTS_FILE
+    from endauda_cli.segmenter import Segmenter
+
+    assert where is not None
+    path, domain, report = row.path, session.task.target, session.terminal.report
+    try:
+        with phase(report, f"opening {path.name}"):
             network = load_student(
-                path, session.task.classes, options.arch, options.backbone, options.size, terminal.report
+                path, session.task.classes, options.arch, options.backbone, options.size, report
             )
-        elsewhere = network.meta.get("target", domain.name) != domain.name
-        out = session.workspace.report(
-            path, f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{split}"
-        )
-        if out.parent != path.parent:
-            terminal.report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
-        procedure = network.network.tested.with_passes(options.scales, options.flip)
-        segmenter = Segmenter(network.model, network.preprocessing, procedure)
-        scoring = Scoring(domain, str(path), split, out if options.save_images else None)
-        inference = chosen(InferenceConfig, options)
-        result = evaluate(segmenter, samples, scoring, inference, where, terminal.report)
-        if rank() == 0:
-            with phase(terminal.report, "writing the report"):
-                write_evaluation(out, result, samples, domain)
-            terminal.show(result)
+    except CheckpointError as error:
+        if row.typed:
+            raise
+        report(Note(f"{error}; left out", "warning"))
+        return None
+    elsewhere = network.meta.get("target", domain.name) != domain.name
+    name = f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{options.split}"
+    out = session.workspace.report(path, name)
+    if out.parent != path.parent:
+        report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
+    procedure = network.network.tested.with_passes(options.scales, options.flip)
+    segmenter = Segmenter(network.model, network.preprocessing, procedure)
+    pictures = out if options.save_images else None
+    scoring = Scoring(domain, str(path), options.split, pictures, boundaries=options.boundaries)
+    counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, report)
+    scored = _scored(
+        session, options, row, str(path), counts, pictures=pictures, counts_file=out / COUNTS_FILE
+    )
+    if rank() == 0:
+        with phase(report, "writing the report"):
+            write_evaluation(out, scored.score, samples, domain, counts)
+    return scored
 
 
-def _score_predictions(session: Session, options: Test, folder: Path) -> None:
-    """Label PNGs; no network, so torch is not loaded."""
-    from endauda_cli.scoring import refuse_unlabelled, score_predictions
+def _scored(
+    session: Session, options: Test, row: Chosen, what: str, counts: ImageCounts, **files: Any
+) -> Scored:
+    """A row's figures."""
+    from endauda_cli.score_table import Scored, with_intervals
+    from endauda_cli.scoring import result_of
 
-    split, domain = options.split, session.task.target
-    samples = session.target_samples(split, need_labels=True)
-    with session.terminal as terminal:
-        refuse_unlabelled(samples, domain, split)
-        check_label_set(folder, session.task.source.name, session.task.classes)
-        terminal.show(
-            score_predictions(
-                folder, samples, domain, terminal.report, split, options.workers, options.prediction_ids
-            )
-        )
+    domain = session.task.target
+    result = result_of(counts, domain, what, options.split, files.get("pictures"))
+    result = replace(with_intervals(result, counts, domain), counts=files.get("counts_file"))
+    return Scored(row.name, row.kind, counts, result)
 
 
 command = make_command(Test, run)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
     from endauda_cli.students import Network
     from endauda_cli.teachers.starting import Start
     from endauda_cli.training.data import Stream

@@ -175,6 +175,13 @@ def _weights(ctx: Any, workspace: Workspace) -> Iterable[Described]:
     yield from _downloaded(workspace)
 
 
+def _scored(ctx: Any, workspace: Workspace) -> Iterable[Described]:
+    """All that ``test`` can score by name."""
+    yield from _archives(ctx, workspace)
+    yield from _label_sets(ctx, workspace)
+    yield from _runs(ctx, workspace)
+
+
 def _downloaded(workspace: Workspace) -> Iterable[Described]:
     from endauda_cli.errors import ConfigError
     from endauda_cli.weights.manifest import installed, read_manifest
@@ -260,6 +267,7 @@ labelled_images = _completer(_labelled_images)
 label_sets = _completer(_label_sets)
 runs = _completer(_runs)
 weights = _completer(_weights)
+scored = _completer(_scored)
 published = _completer(_published)
 sources = _completer(partial(_data_sets, without="cityscapes"))
 targets = _completer(_data_sets)

@@ -33,7 +33,7 @@ from endauda_cli.fusion.policy_files import POLICY_FILE
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
-from endauda_cli.results import DemoResult, EvalResult, Score
+from endauda_cli.results import DemoResult, Score
 from endauda_cli.scoring import score_predictions
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import open_teacher
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Colour
+    from endauda_cli.score_results import EvalResult
 
     LookOf = Callable[[np.random.Generator], street.Look]
 

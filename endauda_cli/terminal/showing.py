@@ -20,7 +20,6 @@ from endauda_cli.results import (
     DemoResult,
     DeployResult,
     DownloadResult,
-    EvalResult,
     ExportResult,
     Finding,
     FusionResult,
@@ -29,6 +28,7 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
+from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import Accuracy, BestBy
 
@@ -126,8 +126,47 @@ class Page:
                 f"{_figure(r.strict_miou)}"
             )
         self._line(f"truth {r.truth:.2f} % (of all pixels; the others have no class and are not scored)")
+        more = [
+            f"{mean.title} {_figure(mean.miou)}"
+            for mean in r.means
+            if len(mean.classes) < len(r.iou) and mean.title not in r.subset_miou
+        ]
+        more.append(f"pixel accuracy {_figure(r.pixel_accuracy)}")
+        more.append(f"frequency-weighted IoU {_figure(r.frequency_weighted_iou)}")
+        more += [f"boundary F ({b.tolerance}) {_figure(b.mean)}" for b in r.boundary]
+        self._line(", ".join(more))
+        for one in r.intervals:
+            if one.low is not None:
+                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
+
+    @show.register
+    def _(self, r: ScoreTable) -> None:
+        first = r.rows[0].score
+        means = [m.title for m in first.means if len(m.classes) < len(first.iou)]
+        outlines = [f"boundary F ({b.tolerance}) %" for b in first.boundary[:1]]
+        table = self._table(
+            "scored", "mIoU %", "95 % interval", *means, "accuracy %", *outlines, "coverage %"
+        )
+        for row in r.rows:
+            s = row.score
+            table.add_row(
+                f"{row.kind} {_relative(Path(row.name))}",
+                _figure(s.miou),
+                _between(s.intervals[0]),
+                *(_figure(m.miou) for m in s.means if m.title in means),
+                _figure(s.pixel_accuracy),
+                *(_figure(b.mean) for b in s.boundary[:1]),
+                f"{s.coverage:.1f}",
+            )
+        self._print(table)
+        self._line(f"on {r.images} images of {r.target} {r.split}")
+        for comparison in r.comparisons:
+            self._line(_compared(comparison))
+        if r.published:
+            self._published(r)
+        self._line(f"report: {_relative(r.report)}")
 
     @show.register
     def _(self, r: TrainResult) -> None:
@@ -263,6 +302,14 @@ class Page:
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
 
+    def _published(self, r: ScoreTable) -> None:
+        rows = list(r.published[0].differences)
+        table = self._table("published", "classes", "mIoU %", *(f"{row} - it" for row in rows))
+        for p in r.published:
+            far = ["n/a" if (d := p.differences[row]) is None else f"{d:+.2f}" for row in rows]
+            table.add_row(p.name, str(p.classes), _figure(p.miou), *far)
+        self._print(table)
+
     def _table(self, *columns: str, left: int = 1) -> Table:
         """A table whose first ``left`` columns hold words, the others figures."""
         table = Table(box=box.SIMPLE_HEAD if self.ruled else None, header_style="bold", pad_edge=False)
@@ -329,6 +376,23 @@ class Page:
     def _line(self, text: str, indent: str = "") -> None:
         """A line of words; a path in it is never cut."""
         say(self.out, Text(indent + text))
+
+
+def _between(one: Interval, form: str = ".2f") -> str:
+    return "n/a" if one.low is None or one.high is None else f"{one.low:{form}} to {one.high:{form}}"
+
+
+def _compared(c: Comparison) -> str:
+    """A difference in a sentence."""
+    if c.difference is None:
+        return f"{c.a} against {c.b}: n/a"
+    over = [
+        f"{_between(one, '+.2f')} over {one.units} {one.over}" for one in c.intervals if one.low is not None
+    ]
+    real = {True: ", real", False: ", may be chance", None: ""}[c.real]
+    images = f"better in {c.wins} images, worse in {c.losses}, even in {c.ties} (p {c.sign_p:.2g})"
+    sure = f" (95 %: {'; '.join(over)}{real})" if over else ""
+    return f"{c.a} against {c.b}: {c.measure} {c.difference:+.2f}{sure}, {images}"
 
 
 def _fact(title: str, value: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from endauda_cli.domains import Task
     from endauda_cli.models import Student
     from endauda_cli.models.grouping import Layers
-    from endauda_cli.results import EvalResult
+    from endauda_cli.score_results import EvalResult
     from endauda_cli.training.data import Stream
     from endauda_cli.training.methods import Method
 

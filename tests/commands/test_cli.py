@@ -491,7 +491,9 @@ def test_no_images_are_saved_if_not_wanted(trained: Path, tmp_path: Path) -> Non
     weights = tmp_path / "mine.pt"
     weights.write_bytes((trained / "runs/gta5/student/last.pt").read_bytes())
     succeed("test", "--workspace", trained, "--weights", weights, "--no-save-images")
-    assert {p.name for p in (tmp_path / "test-mine-val").iterdir()} == {"eval.json", "report.html"}
+    assert {p.name for p in (tmp_path / "test-mine-val").iterdir()} == {
+        "counts.npz", "eval.json", "report.html",
+    }  # fmt: skip
 
 
 def test_sixteen_classes_of_synthia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

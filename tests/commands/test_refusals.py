@@ -583,7 +583,7 @@ def test_predictions_that_cannot_be_scored(city: Path) -> None:
     succeed(*line)
     cut(bad)
     assert "truncated or not an image" in refused(*line)
-    assert refused(*line, "--weights", "a.pt") == "give either --weights or --predictions"
+    assert refused(*line, "--weights", "a.pt") == "a.pt: no such file of weights"
 
 
 def test_empty_split(city: Path) -> None:

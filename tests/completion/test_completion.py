@@ -224,7 +224,9 @@ def test_every_path_is_known_as_one() -> None:
     }
     paths = {name for name, kind in parameters if Path in (kind, *get_args(kind))}
     assert paths <= set(values.PATHS)
-    assert set(values.PATHS) - paths <= {"labels", "policy", "source", "target", "archive", "classes"}
+    assert set(values.PATHS) - paths <= {
+        *("labels", "policy", "predictions", "source", "target", "archive", "classes")
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- the shells' forms

@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from endauda_cli import results
+from endauda_cli import results, score_results
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
     DemoResult,
     DeployResult,
     DownloadResult,
-    EvalResult,
     ExportResult,
     FusionResult,
     InspectResult,
@@ -29,6 +28,7 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
+from endauda_cli.score_results import EvalResult, ScoreTable
 from endauda_cli.terminal import answer
 from endauda_cli.terminal.answer import SCHEMA, Failure
 
@@ -36,7 +36,7 @@ RESULTS: dict[str, tuple[type, ...]] = {
     "export-teacher": (ExportResult,),
     "fuse": (FusionResult,),
     "train": (TrainResult,),
-    "test": (EvalResult,),
+    "test": (EvalResult, ScoreTable),
     "download-weights": (WeightsList, DownloadResult),
     "inspect": (InspectResult,),
     "merge": (MergeResult,),
@@ -54,7 +54,7 @@ def schema() -> dict[str, Any]:
     for kind in (*dict.fromkeys(kind for kinds in RESULTS.values() for kind in kinds), Failure):
         made = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {}) | {kind.__name__: made}
-    for name, docs in {**_field_docs(results), **_field_docs(answer)}.items():
+    for name, docs in {**_field_docs(results), **_field_docs(score_results), **_field_docs(answer)}.items():
         for field, text in docs.items():
             if name in definitions:
                 definitions[name]["properties"][field]["description"] = text

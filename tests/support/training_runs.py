@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from endauda_cli.domains import Domain
-    from endauda_cli.results import EvalResult, TrainResult
+    from endauda_cli.results import TrainResult
+    from endauda_cli.score_results import EvalResult
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("road", "car", "sky")

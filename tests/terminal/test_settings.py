@@ -94,7 +94,7 @@ def test_the_whole_chain(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each place beats the one before; the last is a typed option."""
     file = city / "endauda.toml"
     option = ("fuse", "workers")
-    assert shown("fuse")[option] == (2, "built-in")
+    assert shown("fuse")[option] == (0, "built-in")
     file.write_text("workers = 3\n")
     assert shown("fuse")[option] == ("3", str(file))
     file.write_text("workers = 3\n[fuse]\nworkers = 4\n")
@@ -387,8 +387,8 @@ def test_paths_in_the_file_mean_the_workspace(city: Path, monkeypatch: pytest.Mo
         ("train", "cache"): f"{city}/decoded",
         ("train", "labels"): "plf",
         ("train", "init"): "gta5/source",
-        ("test", "weights"): f"{city}/weights/a.pth",
-        ("test", "predictions"): f"{city}/mine",
+        ("test", "weights"): [f"{city}/weights/a.pth"],
+        ("test", "predictions"): [f"{city}/mine"],
         ("inspect", "out"): "/tmp",
         ("fuse", "teachers"): ["dacs", f"mine={city}/weights/a.pth"],
         ("export-teacher", "source"): "gta5",

@@ -16,7 +16,7 @@ from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate
 from endauda_cli.labels import write_label
 from endauda_cli.progress import Note, Tick, silent
-from endauda_cli.results import EvalResult, TrainResult
+from endauda_cli.score_results import EvalResult
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.training.data import MAIN, Example, Stream
 from endauda_cli.training.holding_out import hold_out
@@ -32,6 +32,8 @@ from tests.support.training_runs import CONFIG, SIZE, TinySet
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from endauda_cli.results import TrainResult
 
 CPU = torch.device("cpu")
 HELD: TrainConfig = dataclasses.replace(CONFIG, hold_out=1, best_by=BestBy.AGREEMENT, steps=30)
