@@ -90,11 +90,13 @@ def described(line: str, cwd: Path) -> dict[str, str]:
 COMMANDS = {
     "config",
     "demo",
+    "deploy",
     "doctor",
     "download-weights",
     "export-teacher",
     "fuse",
     "inspect",
+    "merge",
     "test",
     "train",
 }
