@@ -12,6 +12,8 @@ from endauda_cli.terminal.answer import current
 from endauda_cli.terminal.parsing import full_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import typer
 
     from endauda_cli.terminal.console import Terminal
@@ -52,8 +54,17 @@ class Told:
     @property
     def given(self) -> frozenset[str]:
         """Fields that were typed, or set in the environment or ``endauda.toml``."""
-        sources = {name: self.context.get_parameter_source(name) for name in self.context.params}
-        return frozenset(name for name, origin in sources.items() if origin and origin.name != "DEFAULT")
+        return frozenset(name for name, origin in self._origins() if origin != "DEFAULT")
+
+    @property
+    def typed(self) -> frozenset[str]:
+        """Fields that were typed on the command line."""
+        return frozenset(name for name, origin in self._origins() if origin == "COMMANDLINE")
+
+    def _origins(self) -> Iterator[tuple[str, str]]:
+        for name in self.context.params:
+            if (source := self.context.get_parameter_source(name)) is not None:
+                yield name, source.name
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)

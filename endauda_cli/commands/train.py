@@ -166,7 +166,8 @@ def _started(session: Session, options: Train) -> Start | None:
         from endauda_cli.teachers.starting import named
 
         start = named(options.network, init, session.task.classes, lambda said: session.path(Path(said)))
-    given = [f"--{name}" for name in ("arch", "backbone") if name in options.given]
+    # Those in endauda.toml are defaults, which a network that was typed replaces.
+    given = [f"--{name}" for name in ("arch", "backbone") if name in options.typed]
     if start is not None and given:
         raise ConfigError(
             f"{' and '.join(given)}: of DeepLabs, but {start.network.title} was named; leave one of them out"

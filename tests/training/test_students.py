@@ -389,3 +389,14 @@ def test_options_of_deeplabs_are_not_for_others(tmp_path: Path, world: TinySet) 
         tmp_path,
     )
     assert refused(*line).startswith("--backbone: of DeepLabs, but dacs was named")
+
+
+def test_a_network_that_is_typed_replaces_the_files_backbone(tmp_path: Path, world: TinySet) -> None:
+    line = (
+        "train", "--network", "smp:fpn/mobilenet_v2", "--labels", world.root / "fused", "--target", world.toml,
+        "--target-data", world.root, "--workspace", tmp_path, "--size", "64x64", "--crop", "64x64", "--steps", "1",
+        "--batch-size", "2", "--workers", "1", "--name", "fpn", "--device", "cpu",
+    )  # fmt: skip
+    (tmp_path / "endauda.toml").write_text('[train]\nbackbone = "tiny"\n')
+    assert result_of(*line)["steps"] == 1
+    assert checkpoint.load(tmp_path / "runs/tiny/fpn/last.pt")["meta"]["network"]["family"] == "smp"
