@@ -228,7 +228,7 @@ def test_an_image_that_looks_otherwise_is_counted_again(tmp_path: Path) -> None:
 def test_test_keeps_the_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_workspace(tmp_path))
     put_outputs(tmp_path / "outputs", "dacs", VAL)
-    line = ("test", "--predictions", "outputs")
+    line = ("test", "--predictions", "outputs", "--boundaries")
     result = result_of_line(*line)
     assert [mean["title"] for mean in result["means"]] == ["mIoU-19", "mIoU-16", "mIoU-13"]
     assert result["means"][0]["miou"] == result["miou"] and result["means"][0]["occurring"] >= 5

@@ -85,7 +85,7 @@ class Test(Passes, TargetData, OnDevice, Located):
 
 
 def run(options: Test) -> None:
-    """Score checkpoints, archives, label sets or label PNGs that exist on labelled images of the target.
+    """Score checkpoints, archives, label sets or label PNGs on labelled images of the target.
 
     Prints the IoU per class and the mean over the classes that occur, with its 95 % interval; of a checkpoint it
     writes eval.json, counts.npz, predictions and a report beside it. Of several it prints one table, best first, and

@@ -27,7 +27,7 @@ PATHS = (
     "from-file", "manifest",
 )  # fmt: skip
 """Options that take a path; from the file it is one in the workspace."""
-NAMES_TOO = ("weights", "classes", "init", "labels", "policy", "teachers", "source", "target")
+NAMES_TOO = ("run", "weights", "classes", "init", "labels", "policy", "teachers", "source", "target")
 """Options that take a name or a path."""
 COMMON = (
     "source", "target", "source-data", "target-data", "device", "workers", "amp", "json", "quiet", "verbose",

@@ -105,7 +105,7 @@ def test_the_whole_chain(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENDAUDA_FUSE_WORKERS", "6")
     assert shown("fuse")[option] == ("6", "ENDAUDA_FUSE_WORKERS")
     assert shown("train")["train", "workers"] == ("5", "ENDAUDA_WORKERS")
-    monkeypatch.setenv("ENDAUDA_FUSE_WORKERS", "0")
+    monkeypatch.setenv("ENDAUDA_FUSE_WORKERS", "-1")
     assert "(the value is from ENDAUDA_FUSE_WORKERS)" in refused("fuse")
     assert succeed("fuse", "--workers", "1", "--rule", "majority")
 
