@@ -140,7 +140,7 @@ def load(path: Path, segmenter: Segmenter, there: bool = False) -> Loaded:
     Args:
         path: the file.
         segmenter: says for which sizes.
-        there: pin it, and leave resizing to the device, if that gives the same bytes.
+        there: leave resizing to the device, if that gives the same bytes.
     """
     image = read_image(path)
     size, preprocessing, procedure = (
@@ -151,8 +151,8 @@ def load(path: Path, segmenter: Segmenter, there: bool = False) -> Loaded:
     scales = procedure.scales if procedure.rescale == "pixels" else (1.0,)
     sizes = tuple(preprocessing.input_size(size[1], size[0], scale) for scale in scales)
     if there and all(as_pillow(size, wanted, preprocessing.filter) for wanted in sizes):
-        return Loaded(path, size, [tensor_of(image, True)], sizes)
-    return Loaded(path, size, [tensor_of(resize(image, s, preprocessing.filter), there) for s in sizes])
+        return Loaded(path, size, [tensor_of(image)], sizes)
+    return Loaded(path, size, [tensor_of(resize(image, s, preprocessing.filter)) for s in sizes])
 
 
 def load_for(device: torch.device) -> Decode:
@@ -162,18 +162,15 @@ def load_for(device: torch.device) -> Decode:
 
 
 def _pinned(loaded: Loaded, device: torch.device) -> Loaded:
+    """In memory that a CUDA device can fetch while it computes."""
     if device.type != "cuda":
         return loaded
-    return loaded._replace(
-        pixels=[one.pin_memory() for one in loaded.pixels]
-    )  # what is pinned stays as it is
+    return loaded._replace(pixels=[one.pin_memory() for one in loaded.pixels])
 
 
-def tensor_of(pixels: UInt8, pinned: bool = False) -> Tensor:
-    """A copy, in memory that a CUDA device can fetch while it computes."""
-    copy = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pinned)
-    copy.numpy()[:] = pixels
-    return copy
+def tensor_of(pixels: UInt8) -> Tensor:
+    """The array itself if it may be written to, as torch wants it, else a copy."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
 
 
 def _batches(items: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:

@@ -151,13 +151,17 @@ def parse_size(flag: str) -> Callable[[str], tuple[int, int]]:
     return parse
 
 
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parse_workers(number: int) -> int:
     """Threads: for 0 one per core that this process may use, if it need not share them with others of its run."""
     if number != 0:
         return number
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, min(MOST_WORKERS, here // max(1, int(processes) if processes.isdecimal() else 1)))
+    return max(1, min(MOST_WORKERS, cores() // max(1, int(processes) if processes.isdecimal() else 1)))
 
 
 def parse_tile(text: str) -> tuple[int, int]:

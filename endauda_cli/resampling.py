@@ -72,9 +72,7 @@ def as_pillow(before: tuple[int, int], size: tuple[int, int], filter: str) -> bo
 
 
 def _along(images: Tensor, dimension: int, wanted: int, filter: str) -> Tensor:
-    places, weights = (
-        torch.from_numpy(table).to(images.device) for table in _taps(images.shape[dimension], wanted, filter)
-    )
+    places, weights = _taps_there(images.shape[dimension], wanted, filter, images.device)
     images = images.to(torch.int32)
     shape = [wanted if d == dimension else 1 for d in range(images.dim())]
     total = None
@@ -89,6 +87,12 @@ def _along(images: Tensor, dimension: int, wanted: int, filter: str) -> Tensor:
 
 
 @lru_cache(64)
+def _taps_there(length: int, wanted: int, filter: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``_taps`` on a device, copied once: each copy waits for what the device is doing."""
+    places, weights = _taps(length, wanted, filter)
+    return torch.from_numpy(places).to(device), torch.from_numpy(weights).to(device)
+
+
 def _taps(length: int, wanted: int, filter: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """(taps, wanted): the places that a new pixel is made of, and their weights; unused ones weigh 0."""
     value, reach = _FILTERS[filter]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from endauda_cli import threads
+from endauda_cli import options
 from endauda_cli.archive import CODECS
 from endauda_cli.doctor import devices, disk, program, speed
 from endauda_cli.doctor.speed import CodecSpeed, Workload
@@ -452,7 +452,7 @@ def test_time_is_reckoned_from_speeds() -> None:
     speeds = {"softmax": CodecSpeed(write=1e8, read=2e8, smaller=25)}
     (finding,) = speed.time_of(Workload(2975, 1024, 2048, 19), speeds)
     cores = devices.usable_cores()
-    assert 0 < cores <= threads.cores()
+    assert 0 < cores <= options.cores()
     assert finding.facts["write_seconds"] == pytest.approx(2975 * 1024 * 2048 * 20 / 1e8 / cores)
     assert "at least" in finding.text
     assert [speed.duration(s) for s in (0.2, 40, 600, 12_000)] == ["1 s", "40 s", "10 min", "3 h 20 min"]

@@ -15,7 +15,8 @@ from endauda_cli.archive import index, shard
 from endauda_cli.archive.image_files import ImageFile, decode_planes, read_label
 from endauda_cli.archive.manifest import Attribute, read_info
 from endauda_cli.errors import ArchiveError
-from endauda_cli.threads import cores, shared_pool
+from endauda_cli.options import cores
+from endauda_cli.threads import shared_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from endauda_cli.commands.options import InputSize, Located, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.errors import ConfigError, NoImagesError
+from endauda_cli.errors import ConfigError
 from endauda_cli.options import option
-from endauda_cli.types import Accuracy, Format, Split
+from endauda_cli.types import Accuracy, Format
 from endauda_cli.workspace import RUN_FILE
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run(options: Deploy) -> None:
     out = options.out or _place(session, checkpoint, options.precision, ending)
     if out.suffix != ending:
         raise ConfigError(f"--out {out}: files of --format {options.format} end in {ending}")
-    images = _images(session)
+    images = [sample.image for sample in session.any_target_samples()]
     with session.terminal as terminal:
         wanted = Deployment(
             checkpoint,
@@ -109,16 +109,6 @@ def _place(session: Session, checkpoint: Path, precision: Accuracy, ending: str)
     name = checkpoint.resolve().parent.name if of_run else checkpoint.stem
     kind = "" if precision == Accuracy.FLOAT32 else f"-{precision}"
     return session.workspace.root / "deployed" / session.task.source.name / f"{name}{kind}{ending}"
-
-
-def _images(session: Session) -> list[Path]:
-    """Of the target: its train images, else those of the first split that has some."""
-    for split in (Split.TRAIN, Split.VAL):
-        try:
-            return [sample.image for sample in session.target_samples(split)]
-        except NoImagesError:
-            continue
-    return [sample.image for sample in session.target_samples(Split.TEST)]
 
 
 def _spread(images: list[Path], count: int) -> list[Path]:

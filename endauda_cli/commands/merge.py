@@ -11,7 +11,7 @@ from endauda_cli.commands.options import Located, OnDevice, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import Workers, check_name
-from endauda_cli.errors import ConfigError, NoImagesError
+from endauda_cli.errors import ConfigError
 from endauda_cli.options import option
 from endauda_cli.types import MergeBy, Split
 from endauda_cli.workspace import RECORD_FILE, check_label_set, read_json
@@ -88,7 +88,7 @@ def run(options: Merge) -> None:
         from endauda_cli.config import InferenceConfig
         from endauda_cli.merging import Merging, merge
 
-    train = _images(session)
+    train = [sample.image for sample in _spread(session.any_target_samples())]
     samples, read = _scored(session, options)
     with session.terminal as terminal:
         device, inference = session.device(), InferenceConfig(workers=options.workers)
@@ -105,18 +105,8 @@ def run(options: Merge) -> None:
         terminal.show(merge(wanted, inference, device, terminal.report))
 
 
-def _images(session: Session) -> list[Path]:
-    """Of the target's train split, else of another, spread over towns and cameras."""
-    for split in (Split.TRAIN, Split.VAL):
-        try:
-            return [sample.image for sample in _spread(session.target_samples(split))]
-        except NoImagesError:
-            continue
-    return [sample.image for sample in _spread(session.target_samples(Split.TEST))]
-
-
 def _spread(samples: Sequence[Sample]) -> list[Sample]:
-    """In the order in which ``training.holding_out`` draws."""
+    """Over towns and cameras: in the order in which ``training.holding_out`` draws."""
     return sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,13 @@ class Session:
         from endauda_cli.datasets import find_samples
 
         return find_samples(self.task.target, self.target_roots, split, need_labels, self.terminal.report)
+
+    def any_target_samples(self) -> list[Sample]:
+        """Of the train split, else of val, else of test: images that only have to look like the target."""
+        for split in (Split.TRAIN, Split.VAL):
+            with suppress(NoImagesError):
+                return self.target_samples(split)
+        return self.target_samples(Split.TEST)
 
     def target_samples_if_any(self, split: str, otherwise: str) -> list[Sample] | None:
         """Images of the target's split; without any image of the target at all, ``None`` and a warning that

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from endauda_cli.doctor.program import WHEELS, failure, import_quietly, reinstall_torch
 from endauda_cli.errors import ConfigError
 from endauda_cli.files import size_text
+from endauda_cli.options import cores
 from endauda_cli.results import Finding
-from endauda_cli.threads import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
