@@ -1,8 +1,8 @@
 """Kernel: Pillow's resizing on a device, bit for bit, so that a card's host only decodes.
 
 Pillow resizes bytes with whole numbers: weights of 22 bits after the point, one direction after the other, each
-rounded to bytes (its ``Resample.c``). The same sums are exact in 32 bits anywhere. Which direction comes first has
-changed with its versions: ``as_pillow`` asks the one at hand.
+rounded to bytes (its ``Resample.c``). The same sums are exact in 32 bits anywhere. Which direction comes first differs
+with its version and with the sizes: the one at hand is tried.
 
 Legend of shapes: B images; C channels; H, W before, h, w after.
 """
@@ -10,6 +10,7 @@ Legend of shapes: B images; C channels; H, W before, h, w after.
 from __future__ import annotations
 
 import math
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -48,27 +49,59 @@ _FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 
 
 def resize_there(images: Tensor, size: tuple[int, int], filter: str) -> Tensor:
-    """(B, H, W, C) uint8 to (B, h, w, C) uint8 on their device, as Pillow does it: columns first, then rows.
+    """(B, H, W, C) uint8 to (B, h, w, C) uint8 on their device, as the Pillow at hand does it.
 
     Args:
-        images: of one size.
+        images: of one size, for which ``as_pillow`` holds.
         size: (w, h).
         filter: ``bilinear`` or ``bicubic``.
+    Raises:
+        ValueError: where ``as_pillow`` does not hold.
     """
-    for dimension, wanted in ((2, size[0]), (1, size[1])):
-        if images.shape[dimension] != wanted:
-            images = _along(images, dimension, wanted, filter)
-    return images
+    order = _order((images.shape[1], images.shape[2]), size, filter)
+    if order is None:
+        raise ValueError(f"this Pillow resizes {tuple(images.shape)} to {size} otherwise than is known here")
+    return _passes(images, size, filter, order)
+
+
+def as_pillow(before: tuple[int, int], size: tuple[int, int], filter: str) -> bool:
+    """Whether ``resize_there`` gives what the Pillow at hand gives, for images of (H, W) ``before``."""
+    return _order(before, size, filter) is not None
+
+
+_ROWS, _COLUMNS = 1, 2
+"""Dimensions of (B, H, W, C)."""
+_NOISE = 1 << 14
+"""So many pixels tell one order from the other, also where an image has few."""
+_trying = threading.Lock()
+
+
+def _order(before: tuple[int, int], size: tuple[int, int], filter: str) -> tuple[int, int] | None:
+    """Which direction the Pillow at hand resizes first: tried on noise. ``None`` if it does something else."""
+    with _trying:  # all threads that decode ask at once
+        return _order_tried(before, size, filter)
 
 
 @lru_cache(64)
-def as_pillow(before: tuple[int, int], size: tuple[int, int], filter: str) -> bool:
-    """Whether ``resize_there`` gives what the Pillow at hand gives, for images of (H, W) ``before``: tried on noise."""
+def _order_tried(before: tuple[int, int], size: tuple[int, int], filter: str) -> tuple[int, int] | None:
     if filter not in _FILTERS:
-        return False
-    noise = np.random.default_rng(0).integers(0, 256, before, np.uint8)
-    mine = resize_there(torch.from_numpy(noise)[None, ..., None], size, filter)[0, ..., 0]
-    return np.array_equal(mine.numpy(), resize(noise, size, filter))
+        return None
+    count = -(-_NOISE // (before[0] * before[1]))
+    noise = np.random.default_rng(0).integers(0, 256, (count, *before), np.uint8)
+    wanted = np.stack([resize(image, size, filter) for image in noise])
+    for order in ((_COLUMNS, _ROWS), (_ROWS, _COLUMNS)):
+        mine = _passes(torch.from_numpy(noise)[..., None], size, filter, order)[..., 0]
+        if np.array_equal(mine.numpy(), wanted):
+            return order
+    return None
+
+
+def _passes(images: Tensor, size: tuple[int, int], filter: str, order: tuple[int, int]) -> Tensor:
+    for dimension in order:
+        wanted = size[_COLUMNS - dimension]
+        if images.shape[dimension] != wanted:
+            images = _along(images, dimension, wanted, filter)
+    return images
 
 
 def _along(images: Tensor, dimension: int, wanted: int, filter: str) -> Tensor:

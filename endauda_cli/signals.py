@@ -7,7 +7,9 @@ second signal comes, nothing is worth a wait: the process ends at once. All stor
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,8 @@ ECHO_S = 0.5
 """Whoever started this process (torchrun, make, srun) passes the terminal's Ctrl-C on: that is no second one."""
 
 
+AGAIN_S = 0.01
+"""A destructor has ended by then, or the signal comes once more."""
 GRACE_S = 1.0
 CLOSING_S = 20.0
 """Less than the 30 s after which torchrun kills; see ``watched``."""
@@ -55,6 +59,10 @@ class _State:
     came_at: float = 0.0
     working: int = 0
     deferring: int = 0
+    dropped: bool = False
+    """Whether Python dropped the ``Stopped`` that was raised."""
+    coming: bool = False
+    """Whether it is to be raised again."""
     heard: bool = False
     """Whether a thread hears of signals."""
     leaving: threading.Lock = field(default_factory=threading.Lock)
@@ -79,6 +87,7 @@ def handled(leave: Leave) -> Iterator[None]:
         return
     outer, _state = _state, _State(leave)
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    dropped, sys.unraisablehook = sys.unraisablehook, _raise_again(sys.unraisablehook)
     try:
         for number in SIGNALS:
             if before[number] is not signal.SIG_IGN:
@@ -88,6 +97,7 @@ def handled(leave: Leave) -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # else it was set by other than Python, which cannot set it again
                 signal.signal(number, handler)
+        sys.unraisablehook = dropped
         _state = outer
 
 
@@ -215,19 +225,49 @@ def heed(stopped: Stopped) -> None:
         _state.first, _state.came_at = stopped.number, time.monotonic()
 
 
+def _raise_again(
+    report: Callable[[sys.UnraisableHookArgs], object],
+) -> Callable[[sys.UnraisableHookArgs], None]:
+    """A hook for what Python drops, an exception in the midst of a destructor say: a :class:`Stopped` comes again as
+    soon as that has ended, instead of a traceback on the terminal; others are told as before."""
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            report(dropped)
+            return
+        _state.dropped = _state.coming = True
+        again = threading.Timer(AGAIN_S, _come_again, (_state, dropped.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    return hook
+
+
+def _come_again(state: _State, number: int) -> None:
+    """From another thread: has the handler called between two steps of the main thread."""
+    if state is _state:
+        _thread.interrupt_main(signal.Signals(number))
+
+
 def remind() -> None:
-    """Raise a :class:`Stopped` that got lost: Python drops an exception that comes in the midst of a destructor.
+    """Raise a :class:`Stopped` that got lost, at a point where all can be left.
 
     Raises:
         Stopped: if a signal has come, and an engine works that has not put it off.
     """
     here = threading.current_thread() is threading.main_thread()
     if here and _state.first is not None and _state.working and not _state.deferring:
+        _state.dropped = False
         raise Stopped(_state.first)
 
 
 def _receive(number: int, frame: object) -> None:
     now = time.monotonic()
+    if _state.coming:  # not from outside
+        _state.coming = False
+        if _state.dropped:
+            remind()
+        return
     if _state.first is not None:
         if now - _state.came_at < ECHO_S:
             return

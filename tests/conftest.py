@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,12 @@ from tests.support.training_runs import CLASSES, SIZE, TinySet, make_set
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# The same examples each time: a test that fails is one that the last change broke. To look for new ones, now and then:
+# pytest --hypothesis-profile=search
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("search", derandomize=False)
+hypothesis.settings.load_profile("same")
 
 # Small tensors gain nothing from threads, and where cores are shared their waiting costs ten times the work.
 torch.set_num_threads(1)

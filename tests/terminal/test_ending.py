@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -544,6 +545,63 @@ def test_signals_by_what_is_done() -> None:
             signals.remind()
     assert signals.asked() is None
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+class _Closing:
+    """Something whose destructor takes its time."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.001)
+
+
+def _ended_by_a_destructor() -> None:
+    del_me = _Closing()
+    del del_me
+
+
+def _ended_by_a_weak_reference() -> None:
+    class Plain:
+        pass
+
+    plain = Plain()
+    kept = weakref.ref(plain, lambda _: signal.raise_signal(signal.SIGINT))
+    del plain
+    assert kept() is None
+
+
+@pytest.mark.parametrize("ended", [_ended_by_a_destructor, _ended_by_a_weak_reference])
+def test_a_signal_in_the_midst_of_what_python_drops_comes_again(
+    ended: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python drops an exception there and prints it: the work would go on, the user would see a traceback."""
+    left: list[int] = []
+    with signals.handled(lambda stopped: left.append(stopped.exit_code)):
+        with pytest.raises(Stopped) as raised, signals.working():
+            ended()
+            for _ in range(1000):
+                time.sleep(0.01)
+        assert raised.value.exit_code == 130
+        with pytest.raises(Stopped), signals.working():  # raised elsewhere meanwhile: not once more
+            signals.remind()
+        time.sleep(3 * signals.AGAIN_S)
+    assert not left and capfd.readouterr().err == ""
+
+
+def test_what_else_a_destructor_raises_is_told() -> None:
+    told: list[object] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda dropped: told.append(dropped.exc_value)
+    try:
+        with signals.handled(lambda stopped: None):
+
+            class Bad:
+                def __del__(self) -> None:
+                    raise OSError("full")
+
+            Bad()
+    finally:
+        sys.unraisablehook = before
+    assert [str(error) for error in told] == ["full"]
 
 
 def test_deferred_in_a_library() -> None:
