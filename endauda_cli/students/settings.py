@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,28 @@ _ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
 """Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
 _WORDS = ("act_layer", "norm_layer", "global_pool")
 """Settings that timm takes as words; other words may be paths, such as ``checkpoint_path``."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a folder's JSON file.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: a folder without {path.name}; expected what save_pretrained wrote, or a file of weights"
+        ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON (nested too deeply)") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no table, but settings were expected")
+    return content
 
 
 def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:

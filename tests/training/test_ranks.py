@@ -83,6 +83,25 @@ def test_two_ranks_are_one_with_certainties(tmp_path: Path, loss: str) -> None:
         torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["segformer", "smp:unet/tu-mobilenetv3_small_050", "mask2former", "oneformer", "eomt", "daformer"]
+)
+def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path) -> None:
+    """Two ranks learn what one does, and so do parts of a batch; heads that take no part are no hindrance."""
+    found = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.pt"
+        for code, _, err in ended(ranks(number, "-m", "tests.support.family_steps", str(out), name)):
+            assert code == 0, err
+        found.append(torch.load(out, weights_only=True))
+    alone, both = found
+    changed = [key for key, value in alone["before"].items() if not torch.equal(value, alone["whole"][key])]
+    assert len(changed) > len(alone["before"]) / 3
+    for key in changed:
+        torch.testing.assert_close(both["whole"][key], alone["whole"][key], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone["parts"][key], alone["plain"][key], rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_workspace(tmp_path_factory.mktemp("ranks"))
