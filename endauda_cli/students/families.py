@@ -81,15 +81,15 @@ def task_in(settings: Settings, length: int) -> list[int]:
         CheckpointError: if they are not.
     """
     tokens = settings.get(TASK)
-    fits = isinstance(tokens, list) and len(tokens) == length
-    if not fits or not all(type(token) is int and 0 <= token < _LARGEST_TOKEN for token in tokens):
+    if not isinstance(tokens, list) or len(tokens) != length or not all(map(_is_token, tokens)):
         raise CheckpointError(
             f"{_WHERE}: {TASK} are {tokens!r:.80}, but {length} numbers of words were expected"
         )
     return list(tokens)
 
 
-_LARGEST_TOKEN = 1 << 24
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 24
 
 
 def auto_model(model_type: str) -> Any:
@@ -173,12 +173,15 @@ def _of_teacher(settings: Settings, num_classes: int, align_corners: bool) -> St
         raise CheckpointError(f"{_WHERE}: {name!r:.80} is no teacher that this version knows")
     if not isinstance(heads, list | tuple) or not 0 < len(heads) <= 8 or not all(map(_is_plain, heads)):
         raise CheckpointError(f"{_WHERE}: heads are {heads!r:.80}, but a weight for each was expected")
-    refuse_numbers(_WHERE, dict(options))
-    made = {"num_classes": num_classes, **{key: _option(key, value) for key, value in options.items()}}
     try:
+        refuse_numbers(_WHERE, dict(options))
+        made = {"num_classes": num_classes, **{key: _option(key, value) for key, value in options.items()}}
         network = build_teacher(name, **made)
-    except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{_WHERE}: {name} cannot be built ({error})") from error
+    except (EndaudaError, MemoryError):
+        raise
+    except Exception as error:  # of whatever the options make of it
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{_WHERE}: {name} cannot be built ({reason})") from error
     tops = [name for name, _ in network.named_children()]
     encoder = tuple(top for top in tops if top not in _HEADS)
     return Foreign(HeadSum(network, heads), encoder, align_corners)
