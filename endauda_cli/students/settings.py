@@ -81,8 +81,8 @@ def refuse_numbers(path: Path, config: dict[str, Any]) -> None:
     longest = max((len(each) for each in lists_in(config)), default=0)
     if longest > _LONGEST_LIST:
         raise CheckpointError(
-            f"{path}: has a list of {longest:,} values, but at most {_LONGEST_LIST:,} were expected; the file is damaged "
-            "or forged"
+            f"{path}: has a list of {longest:,} values, but at most {_LONGEST_LIST:,} were expected; the file is "
+            "damaged or forged"
         )
     layers = sum(max(0, n) for key, n in numbers_in(config) if isinstance(n, int) and key.endswith(_DEEP))
     if layers > _MOST_DEEP:
