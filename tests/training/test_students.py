@@ -362,7 +362,7 @@ def test_recomputed_blocks_learn_the_same() -> None:
 def test_input_as_the_library_makes_it(processor: str, tmp_path: Path) -> None:
     library: Any = pytest.importorskip("transformers", reason="transformers is not installed")
     segformer(library).save_pretrained(tmp_path)
-    made = getattr(library, processor)(size={"height": 32, "width": 64})
+    made = getattr(library, processor)(size={"height": 32, "width": 64}, image_mean=[0.1, 0.2, 0.3])
     made.save_pretrained(tmp_path)
     start = named(str(tmp_path), None, CLASSES, lambda said: tmp_path)
     assert start is not None and start.init is None
@@ -371,6 +371,13 @@ def test_input_as_the_library_makes_it(processor: str, tmp_path: Path) -> None:
     theirs = made(images=image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
     ours = preprocessing.normalise(torch.from_numpy(image)[None])
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-5)
+
+    # As it lies beside a tokenizer, in one file with that.
+    alone = tmp_path / "preprocessor_config.json"
+    (tmp_path / "processor_config.json").write_text(f'{{"image_processor": {alone.read_text()}}}')
+    alone.unlink()
+    again = named(str(tmp_path), None, CLASSES, lambda said: tmp_path)
+    assert again is not None and again.network == start.network
 
 
 @pytest.mark.parametrize(("said", "kept"), [(CLASSES, True), (("car", "road", "sky"), False)])
