@@ -28,7 +28,7 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
-from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
+from endauda_cli.score_results import Calibration, Comparison, EvalResult, Interval, ScoreTable
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import Accuracy, BestBy
 
@@ -138,6 +138,9 @@ class Page:
         for one in r.intervals:
             if one.low is not None:
                 self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
+        if r.calibration is not None:
+            self._bins(r.calibration)
+            self._calibrations({"": r.calibration})
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
 
@@ -162,6 +165,7 @@ class Page:
             )
         self._print(table)
         self._line(f"on {r.images} images of {r.target} {r.split}")
+        self._calibrations({row.name: c for row in r.rows if (c := row.score.calibration) is not None})
         for comparison in r.comparisons:
             self._line(_compared(comparison))
         if r.published:
@@ -301,6 +305,33 @@ class Page:
             "the folder is a workspace; try: "
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
+
+    def _bins(self, c: Calibration) -> None:
+        """How often labels are right, by how certain they are."""
+        table = self._table("certainty %", "mean %", "right %", "pixels %")
+        for number, one in enumerate(c.bins):
+            if one.count:
+                edges = [100 * edge / len(c.bins) for edge in (number, number + 1)]
+                shares = (one.confidence, one.accuracy, one.count / c.pixels)
+                table.add_row(f"{edges[0]:.0f} to {edges[1]:.0f}", *map(_percent, shares))
+        self._print(table)
+
+    def _calibrations(self, found: dict[str, Calibration]) -> None:
+        """Errors of certainties, each before and after its temperature."""
+        if not found:
+            return
+        table = self._table("certainties", "ECE %", "MCE %", "classwise ECE %", "log loss", "Brier")
+        for name, c in found.items():
+            for title, one in ((f"{name} as they are", c), (f"{name} at T {c.temperature:g}", c.after)):
+                classwise = "n/a" if one.classwise_mean is None else f"{100 * one.classwise_mean:.2f}"
+                errors = f"{100 * one.ece:.2f}", f"{100 * one.mce:.2f}", classwise
+                table.add_row(title.strip(), *errors, f"{one.log_loss:.3f}", f"{one.brier:.3f}")
+        self._print(table)
+        kinds = {c.fitted_on for c in found.values()} - {"given"}
+        for kind in sorted(kinds):
+            self._line(
+                f"T: fitted to all images; what is judged here had the T of the other half of the {kind}"
+            )
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)
