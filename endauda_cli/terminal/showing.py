@@ -15,6 +15,7 @@ from rich.text import Text
 
 from endauda_cli.files import size_text
 from endauda_cli.results import (
+    Advice,
     CheckupResult,
     ConfigResult,
     DemoResult,
@@ -29,6 +30,14 @@ from endauda_cli.results import (
     WeightsList,
 )
 from endauda_cli.score_results import Calibration, Comparison, EvalResult, Interval, ScoreTable
+from endauda_cli.terminal.judging import (
+    Rows,
+    advice_lines,
+    advice_tables,
+    calibration_lines,
+    calibration_table,
+    reliability_table,
+)
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import Accuracy, BestBy
 
@@ -106,6 +115,13 @@ class Page:
             self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
 
     @show.register
+    def _(self, r: Advice) -> None:
+        for rows in advice_tables(r):
+            self._rows(rows)
+        for line in advice_lines(r):
+            self._line(line)
+
+    @show.register
     def _(self, r: EvalResult) -> None:
         table = self._table("class", "IoU %")
         for name, iou in r.iou.items():
@@ -139,7 +155,7 @@ class Page:
             if one.low is not None:
                 self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
         if r.calibration is not None:
-            self._bins(r.calibration)
+            self._rows(reliability_table(r.calibration))
             self._calibrations({"": r.calibration})
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
@@ -306,32 +322,11 @@ class Page:
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
 
-    def _bins(self, c: Calibration) -> None:
-        """How often labels are right, by how certain they are."""
-        table = self._table("certainty %", "mean %", "right %", "pixels %")
-        for number, one in enumerate(c.bins):
-            if one.count:
-                edges = [100 * edge / len(c.bins) for edge in (number, number + 1)]
-                shares = (one.confidence, one.accuracy, one.count / c.pixels)
-                table.add_row(f"{edges[0]:.0f} to {edges[1]:.0f}", *map(_percent, shares))
-        self._print(table)
-
     def _calibrations(self, found: dict[str, Calibration]) -> None:
-        """Errors of certainties, each before and after its temperature."""
-        if not found:
-            return
-        table = self._table("certainties", "ECE %", "MCE %", "classwise ECE %", "log loss", "Brier")
-        for name, c in found.items():
-            for title, one in ((f"{name} as they are", c), (f"{name} at T {c.temperature:g}", c.after)):
-                classwise = "n/a" if one.classwise_mean is None else f"{100 * one.classwise_mean:.2f}"
-                errors = f"{100 * one.ece:.2f}", f"{100 * one.mce:.2f}", classwise
-                table.add_row(title.strip(), *errors, f"{one.log_loss:.3f}", f"{one.brier:.3f}")
-        self._print(table)
-        kinds = {c.fitted_on for c in found.values()} - {"given"}
-        for kind in sorted(kinds):
-            self._line(
-                f"T: fitted to all images; what is judged here had the T of the other half of the {kind}"
-            )
+        if found:
+            self._rows(calibration_table(found))
+            for line in calibration_lines(found.values()):
+                self._line(line)
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)
@@ -348,6 +343,12 @@ class Page:
             justify: Literal["left", "right"] = "left" if i < left else "right"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         return table
+
+    def _rows(self, rows: Rows) -> None:
+        table = self._table(*rows.columns, left=rows.left)
+        for cells in rows.cells:
+            table.add_row(*cells)
+        self._print(table)
 
     def _print(self, table: Table) -> None:
         """A table; where the terminal is too narrow, a paragraph per row instead."""
