@@ -268,7 +268,7 @@ def reliability_of(sums: Sums, classes: Sequence[str]) -> Reliability:
 
 def _errors(bins: Float) -> Float:
     """(B,) how far certainty and accuracy are apart in each bin, weighed by its share of the pixels."""
-    return np.abs(bins[:, 0] - bins[:, 1]) / max(1.0, bins[:, 2].sum())
+    return np.asarray(np.abs(bins[:, 0] - bins[:, 1]) / max(1.0, bins[:, 2].sum()))
 
 
 def _bins(bins: Float) -> Sequence[ReliabilityBin]:

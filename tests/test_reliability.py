@@ -144,7 +144,8 @@ class Said:
 
 def street(folder: Path, seen: dict[str, Seen]) -> tuple[list[Sample], Domain]:
     colours = tuple((c, c, c) for c in range(4))
-    domain = Domain("four", CLASSES, colours, dict(enumerate(CLASSES)), (Layout(("*.png",)),), (".",), "labels", others_ignored=True)  # fmt: skip
+    names, places = dict(enumerate(CLASSES)), (Layout(("*.png",)),)
+    domain = Domain("four", CLASSES, colours, names, places, (".",), "labels", others_ignored=True)
     samples = []
     for name, one in seen.items():
         write_label(folder / f"{name}.png", one.truth)
@@ -199,7 +200,9 @@ def test_through_the_command_line(tmp_path: Path) -> None:
     assert sum(b["count"] for b in calibration["bins"]) == len(VAL) * 32 * 64 == calibration["pixels"]
     assert set(calibration["classwise"]) == set(one["iou"]) == set(calibration["after"]["classwise"])
     assert result_of("test", *here, "--archive", "crst")["calibration"] is None
-    given = result_of("test", *here, "--archive", "crst", "--calibration", "--temperature", "2")["calibration"]
+    given = result_of("test", *here, "--archive", "crst", "--calibration", "--temperature", "2")[
+        "calibration"
+    ]
     assert (given["temperature"], given["fitted_on"]) == (2, "given") and given["ece"] == calibration["ece"]
     assert given["after"]["log_loss"] != given["log_loss"]
     outcome = succeed("test", *here, "--archive", "crst", "dacs", "--calibration")

@@ -17,7 +17,15 @@ from endauda_cli.commands.options import (
 )
 from endauda_cli.commands.session import open_session, place, refuse_unknown_teachers
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.config import Amp, FuseConfig, FusionOptions, FusionOutput, InferenceConfig, check_name, launched
+from endauda_cli.config import (
+    Amp,
+    FuseConfig,
+    FusionOptions,
+    FusionOutput,
+    InferenceConfig,
+    check_name,
+    launched,
+)
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, PolicyKind, Split

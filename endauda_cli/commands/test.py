@@ -187,7 +187,9 @@ def _check_calibration(options: Test, rows: Sequence[Chosen]) -> None:
             raise ConfigError("--temperature is what --calibration judges; add that")
         parse_temperature(str(options.temperature), ())
     if options.calibration and not any(row.kind == "teacher" for row in rows):
-        raise ConfigError("--calibration is of certainties, which archives hold: name some with --archive, or --all")
+        raise ConfigError(
+            "--calibration is of certainties, which archives hold: name some with --archive, or --all"
+        )
 
 
 def _score_maps(

@@ -66,10 +66,10 @@ class Thinned:
         return self.label[id]
 
     def plane(self, id: str, c: int) -> UInt8:
-        return self.planes_of[id][c]
+        return np.asarray(self.planes_of[id][c])
 
     def planes(self, id: str, classes: Sequence[int]) -> UInt8:
-        return self.planes_of[id][list(classes)]
+        return np.asarray(self.planes_of[id][list(classes)])
 
     def certainty(self, id: str) -> UInt8:
         return self.planes_of[id]
@@ -116,15 +116,15 @@ def look(
         steps[image] = _thin(size)
         for name, reader in readers.items():
             thinned[name].label[image] = np.ascontiguousarray(reader.labels(image)[steps[image]])
-            thinned[name].planes_of[image] = np.ascontiguousarray(
-                reader.certainty(image)[:, *steps[image]]
-            )
+            thinned[name].planes_of[image] = np.ascontiguousarray(reader.certainty(image)[:, *steps[image]])
     truths = {}
     for sample in labelled:
         assert sample.label is not None
         truth, size = read_truth(sample.label, task.target), common_size(readers, sample.id)
         if truth.shape != size:
-            raise DataError(f"{sample.label}: {wxh(truth.shape)} pixels, but the archives have {wxh(size)} for it")
+            raise DataError(
+                f"{sample.label}: {wxh(truth.shape)} pixels, but the archives have {wxh(size)} for it"
+            )
         truths[sample.id] = np.ascontiguousarray(truth[steps[sample.id]])
     return Sight(task, thinned, ids, truths)
 
@@ -156,8 +156,7 @@ def make(sight: Sight, ensemble: Ensemble) -> Made:
     labels: dict[str, dict[str, UInt8]] = {rule: {} for rule in RULES}
     belief = {}
     for image in dict.fromkeys([*sight.ids, *sight.truths]):
-        given = np.stack([teacher.labels(image) for teacher in teachers.values()])
-        planes = np.stack([teacher.certainty(image) for teacher in teachers.values()])
+        given, planes = _said(teachers, image)
         for rule in RULES:
             labels[rule][image] = fuse_image(rule, given, partial(_planes, planes), recipe).label
         if image in sight.ids:
@@ -168,13 +167,16 @@ def make(sight: Sight, ensemble: Ensemble) -> Made:
 
 def witnesses(sight: Sight) -> dict[str, float]:
     """As how many witnesses each teacher counts among all: 1 of its own mind, a half of two copies."""
-    parts = [
-        _flat(*(np.stack(of) for of in zip(*((t.labels(i), t.certainty(i)) for t in sight.teachers.values()), strict=True)))
-        for i in sight.ids
-    ]
+    parts = [_flat(*_said(sight.teachers, image)) for image in sight.ids]
     labels, certainties = (np.concatenate(part, 1) for part in zip(*parts, strict=True))
     heard = consensus.hear(labels, certainties, sight.num_classes)
     return dict(zip(sight.teachers, map(float, heard.weights), strict=True))
+
+
+def _said(teachers: Mapping[str, Thinned], image: str) -> tuple[UInt8, UInt8]:
+    """(T, H, W) labels and (T, C, H, W) certainties."""
+    labels = np.stack([teacher.labels(image) for teacher in teachers.values()])
+    return labels, np.stack([teacher.certainty(image) for teacher in teachers.values()])
 
 
 def _flat(labels: UInt8, planes: UInt8) -> tuple[UInt8, UInt8]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from endauda_cli.results import Advice
-    from endauda_cli.score_results import Calibration
+    from endauda_cli.score_results import Calibration, Comparison, Interval
 
 
 class Rows(NamedTuple):
@@ -46,7 +46,8 @@ def calibration_lines(found: Iterable[Calibration]) -> list[str]:
     """On what temperatures were fitted."""
     kinds = sorted({c.fitted_on for c in found} - {"given"})
     return [
-        f"T is fitted to all images; what is judged at it had the T of the other half of the {kind}" for kind in kinds
+        f"T is fitted to all images; what is judged at it had the T of the other half of the {kind}"
+        for kind in kinds
     ]
 
 
@@ -106,3 +107,21 @@ def advice_lines(r: Advice) -> list[str]:
     else:
         lines.append(f"no fewer teachers are expected within {r.tolerance:g} points of all")
     return [*lines, f"advised, and the same in {100 * r.sureness:.0f} % of draws: {r.command}"]
+
+
+def between(one: Interval, form: str = ".2f") -> str:
+    """``57.10 to 62.30``."""
+    return "n/a" if one.low is None or one.high is None else f"{one.low:{form}} to {one.high:{form}}"
+
+
+def compared(c: Comparison) -> str:
+    """A difference in a sentence."""
+    if c.difference is None:
+        return f"{c.a} against {c.b}: n/a"
+    over = [
+        f"{between(one, '+.2f')} over {one.units} {one.over}" for one in c.intervals if one.low is not None
+    ]
+    real = {True: ", real", False: ", may be chance", None: ""}[c.real]
+    images = f"better in {c.wins} images, worse in {c.losses}, even in {c.ties} (p {c.sign_p:.2g})"
+    sure = f" (95 %: {'; '.join(over)}{real})" if over else ""
+    return f"{c.a} against {c.b}: {c.measure} {c.difference:+.2f}{sure}, {images}"
