@@ -10,7 +10,8 @@ rule, as ``--advise`` does it, on all images of the drive, thinned out; labels j
   over all candidates, by every rule.
 * regret: how far the true mIoU of what is advised is below the highest of all candidates.
 * fewer: true mIoU of the smaller ensemble, less that of all; by tolerance.
-* ``--few``: so many labelled images, drawn anew each time, the rest judge.
+* ``--few``: so many labelled images, drawn anew each time, the rest judge; the advice is "two errors better" with ten
+  or more, and all by ``consensus`` with fewer.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def fewer(drives: dict[str, Candidates], console: Console) -> None:
 
 def few(drives: dict[str, Candidates], numbers: Sequence[int], draws: int, console: Console) -> None:
     table = Table(
-        "drive", "labelled", "highest", "within one error, fewest", "advised", "all, consensus",
+        "drive", "labelled", "highest", "within one error, fewest", "two errors better", "all, consensus",
         title=f"few labels: regret on the other images, mean (worst) of {draws} draws",
     )  # fmt: skip
     for name, own in drives.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     UInt8 = NDArray[np.uint8]
     Float = NDArray[np.float64]
+    See = Callable[[Sample], "Seen"]
 
 BINS = 15
 FIT_IMAGES, FIT_PIXELS = 100, 1024
@@ -49,24 +51,24 @@ LEAST = 0.01
 
 
 def calibration_of(
-    teacher: TeacherOutputs,
+    see: See,
     samples: Sequence[Sample],
-    domain: Domain,
+    classes: Sequence[str],
     temperature: float | None,
     report: Reporter,
     workers: int = 2,
     name: str = "",
 ) -> Calibration:
-    """How a teacher's certainties compare with how often it is right, over pixels that have a label and a true class.
+    """How certainties compare with how often they are right, over pixels that have a label and a true class.
 
     Args:
-        teacher: whose; of the domain's classes.
+        see: what is said of a labelled image, and the truth: of a teacher, ``partial(seen_of, teacher, domain)``.
         samples: images with ground truth.
-        domain: class table of the truth.
+        classes: names; the position is the train id.
         temperature: to be judged; ``None`` fits one to half of the images and judges it on the other half, both ways.
         report: told of progress.
         workers: threads.
-        name: of the teacher, beside the bar.
+        name: whose certainties they are, beside the bar.
 
     Raises:
         DataError: if truth cannot be read or is of another size, or no pixel counts.
@@ -74,31 +76,32 @@ def calibration_of(
     """
     half, split = halves([sample.id for sample in samples])
     if temperature is None:
-        drawn = _drawn(teacher, samples, half, domain, report, workers)
+        drawn = _drawn(see, samples, half, len(classes), report, workers)
         judged = [fitted([drawn[1]]), fitted([drawn[0]])]
         told = fitted(drawn)
     else:
         judged, told, split = [temperature] * 2, temperature, "given"
-    classes = len(domain.classes)
-    tables = {t: tables_of(t, classes) for t in {1.0, *judged}}
+    tables = {t: tables_of(t, len(classes)) for t in {1.0, *judged}}
 
     def measure(number: int) -> tuple[Sums, Sums]:
-        seen = _seen(teacher, samples[number], domain)
+        seen = see(samples[number])
         return sums_of(seen, tables[1.0]), sums_of(seen, tables[judged[half[number]]])
 
-    before, after = Sums.empty(classes), Sums.empty(classes)
+    before, after = Sums.empty(len(classes)), Sums.empty(len(classes))
     with ThreadPoolExecutor(workers) as pool:
         found = ordered_map(pool, measure, range(len(samples)), workers + 2)
         for own, tempered in counted(found, len(samples), f"calibration {name}".strip(), report):
             before, after = before + own, after + tempered
     if not before.pixels:
-        raise DataError(
-            f"{domain.name}: no pixel has both a label and a true class, so there is no calibration"
-        )
-    first = reliability_of(before, domain.classes)
-    return Calibration(
-        **vars(first), temperature=told, fitted_on=split, after=reliability_of(after, domain.classes)
-    )
+        raise DataError("no pixel has both a label and a true class, so there is no calibration")
+    first = reliability_of(before, classes)
+    return Calibration(**vars(first), temperature=told, fitted_on=split, after=reliability_of(after, classes))
+
+
+def of_labels_alone(calibration: Calibration) -> Calibration:
+    """Of what is certain of its labels alone: the classes were ``right`` and ``wrong``, which are no classes."""
+    after = replace(calibration.after, classwise={}, classwise_mean=None)
+    return replace(calibration, classwise={}, classwise_mean=None, after=after)
 
 
 def halves(images: Sequence[str]) -> tuple[list[int], str]:
@@ -129,26 +132,30 @@ class Seen(NamedTuple):
     """(H, W) train ids; C and above is no class."""
 
 
-def _seen(teacher: TeacherOutputs, sample: Sample, domain: Domain) -> Seen:
+def seen_of(teacher: TeacherOutputs, domain: Domain, sample: Sample) -> Seen:
+    """What a teacher of the domain's classes says of a labelled image."""
     truth = truth_of(sample, domain)
     labels = teacher.labels(sample.id)
     refuse_sizes(truth, labels, sample)
     return Seen(labels, teacher.certainty(sample.id), truth)
 
 
+def seen_of_labels(labels: UInt8, certainty: NDArray[np.float32], truth: UInt8, classes: int) -> Seen:
+    """Of (H, W) labels that alone have a certainty, in percent: its classes are ``right`` and ``wrong``."""
+    sure = certainty.astype(np.uint8)
+    wrong = np.where(truth < classes, labels != truth, IGNORE).astype(np.uint8)
+    given = np.where(labels < classes, 0, IGNORE).astype(np.uint8)
+    return Seen(given, np.stack([sure, 99 - np.minimum(sure, 99)]), wrong)
+
+
 def _drawn(
-    teacher: TeacherOutputs,
-    samples: Sequence[Sample],
-    half: Sequence[int],
-    domain: Domain,
-    report: Reporter,
-    workers: int,
+    see: See, samples: Sequence[Sample], half: Sequence[int], classes: int, report: Reporter, workers: int
 ) -> list[Seen]:
     """Pixels of evenly spread images of each half, as one image of one row."""
 
     def draw(number: int) -> Seen:
-        seen = _seen(teacher, samples[number], domain)
-        counts = np.flatnonzero((seen.truth < len(domain.classes)) & (seen.labels != IGNORE))
+        seen = see(samples[number])
+        counts = np.flatnonzero((seen.truth < classes) & (seen.labels != IGNORE))
         places = np.random.default_rng(number).permutation(counts)[:FIT_PIXELS]
         return Seen(*(values.reshape(*values.shape[:-2], 1, -1)[..., places] for values in seen))
 
@@ -161,9 +168,9 @@ def _drawn(
             parts = list(counted(drawn, len(own), "fitting a temperature", report))
             if not sum(part.labels.size for part in parts):
                 raise DataError(
-                    f"{domain.name}: a temperature is fitted to half of the images and judged on the other half, and "
-                    f"one ({len(own)} of {len(samples)} images) has no pixel with a label and a true class; give a "
-                    "number with --temperature"
+                    f"a temperature is fitted to half of the images and judged on the other half, and one ({len(own)} "
+                    f"of {len(samples)} images) has no pixel with a label and a true class; give a number with "
+                    "--temperature"
                 )
             found.append(Seen(*(np.concatenate(part, -1) for part in zip(*parts, strict=True))))
     return found

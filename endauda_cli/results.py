@@ -133,10 +133,11 @@ class Advice:
 
     by: Literal["labels", "agreement"]
     advised: AdvisedEnsemble
-    """All by consensus, unless labels show another to be better by two standard errors: measured on real teachers, that
-    loses least (docs/policies.md)."""
+    """All by consensus, unless ten labelled images or more show another to be better by two standard errors: measured
+    on real teachers, that loses least (docs/policies.md)."""
     sureness: float
-    """Share of draws of the images in which it is the same, 0..1."""
+    """Share of draws of the images in which it is the same, 0..1; without labels, or with few, in which it has the
+    highest figure."""
     smaller: AdvisedEnsemble
     """The fewest teachers whose ``expected`` is within ``tolerance`` of all."""
     smaller_sureness: float

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from endauda_cli import reliability
+from endauda_cli.archive import CertaintyReader
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import Domain, Layout
 from endauda_cli.errors import DataError
 from endauda_cli.labels import write_label
 from endauda_cli.progress import silent
-from endauda_cli.reliability import Seen, calibration_of, fitted, halves, reliability_of, sums_of, tables_of
-from tests.support.command_lines import VAL, make_workspace, refused, result_of, succeed
+from endauda_cli.reliability import (
+    Seen,
+    calibration_of,
+    fitted,
+    halves,
+    reliability_of,
+    seen_of,
+    seen_of_labels,
+    sums_of,
+    tables_of,
+)
+from tests.support.command_lines import TEACHERS, VAL, make_workspace, refused, result_of, succeed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from endauda_cli.score_results import Calibration
 
     Array = NDArray[Any]
 
@@ -153,11 +167,18 @@ def street(folder: Path, seen: dict[str, Seen]) -> tuple[list[Sample], Domain]:
     return samples, domain
 
 
+def judge(
+    seen: dict[str, Seen], samples: list[Sample], domain: Domain, temperature: float | None
+) -> Calibration:
+    see = partial(seen_of, Said(seen), domain)  # type: ignore[arg-type]
+    return calibration_of(see, samples, CLASSES, temperature, silent)
+
+
 def test_judged_on_other_images_than_fitted_to(tmp_path: Path) -> None:
     """Images of one half want another temperature than those of the other: each is judged with the wrong one."""
     seen = {f"{n}": made(n, (60, 60), power=(0.5, 2.0)[n % 2])[0] for n in range(6)}
     samples, domain = street(tmp_path, seen)
-    found = calibration_of(Said(seen), samples, domain, None, silent)  # type: ignore[arg-type]
+    found = judge(seen, samples, domain, None)
     assert found.fitted_on == "images" and 0.6 < found.temperature < 1.7
     sides = [sum_of([one for n, one in enumerate(seen.values()) if n % 2 == side]) for side in (0, 1)]
     right_for = [fitted([of_side]) for of_side in sides]
@@ -165,7 +186,7 @@ def test_judged_on_other_images_than_fitted_to(tmp_path: Path) -> None:
     crossed = sums_of(sides[0], tables_of(right_for[1], 4)) + sums_of(sides[1], tables_of(right_for[0], 4))
     assert found.after.log_loss == pytest.approx(reliability_of(crossed, CLASSES).log_loss, rel=0.02)
     assert found.after.log_loss > found.log_loss
-    given = calibration_of(Said(seen), samples, domain, 1.0, silent)  # type: ignore[arg-type]
+    given = judge(seen, samples, domain, 1.0)
     assert given.fitted_on == "given" and given.after == reliability_of(sum_sums(seen), CLASSES)
 
 
@@ -188,7 +209,7 @@ def test_nothing_to_judge(tmp_path: Path) -> None:
     samples, domain = street(tmp_path, {"x": one})
     for temperature, words in ((1.0, "no pixel has both"), (None, "--temperature")):
         with pytest.raises(DataError, match=words):
-            calibration_of(Said({"x": one}), samples, domain, temperature, silent)  # type: ignore[arg-type]
+            judge({"x": one}, samples, domain, temperature)
 
 
 def test_through_the_command_line(tmp_path: Path) -> None:
@@ -209,12 +230,47 @@ def test_through_the_command_line(tmp_path: Path) -> None:
     assert "crst as they are" in outcome.out and "dacs at T" in outcome.out
 
 
+def test_labels_that_alone_have_a_certainty() -> None:
+    """As if there were two classes, right and wrong."""
+    rng = np.random.default_rng(0)
+    certainty = rng.uniform(20, 100, (60, 60)).astype(np.float32)
+    truth = rng.integers(0, 4, (60, 60)).astype(np.uint8)
+    right = rng.random((60, 60)) * 100 < certainty
+    labels = np.where(right, truth, (truth + 1) % 4).astype(np.uint8)
+    truth[0], labels[1] = 255, 255
+    counts = (truth < 4) & (labels < 4)
+    sums = sums_of(seen_of_labels(labels, certainty, truth, 4), tables_of(1, 2))
+    found = reliability_of(sums, ("right", "wrong"))
+    sure = np.minimum(np.floor(certainty[counts]) + 0.5, 100) / 100
+    ece, mce, _ = plain_error(sure, right[counts])
+    assert (found.ece, found.mce, found.pixels) == pytest.approx((ece, mce, counts.sum()))
+    assert found.brier == pytest.approx((2 * (sure - right[counts]) ** 2).mean())
+
+
+def test_of_a_label_set(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path)
+    here = ("--workspace", root)
+    for rule in ("consensus", "certainty", "majority"):
+        succeed("fuse", *here, "--teachers", *TEACHERS, "--rule", rule, "--split", "val", "--name", rule)
+    line = ("test", *here, "--labels", "consensus", "certainty", "majority", "--calibration")
+    rows = {row["name"]: row["score"]["calibration"] for row in result_of(*line)["rows"]}
+    assert rows["majority"] is None and "a vote has no certainty" in succeed(*line).err
+    for name in ("consensus", "certainty"):
+        assert rows[name]["pixels"] == len(VAL) * 32 * 64, "before the threshold"
+        assert rows[name]["classwise"] == {} and rows[name]["classwise_mean"] is None
+    readers = [CertaintyReader(root / "certainty/gta5" / name) for name in TEACHERS]
+    mean = np.mean([np.stack([reader.certainty(image) for image in VAL]) for reader in readers], 0).max(1)
+    sure = np.minimum(np.floor(mean.astype(np.float32)) + 0.5, 100).mean() / 100
+    bins = rows["certainty"]["bins"]
+    assert sum((b["confidence"] or 0) * b["count"] for b in bins) / mean.size == pytest.approx(sure)
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (("--archive", "crst", "--temperature", "2"), "--calibration"),
         (("--archive", "crst", "--calibration", "--temperature", "-1"), "number from 0.01 to 100"),
-        (("--predictions", "outputs", "--calibration"), "archives"),
+        (("--predictions", "outputs", "--calibration"), "name archives or label sets"),
     ],
 )
 def test_refused(tmp_path: Path, line: tuple[str, ...], words: str) -> None:

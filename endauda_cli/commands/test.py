@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from endauda_cli.commands.scored_rows import (
 )
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError
+from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError, WorkspaceError
 from endauda_cli.options import chosen, option, parse_temperature
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 
@@ -82,8 +83,8 @@ class Test(Passes, TargetData, OnDevice, Located):
     )
     calibration: bool = option(
         False, "--calibration", panel=_SCORED,
-        help="Say of archives how often certainties are right: reliability, ECE, classwise, before and after a "
-        "temperature; reads all certainties.",
+        help="Say how often certainties of archives and label sets are right: reliability, ECE, classwise, before and "
+        "after a temperature.",
     )  # fmt: skip
     temperature: float | None = option(
         None, "--temperature", panel=_SCORED, metavar="T",
@@ -186,9 +187,9 @@ def _check_calibration(options: Test, rows: Sequence[Chosen]) -> None:
         if not options.calibration:
             raise ConfigError("--temperature is what --calibration judges; add that")
         parse_temperature(str(options.temperature), ())
-    if options.calibration and not any(row.kind == "teacher" for row in rows):
+    if options.calibration and not any(row.kind in ("teacher", "labels") for row in rows):
         raise ConfigError(
-            "--calibration is of certainties, which archives hold: name some with --archive, or --all"
+            "--calibration is of certainties: name archives or label sets with --archive, --labels or --all"
         )
 
 
@@ -219,17 +220,36 @@ def _score_maps(
 
 
 def _calibrated(session: Session, options: Test, row: Scored, samples: list[Sample]) -> Scored:
-    """With the calibration of an archive's certainties; other rows as they are."""
+    """With the calibration of an archive's certainties, or of those that a label set was kept by."""
     from endauda_cli.archive import CertaintyReader, join_classes
-    from endauda_cli.reliability import calibration_of
+    from endauda_cli.progress import Note
+    from endauda_cli.reliability import calibration_of, of_labels_alone, seen_of, seen_of_labels
+    from endauda_cli.scoring import truth_of
 
-    if row.kind != "teacher":
+    domain, classes = session.task.target, session.task.classes
+    judge = partial(
+        calibration_of, samples=samples, temperature=options.temperature, report=session.terminal.report,
+        workers=options.workers, name=row.name,
+    )  # fmt: skip
+    if row.kind == "teacher":
+        with CertaintyReader(Path(row.score.scored)) as archive:
+            found = judge(partial(seen_of, join_classes(archive, classes), domain), classes=classes)
+    elif row.kind == "labels":
+        from endauda_cli.fusion.certainties import certainties_of
+
+        place = partial(session.workspace.archive, session.task.source.name)
+        try:
+            with certainties_of(Path(row.score.scored), classes, place) as fused:
+                found = judge(
+                    lambda one: seen_of_labels(*fused(one.id), truth_of(one, domain), len(classes)),
+                    classes=("right", "wrong"),
+                )
+        except WorkspaceError as error:
+            session.terminal.report(Note(f"{error}; no calibration of it"))
+            return row
+        found = of_labels_alone(found)
+    else:
         return row
-    with CertaintyReader(Path(row.score.scored)) as archive:
-        found = calibration_of(
-            join_classes(archive, session.task.classes), samples, session.task.target,
-            options.temperature, session.terminal.report, options.workers, row.name,
-        )  # fmt: skip
     return replace(row, score=replace(row.score, calibration=found))
 
 

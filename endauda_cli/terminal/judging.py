@@ -89,8 +89,8 @@ def advice_lines(r: Advice) -> list[str]:
         some = ", ".join(r.labelled_images[:8]) + (", ..." if len(r.labelled_images) > 8 else "")
         lines = [
             f"{seen}; mIoU is on {len(r.labelled_images)} labelled images, do not score on them: {some}",
-            "another than all by consensus is advised only where it is better by two standard errors; what is highest "
-            "of so many is so by chance, too",
+            "another than all by consensus is advised only where ten images or more show it better by two standard "
+            "errors: of so many, the highest is so by chance, too (docs/policies.md)",
         ]
     else:
         lines = [
@@ -106,7 +106,7 @@ def advice_lines(r: Advice) -> list[str]:
         )
     else:
         lines.append(f"no fewer teachers are expected within {r.tolerance:g} points of all")
-    return [*lines, f"advised, and the same in {100 * r.sureness:.0f} % of draws: {r.command}"]
+    return [*lines, f"advised ({100 * r.sureness:.0f} % of draws): {r.command}"]
 
 
 def between(one: Interval, form: str = ".2f") -> str:
