@@ -88,15 +88,13 @@ def test_pictures_of_earlier_versions_beside_the_page_are_removed_but_no_labels(
     names = ("report.png", "report-classes.png", "report-x.png", "a.png", "a_color.png")
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    sections: list[Section] = [
-        Gallery("", ["a"], [PictureRow("x", [flat(0)])]),
-        Figure("", "classes", flat(0)),
-    ]
-    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a", "report"})
+    sections: list[Section] = [Gallery("", ["a"], [PictureRow("x", [flat(0)])])]
+    one = Report("one", sections=sections, figures=[Figure("classes", flat(0))])
+    write_report(tmp_path / "report.html", one, {"a", "report"})
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report", *names} - {
         "report-classes.png"
     }
-    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a"})
+    write_report(tmp_path / "report.html", one, {"a"})
     assert not (tmp_path / "report.png").exists()
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"gallery.png", "classes.png"}
 

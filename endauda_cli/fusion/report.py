@@ -162,9 +162,13 @@ def _columns(result: FusionResult) -> list[tuple[str, list[float | None]]]:
 
 
 def _class_bars(fusion: Fusion, result: FusionResult) -> Bars:
-    rows = [BarRow(name, [None if v is None else 100 * v for v in values]) for name, values in _columns(result)]
+    rows = [
+        BarRow(name, [None if v is None else 100 * v for v in values]) for name, values in _columns(result)
+    ]
     names = [c.name for c in result.classes]
-    return Bars("Share and coverage per class", names, fusion.task.target.palette, rows, what="share", compared=False)
+    return Bars(
+        "Share and coverage per class", names, fusion.task.target.palette, rows, what="share", compared=False
+    )
 
 
 def _class_figure(fusion: Fusion, result: FusionResult) -> Figure:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BarRow", "Bars", "Confusion", "Drawing", "Drawings", "Figure", "Gallery", "PictureRow", "Reliability", "Report",
-    "Row", "Section", "Table", "command_line", "contact_sheet", "html", "marked_best", "number", "percent", "provenance",
-    "thumbnail", "write_report",
+    "Row", "Section", "Table", "command_line", "contact_sheet", "html", "marked_best", "number", "percent",
+    "provenance", "thumbnail", "write_report",
 ]  # fmt: skip
 
 

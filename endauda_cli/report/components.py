@@ -84,7 +84,9 @@ def link(text: str, href: str) -> Markup:
 
 def swatch(colour: Colour, name: str) -> Markup:
     """A class's colour, and its name."""
-    return Markup('<span class="swatch"><i style="background:rgb({},{},{})"></i>{}</span>').format(*colour, name)
+    return Markup('<span class="swatch"><i style="background:rgb({},{},{})"></i>{}</span>').format(
+        *colour, name
+    )
 
 
 def legend(entries: Sequence[tuple[str, Colour]]) -> Markup:
@@ -93,7 +95,9 @@ def legend(entries: Sequence[tuple[str, Colour]]) -> Markup:
     return Markup('<ul class="legend" aria-label="Colours">{}</ul>').format(items) if items else items
 
 
-def range_mark(low: float | None, value: float | None, high: float | None, axis: tuple[float, float]) -> Markup:
+def range_mark(
+    low: float | None, value: float | None, high: float | None, axis: tuple[float, float]
+) -> Markup:
     """An interval on an axis that all rows share; its figures stand beside it as text."""
     if low is None or value is None or high is None or axis[1] <= axis[0]:
         return Markup("")
@@ -150,7 +154,9 @@ def _row(row: Row, words: frozenset[int]) -> Markup:
 
 
 def _scrolled(title: str, content: Markup) -> Markup:
-    return Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">{}</div>').format(title, content)
+    return Markup('<div class="scroll" role="region" tabindex="0" aria-label="{}">{}</div>').format(
+        title, content
+    )
 
 
 # ---------------------------------------------------------------------------- pictures
@@ -204,10 +210,10 @@ def _card(row: PictureRow, columns: Sequence[str], urls: Sequence[str], number: 
     control = ""
     if len(columns) > 1:
         control = Markup(
-            '<div class="control" hidden><label for="slide-{}">Slide from {} to {}</label>'
+            '<div class="control" hidden><label for="slide-{}">Slide through {} pictures</label>'
             '<input type="range" id="slide-{}" min="0" max="{}" step="5" value="50">{}</div>'
         ).format(
-            number, columns[0], columns[-1], number, 100 * (len(columns) - 1),
+            number, len(columns), number, 100 * (len(columns) - 1),
             Markup('<div class="ticks" role="group" aria-label="Show">{}</div>').format(_joined(ticks)),
         )  # fmt: skip
     return Markup('<article class="card">{}<div class="layers">{}</div>{}</article>\n').format(
@@ -240,7 +246,9 @@ def bars(section: Bars, budget: Budget) -> Markup:
 
 def _chosen(rows: Sequence[BarRow], number: int, which: int) -> Markup:
     options = _joined(
-        Markup('<option value="{}"{}>{}</option>').format(i, Markup(" selected" if i == which else ""), row.name)
+        Markup('<option value="{}"{}>{}</option>').format(
+            i, Markup(" selected" if i == which else ""), row.name
+        )
         for i, row in enumerate(rows)
     )
     name = ("Row", "Second row")[which]
@@ -287,7 +295,8 @@ def _bar_line(section: Bars, i: int) -> Markup:
 
 def confusion(section: Confusion) -> Markup:
     """Matrices that fold; the first is open."""
-    found, cells, left_out = [], MATRIX_CELLS, 0
+    found: list[Markup] = []
+    cells, left_out = MATRIX_CELLS, 0
     for name, matrix in section.matrices:
         shown = min(len(section.classes), MATRIX_CLASSES) ** 2
         if shown > cells and found:
@@ -342,7 +351,8 @@ def reliability(section: Reliability) -> Markup:
     for diagram in section.diagrams:
         bins = [one for one in diagram.get("bins", ()) if one.get("count")]
         rows = [
-            Row([f"{100 * b['confidence']:.1f}", f"{100 * b['accuracy']:.1f}", f"{b['count']:,}"]) for b in bins
+            Row([f"{100 * b['confidence']:.1f}", f"{100 * b['accuracy']:.1f}", f"{b['count']:,}"])
+            for b in bins
         ]
         title = f"{diagram['name']}: expected error {100 * diagram['ece']:.1f}{NO_BREAK}%"
         found.append(

@@ -86,8 +86,12 @@ def reliability_diagram(name: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
         parts.append(f'<path class="grid" {GRID} d="M{left} {y:.1f}H{left + side}"/>')
         parts.append(f'<text {TEXT} x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
         parts.append(f'<text {TEXT} x="{x:.1f}" y="{top + side + 16}" text-anchor="middle">{tick}</text>')
-    parts.append(f'<text {TEXT} x="{left + side / 2}" y="{top + side + 34}" text-anchor="middle">certain, %</text>')
-    parts.append(f'<path class="even" {GRID} stroke-dasharray="4 4" d="M{left} {top + side}L{left + side} {top}"/>')
+    parts.append(
+        f'<text {TEXT} x="{left + side / 2}" y="{top + side + 34}" text-anchor="middle">certain, %</text>'
+    )
+    parts.append(
+        f'<path class="even" {GRID} stroke-dasharray="4 4" d="M{left} {top + side}L{left + side} {top}"/>'
+    )
     known = [b for b in bins if math.isfinite(b["confidence"]) and math.isfinite(b["accuracy"])]
     line = "L".join("{:.1f} {:.1f}".format(*at(b["confidence"], b["accuracy"])) for b in known)
     if line:

@@ -72,7 +72,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing that lies beside the page as ``<name>.png``: (H, W, 3) uint8 RGB. The page has the same as a section."""
+    """A drawing beside the page as ``<name>.png``: (H, W, 3) uint8 RGB. The page has a section of the same."""
 
     name: str
     picture: UInt8
