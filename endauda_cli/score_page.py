@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +23,7 @@ from endauda_cli.report import (
     number,
     thumbnail,
 )
-from endauda_cli.report.components import link, range_mark
+from endauda_cli.report.components import file_link, range_mark
 from endauda_cli.scoring import further_figures, truth_of
 from endauda_cli.significance import iou_of, mean_over
 from endauda_cli.workspace import REPORT_FILE, read_json
@@ -123,7 +122,7 @@ def _linked(row: Scored, page: Path) -> str:
     folder = None if row.score.counts is None else row.score.counts.parent
     if folder is None or folder == page.parent or not (folder / REPORT_FILE).is_file():
         return row.title
-    return link(row.title, os.path.relpath(folder / REPORT_FILE, page.parent))
+    return file_link(row.title, folder / REPORT_FILE, page)
 
 
 def per_class(rows: Sequence[Scored], domain: Domain) -> list[Section]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import count
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -26,6 +28,7 @@ from endauda_cli.report.sections import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -82,6 +85,12 @@ def link(text: str, href: str) -> Markup:
     return Markup('<a href="{}">{}</a>').format(href, text)
 
 
+def file_link(text: str, path: Path, page: Path) -> Markup:
+    """To a file, by its path from the folder of the page that the link stands in."""
+    relative = os.path.relpath(path, page.parent).replace(os.sep, "/")
+    return link(text, quote(os.fsencode(relative)))
+
+
 def swatch(colour: Colour, name: str) -> Markup:
     """A class's colour, and its name."""
     return Markup('<span class="swatch"><i style="background:rgb({},{},{})"></i>{}</span>').format(
@@ -108,7 +117,7 @@ def range_mark(
     return Markup(
         '<svg class="range" viewBox="0 0 120 14" width="120" height="14" aria-hidden="true">'
         '<path class="grid" d="M4 7H116"/><path class="line" d="M{:.1f} 7H{:.1f}"/>'
-        '<circle cx="{:.1f}" cy="7" r="3.5"/></svg>'
+        '<circle cx="{:.1f}" cy="7" r="2.5"/></svg>'
     ).format(at(low), at(high), at(value))
 
 
@@ -284,7 +293,7 @@ def _bar_line(section: Bars, i: int) -> Markup:
         pair = [row.values[i] for row in section.rows[:2]]
         known = [value for value in pair if value is not None]
         difference = Markup('<td class="difference">{}</td>').format(
-            f"{known[0] - known[1]:+.1f}" if len(known) == 2 else "n/a"
+            f"{round(known[0] - known[1], 1) + 0:+.1f}" if len(known) == 2 else "n/a"
         )
     name = swatch(section.colours[i], section.names[i])
     return Markup('<tr><th scope="row">{}</th><td>{}</td>{}</tr>\n').format(name, _joined(found), difference)

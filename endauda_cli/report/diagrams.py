@@ -106,14 +106,16 @@ def reliability_diagram(name: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
     return Markup("".join([*parts, "</svg>"]))
 
 
-def thinned(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """At most ``POINTS`` of them: means of neighbours, and (step, least, most) of each; no band where nothing is left
+def thinned(
+    points: Sequence[Point], most: int = POINTS
+) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """At most so many of them: means of neighbours, and (step, least, most) of each; no band where nothing is left
     out."""
-    if len(points) <= POINTS:
+    if len(points) <= most:
         return list(points), []
     means, band = [], []
-    for i in range(POINTS):
-        some = points[i * len(points) // POINTS : (i + 1) * len(points) // POINTS]
+    for i in range(most):
+        some = points[i * len(points) // most : (i + 1) * len(points) // most]
         values = [y for _, y in some]
         step = sum(x for x, _ in some) / len(some)
         means.append((step, sum(values) / len(values)))

@@ -91,7 +91,7 @@ def html(report: Report) -> str:
         version=__version__,
         date=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-    return page
+    return page.encode("utf-8", "replace").decode()  # a file's name may be no text
 
 
 def provenance(inputs: Mapping[str, str | None], title: str = "How this was made") -> Table:

@@ -52,7 +52,7 @@ for (const table of document.querySelectorAll("[data-bars]")) {
       cell.prepend(...[...cell.children].filter((bar) => bar.dataset.row === first));
       if (line.cells.length < 3) continue;
       const known = values[first] !== "" && values[second] !== "";
-      const difference = values[first] - values[second];
+      const difference = Math.round(10 * (values[first] - values[second])) / 10 + 0;
       line.cells[2].textContent = known ? (difference < 0 ? "" : "+") + difference.toFixed(1) : "n/a";
     }
   };

@@ -92,13 +92,18 @@ def _intro(config: TrainConfig, run: Run, state: TrainState) -> list[str]:
 
 def _curves(log: Mapping[str, Sequence[Point]]) -> Drawings:
     order = [*(key for key in CURVES if key in log), *(key for key in log if key not in CURVES)]
-    drawings = []
+    drawings, still = [], []
     for key in order:
         title, (_, last) = CURVES.get(key, key), log[key][-1]
+        if len(log[key]) > 2 and all(value == last for _, value in log[key]):
+            still.append(f"{title} {last:.4g}")
+            continue
         drawings.append(Drawing(f"{title}, last {last:.4g}", curve(f"{title} over the steps", log[key])))
     text = [
         "Over the steps of the run. Of too many points the line is the mean, and the band what they span."
     ]
+    if still:
+        text.append(f"The same at every step: {', '.join(still)}.")
     return Drawings("Curves", drawings, text)
 
 
