@@ -118,7 +118,7 @@ def test_contact_sheet_of_pictures_that_differ_in_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((200, 640), (100, 320)), ((64, 32), (64, 32)), ((1, 1000), (1, 320))]
+    ("size", "expected"), [((300, 960), (150, 480)), ((64, 32), (64, 32)), ((1, 1000), (1, 480))]
 )
 def test_thumbnail(size: tuple[int, int], expected: tuple[int, int]) -> None:
     picture = flat(0, *size)
