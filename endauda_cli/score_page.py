@@ -170,8 +170,17 @@ def bars_beside(name: str, result: EvalResult, stored: Path, domain: Domain) -> 
         ):
             continue
         values = [float(v) if isinstance(v, int | float) else None for v in iou.values()]
-        rows.append(BarRow(f"{other['kind']} {other['name']}", values))
+        ends = score.get("iou_intervals")
+        known = [_stored_ends(ends.get(c)) for c in iou] if isinstance(ends, dict) else ()
+        rows.append(BarRow(f"{other['kind']} {other['name']}", values, known))
     return iou_bars(rows, domain)
+
+
+def _stored_ends(interval: object) -> tuple[float, float] | None:
+    if not isinstance(interval, dict):
+        return None
+    low, high = interval.get("low"), interval.get("high")
+    return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
 def stored_rows(stored: Path, target: str, split: str, images: int) -> Iterator[dict[str, Any]]:
