@@ -98,7 +98,7 @@ def test_the_page(made: Path, tmp_path: Path) -> None:
         "second",
         "Scores on cityscapes val",
         "IoU per class",
-        'href="#labels-plf"',
+        'href="#labels-gta5-plf"',
     ):
         assert text in page
     hrefs = [part.partition('"')[0] for part in page.split('href="')[1:]]
@@ -198,3 +198,13 @@ def test_names_of_folders_are_text_and_nothing_else(copy: Path) -> None:
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     assert "there" in refused("report", "--workspace", tmp_path, "--out", tmp_path / "there")
+
+
+def test_runs_of_one_name_have_places_of_their_own(copy: Path) -> None:
+    import shutil
+
+    for name in ("a b", "a-b"):
+        shutil.copytree(copy / "runs/gta5/second", copy / "runs/gta5" / name)
+    shutil.copytree(copy / "runs/gta5", copy / "runs/synthia")
+    assert len(result_of("report", "--workspace", copy)["runs"]) == 8
+    assert_self_contained((copy / "workspace.html").read_text(), links=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from endauda_cli.report import (
     provenance,
     write_report,
 )
-from endauda_cli.report.components import file_link, link, range_mark, slug
+from endauda_cli.report.components import file_link, link, range_mark
 from endauda_cli.report.diagrams import curve
 
 if TYPE_CHECKING:
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from endauda_cli.domains import Domain
-    from endauda_cli.overview_results import StoredScore, WorkspaceReport
+    from endauda_cli.overview_results import (
+        StoredLabels,
+        StoredRun,
+        StoredScore,
+        StoredTeacher,
+        WorkspaceReport,
+    )
+
+    _Stored = StoredTeacher | StoredLabels | StoredRun
 
 CURVED_RUNS = 12
 """The newest; others have a page of their own."""
@@ -117,7 +126,7 @@ def _teachers(found: WorkspaceReport) -> Table:
                 teacher.made_from,
                 (teacher.weights_sha256 or "")[:12],
             ],
-            name=_place("teacher", teacher.name),
+            name=_place("teacher", teacher),
         )
         for teacher in found.teachers
     ]
@@ -136,14 +145,14 @@ def _label_sets(found: WorkspaceReport) -> Table:
                     labels.name if labels.page is None else file_link(labels.name, labels.page, found.report),
                     labels.split,
                     f"{labels.rule}{policy}{seen}",
-                    _joined([_anchored("teacher", name, found, bare=True) for name in labels.teachers]),
+                    _joined([_anchored("teacher", name, found, labels.source) for name in labels.teachers]),
                     f"{labels.images:,}",
                     "" if labels.threshold is None else f"{labels.threshold:g}",
                     percent(labels.coverage),
                     percent(labels.disputed),
                     number(labels.miou) if labels.miou is not None else _scored(labels.scores, found),
                 ],
-                name=_place("labels", labels.name),
+                name=_place("labels", labels),
             )
         )
     columns = [
@@ -163,10 +172,10 @@ def _label_sets(found: WorkspaceReport) -> Table:
 def _runs(found: WorkspaceReport) -> Table:
     rows = []
     for run in reversed(found.runs):
-        learnt = [_anchored("labels", run.labels, found, bare=True)] if run.labels else []
+        learnt = [_anchored("labels", run.labels, found, run.source)] if run.labels else []
         learnt += [f"average of {', '.join(run.merged)}"] if run.merged else []
         learnt += [f"from {run.init.rpartition('/')[2]}"] if run.init else []
-        of = [_anchored("teacher", name, found, bare=True) for name in run.teachers]
+        of = [_anchored("teacher", name, found, run.source) for name in run.teachers]
         far = "" if run.step is None else f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else "")
         rows.append(
             Row(
@@ -181,7 +190,7 @@ def _runs(found: WorkspaceReport) -> Table:
                     "" if run.best_miou is None else f"{number(run.best_miou)} at {run.best_step:,}",
                     _scored(run.scores, found),
                 ],
-                name=_place("run", run.name),
+                name=_place("run", run),
             )
         )
     columns = [
@@ -224,20 +233,22 @@ def _interval(score: StoredScore) -> str:
     return "n/a" if score.low is None or score.high is None else f"{score.low:.2f} to {score.high:.2f}"
 
 
-def _anchored(kind: str, name: str, found: WorkspaceReport, bare: bool = False) -> Markup | str:
-    """A name that leads to its line on this page, if it has one."""
+def _anchored(kind: str, name: str, found: WorkspaceReport, source: str | None = None) -> Markup | str:
+    """A name that leads to its line on this page, if it has one; without a source it says what it is, too."""
+    lists: dict[str, Sequence[_Stored]] = {
+        "teacher": found.teachers, "labels": found.label_sets, "run": found.runs
+    }  # fmt: skip
     own = name.removeprefix(f"{kind}/")
-    there = {
-        "teacher": {teacher.name for teacher in found.teachers},
-        "labels": {labels.name for labels in found.label_sets},
-        "run": {run.name for run in found.runs},
-    }
-    told = name if bare else f"{kind} {own}"
-    return link(told, f"#{_place(kind, own)}") if own in there.get(kind, ()) else told
+    fitting = [one for one in lists.get(kind, ()) if one.name == own and source in (None, one.source)]
+    told = f"{kind} {own}" if source is None else name
+    return link(told, f"#{_place(kind, fitting[-1])}") if fitting else told
 
 
-def _place(kind: str, name: str) -> str:
-    return f"{kind}-{slug(name)}"
+def _place(kind: str, one: _Stored) -> str:
+    """Of its line, another for every source and name."""
+    return "-".join(
+        [kind, *(re.sub(r"[^\w.]", lambda m: f"-{ord(m[0]):x}.", part) for part in (one.source, one.name))]
+    )
 
 
 def _joined(parts: Sequence[Markup | str]) -> Markup:

@@ -75,7 +75,13 @@ def write_report(path: Path, report: Report, images: Container[str] = ()) -> Non
 def html(report: Report) -> str:
     """The whole document. Its policy lets it load nothing, and run no script but its own."""
     budget = Budget()
-    sections = [(section, slug(section.title), draw(section, budget)) for section in report.sections]
+    sections, places = [], {"content"}
+    for section in report.sections:
+        place = slug(section.title)
+        while place in places:
+            place += "-more"
+        places.add(place)
+        sections.append((section, place, draw(section, budget)))
     environment = Environment(
         loader=PackageLoader("endauda_cli"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
