@@ -207,10 +207,10 @@ def write_evaluation(
     row = Scored(name, "run", counts, result, None if folder is None else labels)
     sections = [
         scores_table([row], page),
-        iou_table(result),
         bars_beside(row.title, result, beside or out / "none", domain),
         *pictures([row], samples, domain),
         *further_sections([row], domain),
+        iou_table(result),
         provenance({**inputs_of(result), **(inputs or {})}),
     ]
     write_report(

@@ -95,6 +95,7 @@ def scores_table(rows: Sequence[Scored], page: Path) -> Table:
     )
     known = [row.score.miou for row in rows if row.score.miou is not None]
     axis = (min([*lows, *known], default=0.0), max([*highs, *known], default=1.0))
+    axis = axis if len(rows) > 1 else (0.0, 100.0)
     lines = []
     for row in rows:
         score = row.score

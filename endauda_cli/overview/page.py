@@ -118,11 +118,11 @@ def _teachers(found: WorkspaceReport) -> Table:
         Row(
             [
                 teacher.name,
+                _scored(teacher.scores, found),
                 teacher.source,
                 f"{teacher.images:,}",
                 size_text(teacher.bytes),
                 str(teacher.classes),
-                _scored(teacher.scores, found),
                 teacher.made_from,
                 (teacher.weights_sha256 or "")[:12],
             ],
@@ -130,19 +130,20 @@ def _teachers(found: WorkspaceReport) -> Table:
         )
         for teacher in found.teachers
     ]
-    columns = ["teacher", "source", "images", "on disk", "classes", "mIoU", "made from", "weights"]
-    return Table("Teachers", columns, rows, words=frozenset([1, 6, 7]))
+    columns = ["teacher", "mIoU", "source", "images", "on disk", "classes", "made from", "weights"]
+    return Table("Teachers", columns, rows, words=frozenset([2, 6, 7]))
 
 
 def _label_sets(found: WorkspaceReport) -> Table:
     rows = []
     for labels in reversed(found.label_sets):
-        policy = f", policy {labels.policy.rpartition('/')[2]}" if labels.policy else ""
+        policy = f", policy {'/'.join(labels.policy.split('/')[-2:])}" if labels.policy else ""
         seen = " (saw labels)" if labels.used_labels else ""
         rows.append(
             Row(
                 [
                     labels.name if labels.page is None else file_link(labels.name, labels.page, found.report),
+                    number(labels.miou) if labels.miou is not None else _scored(labels.scores, found),
                     labels.split,
                     f"{labels.rule}{policy}{seen}",
                     _joined([_anchored("teacher", name, found, labels.source) for name in labels.teachers]),
@@ -150,13 +151,13 @@ def _label_sets(found: WorkspaceReport) -> Table:
                     "" if labels.threshold is None else f"{labels.threshold:g}",
                     percent(labels.coverage),
                     percent(labels.disputed),
-                    number(labels.miou) if labels.miou is not None else _scored(labels.scores, found),
                 ],
                 name=_place("labels", labels),
             )
         )
     columns = [
         "labels",
+        "mIoU",
         "split",
         "rule",
         "teachers",
@@ -164,9 +165,8 @@ def _label_sets(found: WorkspaceReport) -> Table:
         "threshold",
         "coverage %",
         "disputed %",
-        "mIoU",
     ]
-    return Table("Fused labels", columns, rows, ["Newest first."] if rows else [], words=frozenset([1, 2, 3]))
+    return Table("Fused labels", columns, rows, ["Newest first."] if rows else [], words=frozenset([2, 3, 4]))
 
 
 def _runs(found: WorkspaceReport) -> Table:
@@ -181,6 +181,7 @@ def _runs(found: WorkspaceReport) -> Table:
             Row(
                 [
                     run.name if run.page is None else file_link(run.name, run.page, found.report),
+                    _scored(run.scores, found),
                     run.network,
                     run.method,
                     _joined(learnt),
@@ -188,13 +189,13 @@ def _runs(found: WorkspaceReport) -> Table:
                     far,
                     number(run.last_loss, 3) if run.last_loss is not None else "",
                     "" if run.best_miou is None else f"{number(run.best_miou)} at {run.best_step:,}",
-                    _scored(run.scores, found),
                 ],
                 name=_place("run", run),
             )
         )
     columns = [
         "run",
+        "mIoU",
         "network",
         "method",
         "learnt from",
@@ -202,10 +203,9 @@ def _runs(found: WorkspaceReport) -> Table:
         "step",
         "last loss",
         "best seen",
-        "mIoU",
     ]
     text = ["Newest first. mIoU is of test; best seen is of the images that were looked at while it trained."]
-    return Table("Runs", columns, rows, text if rows else [], words=frozenset([1, 2, 3, 4]))
+    return Table("Runs", columns, rows, text if rows else [], words=frozenset([2, 3, 4, 5]))
 
 
 def _curves(found: WorkspaceReport) -> list[Drawing]:
