@@ -133,7 +133,7 @@ def per_class(rows: Sequence[Scored], domain: Domain) -> list[Section]:
     if len(rows) <= CLASSES_IN_TABLE:
         lines = [marked_best(c, [row.score.iou[c] for row in rows]) for c in names]
         lines.append(Row(["mIoU", *(number(row.score.miou) for row in rows)], strong=True))
-        sections.append(Table("IoU per class in percent", ["class", *(row.name for row in rows)], lines))
+        sections.append(Table("IoU per class, all rows", ["class", *(row.name for row in rows)], lines))
     return sections
 
 
