@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,11 +165,8 @@ def bars_beside(name: str, result: EvalResult, stored: Path, domain: Domain) -> 
     for other in stored_rows(stored, result.target, result.split, result.images):
         score = other["score"]
         iou = score.get("iou")
-        if (
-            score.get("scored") == result.scored
-            or not isinstance(iou, dict)
-            or list(iou) != list(domain.classes)
-        ):
+        itself = os.path.realpath(str(score.get("scored"))) == os.path.realpath(result.scored)
+        if itself or not isinstance(iou, dict) or list(iou) != list(domain.classes):
             continue
         values = [float(v) if isinstance(v, int | float) else None for v in iou.values()]
         ends = score.get("iou_intervals")

@@ -194,14 +194,11 @@ def _page(table: ScoreTable, rows: Sequence[Scored], samples: Sequence[Sample], 
         *further_sections(rows, domain),
         provenance({"scored": "\n".join(f"{row.title}: {row.score.scored}" for row in rows)}),
     ]
+    others = [one for one in best.score.intervals[1:] if one.low is not None]
     intro = [
         f"{len(rows)} scored on {table.images} images of {table.target} {table.split}; {best.score.truth:.2f} % "
         "of their pixels have a class in the truth, and only these are scored.",
-        *(
-            f"Over {one.units} {one.over} the best has {between(one)}."
-            for one in best.score.intervals[1:]
-            if one.low is not None
-        ),
+        *(f"Over {one.units} {one.over} the best has {between(one)}." for one in others),
     ]
     headline = [("best mIoU", f"{number(best.score.miou)} %"), ("of", best.title)]
     return Report(f"mIoU of {len(rows)} on {table.target} {table.split}", intro, sections, headline=headline)
