@@ -79,14 +79,14 @@ def page(folder: Path) -> Image.Image:
     return sheet
 
 
-def save(picture: Image.Image, name: str) -> None:
+def save(picture: Image.Image, name: str, colours: int = 96) -> None:
     """Few colours: pages are to load at once."""
-    picture.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
+    picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
 
 
 if __name__ == "__main__":
     world = Path(sys.argv[1])
     save(demo(world / "demo"), "demo.png")
-    save(page(world / "demo"), "page.png")
+    save(page(world / "demo"), "page.png", 256)
     save(Image.open(world / "mine/dusk_train_000_classes.png"), "tutorial-classes.png")
     save(rows(world / "mine/labels/mine/eight/report/gallery.png", 3), "tutorial-disputed.png")

@@ -202,10 +202,27 @@ def further_sections(rows: Sequence[Scored], domain: Domain) -> list[Section]:
     sections: list[Section] = [Confusion("What is taken for what", domain.classes, matrices, text)]
     if outlines := _outlines(rows, domain):
         sections.append(outlines)
-    diagrams = [one for row in rows for one in getattr(row.score, "calibration", None) or ()]
+    diagrams = [one for row in rows for one in _diagrams(row.title, getattr(row.score, "calibration", None))]
     if diagrams:
         sections.append(Reliability("How reliable certainties are", diagrams))
     return sections
+
+
+def _diagrams(name: str, calibration: Any) -> list[dict[str, Any]]:
+    """What ``Reliability`` draws of a row's calibration: as it is, and after a temperature where that was judged."""
+    if calibration is None:
+        return []
+    after = getattr(calibration, "after", None)
+    judged = [(name, calibration)]
+    judged += [] if after is None else [(f"{name}, temperature {calibration.temperature:.3g}", after)]
+    return [
+        {
+            "name": title,
+            "bins": [{key: getattr(b, key) for key in ("confidence", "accuracy", "count")} for b in one.bins],
+            "ece": one.ece,
+        }
+        for title, one in judged
+    ]
 
 
 def _outlines(rows: Sequence[Scored], domain: Domain) -> Table | None:

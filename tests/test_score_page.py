@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from endauda_cli.datasets import Sample
 from endauda_cli.domains import CITYSCAPES
 from endauda_cli.image_counts import ImageCounts
-from endauda_cli.report import Bars, Confusion, Gallery, Table
+from endauda_cli.report import Bars, Confusion, Gallery, Reliability, Table
+from endauda_cli.report.components import Budget, draw
 from endauda_cli.score_page import (
     NO_PREDICTION,
     NO_TRUTH,
@@ -103,6 +105,24 @@ def test_scores_and_confusion(tmp_path: Path) -> None:
     confusion, *others = further_sections([row], CITYSCAPES)
     assert isinstance(confusion, Confusion) and not others
     assert confusion.matrices[0][1].sum() == 9 * 16 * 32
+
+
+def test_a_calibration_is_drawn_before_and_after(tmp_path: Path) -> None:
+    row, _ = made(tmp_path)
+    bins = [
+        SimpleNamespace(confidence=None, accuracy=None, count=0),
+        SimpleNamespace(confidence=0.9, accuracy=0.7, count=5),
+    ]
+    after = SimpleNamespace(bins=bins, ece=0.1)
+    object.__setattr__(
+        row.score, "calibration", SimpleNamespace(bins=bins, ece=0.2, temperature=1.5, after=after)
+    )
+    section = further_sections([row], CITYSCAPES)[-1]
+    assert isinstance(section, Reliability)
+    assert [(one["name"], one["ece"]) for one in section.diagrams] == [
+        ("predictions mine", 0.2), ("predictions mine, temperature 1.5", 0.1),
+    ]  # fmt: skip
+    assert draw(section, Budget()).count("<circle") == 2
 
 
 def test_rows_of_an_earlier_table_stand_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from endauda_cli.report import (
     Figure,
     Gallery,
     PictureRow,
-    Reliability,
     Report,
     Row,
     Section,
@@ -76,8 +75,6 @@ def write_fusion_report(
     if len(result.teachers) > 1:
         sections.append(_agreement(result))
         figures.append(Figure("agreement", matrix(result.teachers, result.agreement)))
-    if calibration := getattr(result, "calibration", ()):
-        sections.append(Reliability("How reliable certainties are", calibration))
     sections.append(provenance(_inputs(fusion, result, [line["id"] for line in lines])))
     title = f"{result.rule} of {', '.join(result.teachers)}"
     report = Report(title, _intro(fusion, result), sections, figures, _headline(result))
