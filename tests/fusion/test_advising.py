@@ -14,7 +14,16 @@ from endauda_cli.fusion.advising import Trial, advise
 from endauda_cli.fusion.candidates import Sight, Thinned, against_truth, look, make, mean_iou, witnesses
 from endauda_cli.metrics import ConfusionMatrix
 from endauda_cli.progress import silent
-from tests.support.command_lines import TEACHERS, VAL, files_of, make_archive, make_workspace, refused, result_of, succeed  # fmt: skip
+from tests.support.command_lines import (  # fmt: skip
+    TEACHERS,
+    VAL,
+    files_of,
+    make_archive,
+    make_workspace,
+    refused,
+    result_of,
+    succeed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +85,9 @@ def test_a_bad_teacher_is_shown_by_labels_alone() -> None:
     sight = sight_of({"one": 0.97, "two": 0.97, "bad": 0.1}, [f"{n:02}" for n in range(IMAGES)])
     trial = Trial.of(sight, silent)
     assert trial.true is not None
-    alone = {name: trial.expected[trial.candidates.index(((name,), "majority")), 0] for name in sight.teachers}
+    alone = {
+        name: trial.expected[trial.candidates.index(((name,), "majority")), 0] for name in sight.teachers
+    }
     assert min(alone, key=alone.__getitem__) == "bad"
     fewer, _ = trial.smaller()
     assert "bad" not in fewer.teachers
@@ -137,7 +148,8 @@ def test_many_teachers_are_dropped_one_by_one(monkeypatch: pytest.MonkeyPatch) -
 def test_near_copies_share_a_witness() -> None:
     sight = sight_of(GOOD)
     copy = Thinned(tuple(CITYSCAPES.classes), dict(sight.teachers["one"].label))
-    copy.planes_of.update({i: (p.astype(int) * 9 // 10).astype(np.uint8) for i, p in sight.teachers["one"].planes_of.items()})  # fmt: skip
+    for i, plane in sight.teachers["one"].planes_of.items():
+        copy.planes_of[i] = (plane.astype(int) * 9 // 10).astype(np.uint8)
     found = witnesses(Sight(sight.task, {**sight.teachers, "copy": copy}, sight.ids, {}))
     assert found["copy"] == pytest.approx(found["one"]) and found["one"] < 0.6 < found["two"]
 
