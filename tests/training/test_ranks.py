@@ -89,9 +89,7 @@ def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> flo
     return float(torch.stack([(one - other).norm() for one, other in pairs]).norm())
 
 
-@pytest.mark.parametrize(
-    "name", ["segformer", "smp:unet/tu-mobilenetv3_small_050", "mask2former", "oneformer", "eomt", "daformer"]
-)
+@pytest.mark.parametrize("name", ["segformer", "mask2former", "oneformer"])
 def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path) -> None:
     """Two ranks learn what one does, and so do parts of a batch; heads that take no part are no hindrance."""
     found = []
