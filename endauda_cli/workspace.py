@@ -160,7 +160,7 @@ class Workspace:
 
 def checkpoint_in(folder: Path) -> Path | None:
     """``best.pt`` of a run's folder, else its ``last.pt``; ``None`` if it has neither."""
-    return next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
+    return next((folder / name for name in (BEST_FILE, LAST_FILE) if os.path.exists(folder / name)), None)
 
 
 def find_workspace(given: Path | None) -> Workspace:

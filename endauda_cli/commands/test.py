@@ -21,7 +21,7 @@ from endauda_cli.commands.scored_rows import (
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError
-from endauda_cli.options import chosen, option
+from endauda_cli.options import chosen, option, parse_temperature
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 
 if TYPE_CHECKING:
@@ -82,6 +82,15 @@ class Test(Passes, TargetData, OnDevice, Located):
         panel=_SCORED,
         help="Score outlines, too; label PNGs then take five times as long.",
     )
+    calibration: bool = option(
+        False, "--calibration", panel=_SCORED,
+        help="Say of archives how often certainties are right: reliability, ECE, classwise, before and after a "
+        "temperature; reads all certainties.",
+    )  # fmt: skip
+    temperature: float | None = option(
+        None, "--temperature", panel=_SCORED, metavar="T",
+        help="The one that --calibration judges. [default: fitted to half of the images, judged on the others]",
+    )  # fmt: skip
     save_images: bool = option(
         True, "--save-images/--no-save-images", panel=_SCORED, help="Write predictions and colour pictures."
     )
@@ -100,6 +109,7 @@ def run(options: Test) -> None:
     - `endauda test --predictions outputs/labels --source synthia`
     - `endauda test --all`
     - `endauda test --compare consensus-val dacs`
+    - `endauda test --archive dacs crst --calibration`
     """
     session = open_session("test", options, options.device)
     compared = options.compare or []
@@ -115,6 +125,7 @@ def run(options: Test) -> None:
     rows = with_compared(session, rows, compared)
     if PUBLISHED in compared:
         _refuse_elsewhere(session.task.target.name, options.split)
+    _check_calibration(options, rows)
     networks = not rows or any(row.kind == "run" for row in rows)
     if networks:
         with session.terminal.loading("torch"):
@@ -174,6 +185,17 @@ def _refuse_elsewhere(target: str, split: str) -> None:
         )
 
 
+def _check_calibration(options: Test, rows: Sequence[Chosen]) -> None:
+    if options.temperature is not None:
+        if not options.calibration:
+            raise ConfigError("--temperature is what --calibration judges; add that")
+        parse_temperature(str(options.temperature), ())
+    if options.calibration and not any(row.kind == "teacher" for row in rows):
+        raise ConfigError(
+            "--calibration is of certainties, which archives hold: name some with --archive, or --all"
+        )
+
+
 def _score_maps(
     session: Session, options: Test, rows: Sequence[Chosen], samples: list[Sample]
 ) -> list[Scored]:
@@ -193,10 +215,26 @@ def _score_maps(
         options.workers,
         boundaries=options.boundaries,
     )
-    return [
+    scored = [
         _scored(session, options, row, maps.scored, counts, _labels(maps, session))
         for (row, maps), counts in zip(opened, counted, strict=True)
     ]
+    return [_calibrated(session, options, row, samples) for row in scored] if options.calibration else scored
+
+
+def _calibrated(session: Session, options: Test, row: Scored, samples: list[Sample]) -> Scored:
+    """With the calibration of an archive's certainties; other rows as they are."""
+    from endauda_cli.archive import CertaintyReader, join_classes
+    from endauda_cli.reliability import calibration_of
+
+    if row.kind != "teacher":
+        return row
+    with CertaintyReader(Path(row.score.scored)) as archive:
+        found = calibration_of(
+            join_classes(archive, session.task.classes), samples, session.task.target,
+            options.temperature, session.terminal.report, options.workers, row.name,
+        )  # fmt: skip
+    return replace(row, score=replace(row.score, calibration=found))
 
 
 def _labels(maps: Maps, session: Session) -> Callable[[Sample], Any]:

@@ -101,7 +101,7 @@ COMMANDS = {
     "test",
     "train",
 }
-STUDENT = {"runs/gta5/student/last.pt", "weights/weights/gta5/source/model.pth"}
+STUDENT = {"student", "runs/gta5/student/last.pt", "weights/weights/gta5/source/model.pth"}
 OFFERS = {
     "endauda ": COMMANDS,
     "endauda fuse --teachers ": {"cbst", "crst", "dacs"},

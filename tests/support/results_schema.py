@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from endauda_cli import overview_results, results, score_results
 from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.results import (
+    Advice,
     CheckupResult,
     ConfigResult,
     DemoResult,
@@ -35,7 +36,7 @@ from endauda_cli.terminal.answer import SCHEMA, Failure
 
 RESULTS: dict[str, tuple[type, ...]] = {
     "export-teacher": (ExportResult,),
-    "fuse": (FusionResult,),
+    "fuse": (FusionResult, Advice),
     "train": (TrainResult,),
     "test": (EvalResult, ScoreTable),
     "download-weights": (WeightsList, DownloadResult),
