@@ -6,18 +6,182 @@ What each constant is and where it is from: docs/methods.md.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from endauda_cli.domains import IGNORE
+from endauda_cli.training import rounds
+from endauda_cli.training.data import Joined, Rows
 from endauda_cli.training.methods.arrays import Array, float_array, like
+from endauda_cli.training.methods.method import (
+    MAIN,
+    TARGET,
+    Batch,
+    Forward,
+    Material,
+    Method,
+    adaptation,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import random
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    from endauda_cli.config import TrainConfig
+    from endauda_cli.models import Student
+    from endauda_cli.progress import Reporter
+    from endauda_cli.training.data import Rowed, Stream
+    from endauda_cli.training.run import Run
+
+SAMPLED = 4
+"""Of each image's pixels of a class, so manieth counts for its threshold."""
+
+
+class Cbst(Method):
+    """Rounds: label the target's surest pixels, as many of each class; then learn these and some of the source.
+
+    The source's images of a round, and all of the target's, are drawn from alike. Crops of target images lie around
+    classes that are rarely predicted, where there are such.
+    """
+
+    network = "cbst"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "steps": 11_358,
+        "batch_size": 2,
+        "learning_rate": 5e-5,
+        "power": 0.0,
+        "nesterov": False,
+        "size": (2048, 1024),
+        "crop": (1024, 512),
+        "mirror": True,
+        "scale_jitter": (0.5, 1.5),
+        "freeze_norms": True,
+        "class_balance": False,
+        "often_balance": False,
+        "hard_percentile": 0.0,
+    }
+
+    @staticmethod
+    def streams(material: Material) -> tuple[dict[str, Stream], str]:
+        """The labelled source and the unlabelled target."""
+        return adaptation(material), "cbst"
+
+    @staticmethod
+    def narrowed(streams: Mapping[str, Stream], config: TrainConfig) -> dict[str, Stream]:
+        """Of the source, the images of all rounds, one round after another, as a permutation has them."""
+        source = streams[MAIN]
+        examples = source.examples
+        numbers = [
+            min(len(examples), max(1, math.floor(len(examples) * share)))
+            for share in _rising(
+                config.rounds, config.source_portion, config.source_portion_step, config.source_portion_most
+            )
+        ]
+        order = np.random.default_rng([config.seed, len(examples)]).permutation(len(examples))
+        drawn = [examples[order[i % len(order)]] for i in range(sum(numbers))]
+        kept = replace(source, examples=drawn, contents=None, rounds=tuple(numbers))
+        return {**streams, MAIN: kept}
+
+    def until(self, step: int) -> int:
+        """The step at which the next round begins."""
+        return next(end for end in self._ends() if end > step)
+
+    def begin(
+        self, student: Student, rows: Mapping[str, Rows], run: Run, step: int, report: Reporter
+    ) -> Mapping[str, Rows]:
+        """Images of the round's source and of the target with its pseudo labels, in one stream.
+
+        Certainties say which is which: 100 of the target, 0 of the source.
+        """
+        config, (source, target), starts = self.config, (rows[MAIN], rows[TARGET]), [0, *self._ends()[:-1]]
+        number = sum(start <= step for start in starts) - 1
+        if step == starts[number]:
+            portion = _rising(config.rounds, config.portion, config.portion_step, config.portion_most)[number]
+            rules = rounds.Rules(partial(class_thresholds, portion=portion, stride=SAMPLED), pseudo_labels)
+            pseudo = rounds.make(
+                student, target.images, self.preprocessing, config.label_scale, rules, run.out, number, report
+            )
+        else:
+            pseudo = rounds.find(run.out, number)
+        numbers = run.streams[MAIN].rounds or (len(source.images),) * config.rounds
+        first = sum(numbers[:number]) if run.streams[MAIN].rounds else 0
+        taken, every = range(first, first + numbers[number]), range(len(target.images))
+        mined = np.flatnonzero(pseudo.shares < config.mine_below)
+        around = _Mining(pseudo.labels, mined, config.mine_chance, len(taken))
+        return {
+            MAIN: Rows(
+                Joined((source.images, taken), (target.images, every)),
+                Joined((source.labels, taken), (pseudo.labels, every)),
+                Joined((_Plane(source.images, 0), taken), (_Plane(target.images, 100), every)),
+                source.beyond,
+                around.centre,
+            )
+        }
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
+        """Cross entropy with labels and pseudo labels."""
+        x, labels, _ = batch[MAIN]
+        loss: Tensor = self.criterion(forward(x), labels)
+        return loss
+
+    def _ends(self) -> list[int]:
+        """The steps before which rounds end."""
+        steps, number = self.config.steps, self.config.rounds
+        return [steps * (i + 1) // number for i in range(number)]
+
+
+def _rising(rounds: int, first: float, step: float, most: float) -> list[float]:
+    """A share of each round."""
+    return [min(first + i * step, most) for i in range(rounds)]
+
+
+class _Plane:
+    """Of each image a plane of one value: (h, w) uint8, without memory."""
+
+    def __init__(self, images: Rowed, value: int) -> None:
+        self._images, self._value = images, np.uint8(value)
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:
+        plane: NDArray[np.uint8] = np.broadcast_to(self._value, self._images[i].shape[:2])
+        return plane
+
+
+class _Mining:
+    """Patch mining: where crops of target images lie.
+
+    Args:
+        labels: (N, h, w) pseudo labels.
+        classes: that are mined.
+        chance: 0..1, that an image is looked at for them.
+        before: rows of the source before the target's.
+    """
+
+    def __init__(
+        self, labels: Rowed, classes: Sequence[int] | NDArray[Any], chance: float, before: int
+    ) -> None:
+        self._labels, self._classes, self._chance, self._before = labels, classes, chance, before
+
+    def centre(self, row: int, rng: random.Random) -> tuple[int, int] | None:
+        """A pixel of a mined class, of those that the image shows."""
+        if row < self._before or not len(self._classes) or rng.random() >= self._chance:
+            return None
+        labels = self._labels[row - self._before]
+        shown = [number for number in self._classes if (labels == number).any()]
+        if not shown:
+            return None
+        places = np.argwhere(labels == rng.choice(shown))
+        place = places[rng.randrange(len(places))]
+        return int(place[0]), int(place[1])
+
+
+# ---------------------------------------------------------------------------- kernels
 
 
 def class_thresholds(probabilities: Iterable[Array], portion: float, stride: int = 1) -> Any:

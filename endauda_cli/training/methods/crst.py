@@ -5,7 +5,7 @@ What each constant is and where it is from: docs/methods.md. Legend of shapes: B
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,11 +14,38 @@ from torch import Tensor
 
 from endauda_cli.domains import IGNORE
 from endauda_cli.training.methods.arrays import Array, float_array, like, tensor
+from endauda_cli.training.methods.cbst import Cbst
+from endauda_cli.training.methods.method import MAIN, Batch, Forward, Material
+from endauda_cli.types import Regulariser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from endauda_cli.losses import Ranks
+    from endauda_cli.training.data import Stream
+
+
+class Crst(Cbst):
+    """CBST with a regulariser of the network's confidence in the target."""
+
+    network = "crst"
+    defaults: ClassVar[Mapping[str, Any]] = Cbst.defaults
+
+    @staticmethod
+    def streams(material: Material) -> tuple[dict[str, Stream], str]:
+        """The labelled source and the unlabelled target."""
+        return Cbst.streams(material)[0], "crst"
+
+    def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
+        """Cross entropy with labels and pseudo labels, and the regulariser where the latter are."""
+        x, labels, target = batch[MAIN]
+        weight = self.config.regulariser_weight
+        if self.config.as_published:
+            weight *= weight
+        weights = weight * (target.flatten(1).amax(1) > 0)
+        return regularised_loss(
+            forward(x), labels, weights, self.config.regulariser, ranks=self.criterion.ranks
+        )
 
 
 # ---------------------------------------------------------------------------- regularisers of the network
@@ -38,9 +65,9 @@ def _square(log_p: Tensor) -> Tensor:
 
 
 MODEL_REGULARISERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mrkld": _kld,
-    "mrent": _negative_entropy,
-    "mrl2": _square,
+    Regulariser.MRKLD: _kld,
+    Regulariser.MRENT: _negative_entropy,
+    Regulariser.MRL2: _square,
 }
 """Log probabilities (B, C, H, W) to what is added to each pixel's loss, (B, H, W)."""
 
