@@ -96,6 +96,7 @@ def run(options: Train) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.augmentation import AUGMENTATIONS
         from endauda_cli.distributed import process_group
+        from endauda_cli.students import mirrored
         from endauda_cli.training.certainties import with_certainties
         from endauda_cli.training.holding_out import hold_out
         from endauda_cli.training.labelled import with_true_labels
@@ -137,6 +138,8 @@ def run(options: Train) -> None:
         network = _network(start, options)
         if start is not None:
             network = fitting(network, config, len(task.classes))
+            if method.flip:
+                network = mirrored(network)
         validate, agree, truth = _tests(session, config, network, held_out, (cache, out), where)
         said = _recipe(session, options, config, streams, init)
         run = Run(

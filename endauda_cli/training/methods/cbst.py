@@ -52,6 +52,7 @@ class Cbst(Method):
     """
 
     network = "cbst"
+    flip = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "steps": 11_358,
         "batch_size": 2,

@@ -67,6 +67,8 @@ class Method:
     """Fields of ``TrainConfig`` that are something else with this method, unless the user says otherwise."""
     network: ClassVar[str | None] = None
     """Its project's network, as ``--network`` names it: trained unless the user says otherwise."""
+    flip: ClassVar[bool] = False
+    """Whether its project's tests average each image with its mirror image."""
     preprocessing: Preprocessing = STUDENT
     """What made crops the network's input."""
 
