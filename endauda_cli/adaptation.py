@@ -96,12 +96,13 @@ class AdaptationOptions:
         Regulariser.MRKLD, "--regulariser", panel=_ADAPTED, typed=Regulariser, parse=str,
         help="What holds the network's confidence back (crst).",
     )  # fmt: skip
-    regulariser_weight: float = option(
-        0.1, "--regulariser-weight", panel=_ADAPTED, help="Of that, beside cross entropy (crst)."
+    regulariser_weight: float | None = option(
+        None, "--regulariser-weight", panel=_ADAPTED, help="Of that (crst). [default: 0.1; 0.25 with lrent]"
     )
     as_published: bool = option(
         False, "--as-published", panel=_ADAPTED,
-        help="Repeat mistakes of published programs that changed their figures: crst squares --regulariser-weight.",
+        help="Repeat mistakes of published programs that changed their figures: crst squares its regulariser's weight, "
+        "but lrent's.",
     )  # fmt: skip
 
 
@@ -131,8 +132,10 @@ def check_adaptation(config: TrainConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be from 0 to 1")
     for name in ("mixed_weight", "regulariser_weight"):
         value = getattr(config, name)
-        if not 0 <= value < math.inf:
+        if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be 0 or more, and finite")
+    if config.regulariser == Regulariser.LRENT and config.regulariser_weight == 0:
+        raise ConfigError("--regulariser-weight 0: lrent's must be above 0; without a regulariser it is cbst")
     if not 0.05 <= config.label_scale <= 4:
         raise ConfigError(f"--label-scale {config.label_scale:g}: must be from 0.05 to 4")
     if config.rounds < 1 or (config.method in ROUNDS and config.steps < config.rounds):

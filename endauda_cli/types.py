@@ -131,6 +131,7 @@ class Regulariser(Described):
     """What ``train --method crst`` holds the network's confidence back by (``training.methods.crst``)."""
 
     MRKLD = "mrkld", "its divergence from the uniform distribution"
+    LRENT = "lrent", "soft pseudo labels of a high entropy"
     MRENT = "mrent", "its entropy"
     MRL2 = "mrl2", "the square of its probabilities"
 

@@ -297,6 +297,9 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     if percent.ndim == 2:
         known = scaled(cut(percent, crop, window, [0]), (height, width), smooth=False)
         return Crops(pixels, classes, changes, known)
+    if config.loss != Loss.SOFT:  # soft pseudo labels, at their full size
+        known = scaled(cut(percent.transpose(1, 2, 0), crop, window, [0]), (height, width), smooth=False)
+        return Crops(pixels, classes, changes, known.permute(2, 0, 1).contiguous())
     coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
     part = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
     return Crops(pixels, classes, changes, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))))

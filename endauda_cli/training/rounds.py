@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "rounds"
 """In a run's folder: one folder per round."""
-LABELS, FACTS = "labels.npy", "round.json"
+LABELS, SOFT, FACTS = "labels.npy", "soft.npy", "round.json"
 
 
 class Pseudo(NamedTuple):
@@ -43,6 +43,8 @@ class Pseudo(NamedTuple):
     """(N, h, w) train ids, 255 = none; of a file."""
     shares: NDArray[np.float64]
     """(C,): of all pixels, those that each class was predicted at."""
+    soft: UInt8 | None = None
+    """(N, C, h, w) soft labels in 255ths, all 0 where there is none; of a file."""
 
 
 class Rules(NamedTuple):
@@ -52,6 +54,8 @@ class Rules(NamedTuple):
     """Of all maps (C, h, w), each class's (C,)."""
     labels: Callable[[NDArray[np.float32], NDArray[np.float32]], UInt8]
     """Of a map and the thresholds, (h, w)."""
+    soft: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]] | None = None
+    """Of the same, soft labels (C, h, w), which are kept too."""
 
 
 def make(
@@ -104,19 +108,27 @@ def make(
     shares = np.sum(pixels, axis=0) / np.sum(pixels)
     height, width = images[0].shape[:2]
     if rank() == 0:
-        np.lib.format.open_memmap(place / LABELS, "w+", np.uint8, (count, height, width)).flush()
+        _fresh(place / LABELS, (count, height, width))
+        if rules.soft is not None:
+            _fresh(place / SOFT, (count, len(shares), height, width))
         facts = {"thresholds": thresholds.tolist(), "shares": shares.tolist()}
         write_text(place / FACTS, json.dumps(facts, indent=1) + "\n")
     barrier()
     facts = json.loads((place / FACTS).read_text(encoding="utf-8"))
     thresholds = np.array(facts["thresholds"], np.float32)
     file = np.lib.format.open_memmap(place / LABELS, "r+")
+    soft_file = None if rules.soft is None else np.lib.format.open_memmap(place / SOFT, "r+")
     mine = range(rank(), count, world_size())
     labelled = 0
     for i in counted(mine, len(mine), f"{word}: labelling", report):
-        file[i] = rules.labels(probabilities(i), thresholds)
+        said = probabilities(i)
+        file[i] = rules.labels(said, thresholds)
+        if rules.soft is not None and soft_file is not None:
+            soft_file[i] = (255 * rules.soft(said, thresholds)).round()
         labelled += int(np.count_nonzero(file[i] != IGNORE))
     file.flush()
+    if soft_file is not None:
+        soft_file.flush()
     for module, training in modes:
         module.training = training
     barrier()
@@ -140,12 +152,18 @@ def find(folder: Path, number: int) -> Pseudo:
         labels = np.load(place / LABELS, mmap_mode="r", allow_pickle=False)
         if not facts["complete"]:
             raise ValueError
-        return Pseudo(labels, np.array(facts["shares"], np.float64))
+        soft = place / SOFT
+        softened = np.load(soft, mmap_mode="r", allow_pickle=False) if soft.exists() else None
+        return Pseudo(labels, np.array(facts["shares"], np.float64), softened)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{place}: the pseudo labels of round {number + 1} are not there, which the run stopped within; copy the "
             "folder too from where the run was made, or name another run with --name"
         ) from error
+
+
+def _fresh(path: Path, shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
 
 
 @torch.no_grad()

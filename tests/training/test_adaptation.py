@@ -21,7 +21,7 @@ from endauda_cli.progress import Note, Tick
 from endauda_cli.teachers.registry import TEACHERS
 from endauda_cli.training.data import Rows, crop_at, order_of
 from endauda_cli.training.loop import train
-from endauda_cli.training.methods import METHODS, TARGET, Material, cbst
+from endauda_cli.training.methods import METHODS, TARGET, Material, cbst, crst
 from endauda_cli.training.rounds import probabilities_of
 from endauda_cli.training.run import Run
 from endauda_cli.transforms import STUDENT
@@ -173,6 +173,7 @@ def test_regularisers_make_other_networks(tiny_set: TinySet, tmp_path: Path) -> 
         "weight 0": ("crst", {"regulariser_weight": 0.0}),
         "mrkld": ("crst", {}),
         "mrent": ("crst", {"regulariser": "mrent"}),
+        "lrent": ("crst", {"regulariser": "lrent"}),
         "as published": ("crst", {"as_published": True}),
         "squared": ("crst", {"regulariser_weight": 0.1**2}),
     }
@@ -183,7 +184,7 @@ def test_regularisers_make_other_networks(tiny_set: TinySet, tmp_path: Path) -> 
     key = "decoder.last_conv.8.weight"
     torch.testing.assert_close(found["none"][key], found["weight 0"][key], rtol=1e-5, atol=1e-6)
     assert torch.equal(found["as published"][key], found["squared"][key])
-    different = [found[name][key] for name in ("none", "mrkld", "mrent", "squared")]
+    different = [found[name][key] for name in ("none", "mrkld", "mrent", "lrent", "squared")]
     for i, one in enumerate(different):
         assert not any(torch.equal(one, other) for other in different[i + 1 :])
 
@@ -212,3 +213,25 @@ def test_frozen_norms_keep_their_statistics(tiny_set: TinySet, tmp_path: Path) -
     assert means
     assert all(torch.equal(frozen[key], fresh[key]) for key in means)
     assert not any(torch.equal(free[key], fresh[key]) for key in means)
+
+
+def test_soft_labels_are_kept_cut_and_learnt(tiny_set: TinySet, tmp_path: Path) -> None:
+    """Crops of a round hold the labels of the source, and the soft ones of the target."""
+    go(tiny_set, tmp_path / "run", "crst", steps=2, rounds=1, regulariser="lrent")
+    place = tmp_path / "run/rounds/0"
+    labels, soft = np.load(place / "labels.npy"), np.load(place / "soft.npy")
+    assert soft.shape == (4, 3, 32, 64)
+    np.testing.assert_array_equal(labels != 255, soft.any(1))
+    assert (np.abs(soft.sum(1, dtype=int)[labels != 255] - 255) <= 2).all()
+    rows = Rows(np.zeros((4, 32, 64, 3), np.uint8), labels, soft)
+    config = dataclasses.replace(CONFIG, method="crst", augment=())
+    found = [crop_at(config, rows, position) for position in range(4)]
+    for crop in found:
+        assert crop.certainties is not None
+        assert crop.certainties.shape == (3, 16, 32)
+        known = crop.labels != 255
+        assert torch.equal(crop.certainties.sum(0) > 0, known)
+    learnt = crst.softened(
+        torch.tensor([[[[51, 0]], [[204, 0]]]], dtype=torch.uint8), torch.tensor([[[1, 0]]])
+    )
+    torch.testing.assert_close(learnt, torch.tensor([[[[0.2, 1.0]], [[0.8, 0.0]]]]))

@@ -29,7 +29,7 @@ from endauda_cli.training.methods.method import (
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -99,13 +99,13 @@ class Cbst(Method):
     ) -> Mapping[str, Rows]:
         """Images of the round's source and of the target with its pseudo labels, in one stream.
 
-        Certainties say which is which: 100 of the target, 0 of the source.
+        Certainties say which is which: 100 of the target, 0 of the source; or they are the target's soft labels.
         """
         config, (source, target), starts = self.config, (rows[MAIN], rows[TARGET]), [0, *self._ends()[:-1]]
         number = sum(start <= step for start in starts) - 1
         if step == starts[number]:
             portion = _rising(config.rounds, config.portion, config.portion_step, config.portion_most)[number]
-            rules = rounds.Rules(partial(class_thresholds, portion=portion, stride=SAMPLED), pseudo_labels)
+            rules = self.rules(partial(class_thresholds, portion=portion, stride=SAMPLED))
             pseudo = rounds.make(
                 student, target.images, self.preprocessing, config.label_scale, rules, run.out, number, report
             )
@@ -115,12 +115,14 @@ class Cbst(Method):
         first = sum(numbers[:number]) if run.streams[MAIN].rounds else 0
         taken, every = range(first, first + numbers[number]), range(len(target.images))
         mined = np.flatnonzero(pseudo.shares < config.mine_below)
+        classes = None if pseudo.soft is None else len(pseudo.shares)
+        marks = _Plane(target.images, 100) if pseudo.soft is None else pseudo.soft
         around = _Mining(pseudo.labels, mined, config.mine_chance, len(taken))
         return {
             MAIN: Rows(
                 Joined((source.images, taken), (target.images, every)),
                 Joined((source.labels, taken), (pseudo.labels, every)),
-                Joined((_Plane(source.images, 0), taken), (_Plane(target.images, 100), every)),
+                Joined((_Plane(source.images, 0, classes), taken), (marks, every)),
                 source.beyond,
                 around.centre,
             )
@@ -131,6 +133,10 @@ class Cbst(Method):
         x, labels, _ = batch[MAIN]
         loss: Tensor = self.criterion(forward(x), labels)
         return loss
+
+    def rules(self, thresholds: Callable[[rounds.Maps], NDArray[np.float32]]) -> rounds.Rules:
+        """How a round labels the target."""
+        return rounds.Rules(thresholds, pseudo_labels)
 
     def _ends(self) -> list[int]:
         """The steps before which rounds end."""
@@ -144,13 +150,14 @@ def _rising(rounds: int, first: float, step: float, most: float) -> list[float]:
 
 
 class _Plane:
-    """Of each image a plane of one value: (h, w) uint8, without memory."""
+    """Of each image a plane of one value, or one for each class: (h, w) or (C, h, w) uint8, without memory."""
 
-    def __init__(self, images: Rowed, value: int) -> None:
+    def __init__(self, images: Rowed, value: int, classes: int | None = None) -> None:
         self._images, self._value = images, np.uint8(value)
+        self._before = () if classes is None else (classes,)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        plane: NDArray[np.uint8] = np.broadcast_to(self._value, self._images[i].shape[:2])
+        plane: NDArray[np.uint8] = np.broadcast_to(self._value, (*self._before, *self._images[i].shape[:2]))
         return plane
 
 

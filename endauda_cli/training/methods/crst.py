@@ -5,6 +5,7 @@ What each constant is and where it is from: docs/methods.md. Legend of shapes: B
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,17 +17,21 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.training.methods.arrays import Array, float_array, like, tensor
 from endauda_cli.training.methods.cbst import Cbst
 from endauda_cli.training.methods.method import MAIN, Batch, Forward, Material
+from endauda_cli.training.rounds import Rules
 from endauda_cli.types import Regulariser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
     from endauda_cli.losses import Ranks
     from endauda_cli.training.data import Stream
+    from endauda_cli.training.rounds import Maps
 
 
 class Crst(Cbst):
-    """CBST with a regulariser of the network's confidence in the target."""
+    """CBST with a regulariser of the network's confidence in the target, or of its labels'."""
 
     network = "crst"
     defaults: ClassVar[Mapping[str, Any]] = Cbst.defaults
@@ -36,16 +41,32 @@ class Crst(Cbst):
         """The labelled source and the unlabelled target."""
         return Cbst.streams(material)[0], "crst"
 
+    def rules(self, thresholds: Callable[[Maps], NDArray[np.float32]]) -> Rules:
+        """With lrent, soft labels; of the hard ones those where these are."""
+        if self.config.regulariser != Regulariser.LRENT:
+            return super().rules(thresholds)
+        soft = partial(lrent_soft_labels, weight=self._weight)
+        return Rules(thresholds, lambda said, least: hardened(soft(said, least)), soft)
+
     def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
         """Cross entropy with labels and pseudo labels, and the regulariser where the latter are."""
         x, labels, target = batch[MAIN]
+        logits, ranks = forward(x), self.criterion.ranks
+        if self.config.regulariser == Regulariser.LRENT:
+            soft = softened(target, labels)
+            return lrent_loss(
+                logits, soft, 0.0, ranks=ranks
+            )  # the labels' own entropy is no news to the network
+        weights = self._weight * (target.flatten(1).amax(1) > 0)
+        return regularised_loss(logits, labels, weights, self.config.regulariser, ranks=ranks)
+
+    @property
+    def _weight(self) -> float:
+        lrent = self.config.regulariser == Regulariser.LRENT
         weight = self.config.regulariser_weight
-        if self.config.as_published:
-            weight *= weight
-        weights = weight * (target.flatten(1).amax(1) > 0)
-        return regularised_loss(
-            forward(x), labels, weights, self.config.regulariser, ranks=self.criterion.ranks
-        )
+        if weight is None:
+            weight = 0.25 if lrent else 0.1
+        return weight * weight if self.config.as_published and not lrent else weight
 
 
 # ---------------------------------------------------------------------------- regularisers of the network
@@ -131,6 +152,17 @@ def lrent_loss(logits: Tensor, labels: Array, weight: float, *, ranks: Ranks | N
     log_p = _log_probabilities(logits, (soft.shape[-2], soft.shape[-1]))
     pixels = (weight * torch.xlogy(soft, soft) - soft * log_p).sum(1)
     return pixels.sum() / _count(soft.sum(1) != 0, ranks)
+
+
+def hardened(soft: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(C, H, W) soft labels as (H, W) train ids, 255 where there is none."""
+    return np.where(soft.any(0), soft.argmax(0), IGNORE).astype(np.uint8)
+
+
+def softened(soft: Tensor, labels: Tensor) -> Tensor:
+    """(B, C, H, W) soft labels in 255ths, and (B, H, W) train ids where these are 0, as float32 labels."""
+    total = soft.sum(1, keepdim=True, dtype=torch.float32)
+    return torch.where(total > 0, soft / total.clamp(min=1), one_hot(labels, soft.shape[1]).float())
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
