@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import option, parse_size
 from endauda_cli.types import Method, Regulariser
-
-if TYPE_CHECKING:
-    from endauda_cli.config import TrainConfig
 
 _ADAPTED = "Adaptation"
 ROUNDS = (Method.CBST, Method.CRST)
@@ -29,12 +26,14 @@ class AdaptationOptions:
         rounds, portion, portion_step, portion_most, label_scale, source_portion, source_portion_step,
         source_portion_most, mine_below, mine_chance: see ``training.methods.cbst``.
         regulariser, regulariser_weight: see ``training.methods.crst``.
+        auxiliary_weight, memory_weight, memory_from, deceive_auxiliary, deceive_main, judge_rate, head_dropout: see
+        ``training.methods.mrnet``.
         as_published: repeat what was wrong in the published programs and changed their figures.
     """
 
     source_size: tuple[int, int] | None = option(
         None, "--source-size", panel=_ADAPTED, metavar="WxH", complete="sizes", parse=parse_size("--source-size"),
-        help="The source's images are resized to this. [default: as --size; 1280x720 with --method dacs]",
+        help="The source's images are resized to this. [default: as --size; 1280x720 with --method dacs, mrnet]",
     )  # fmt: skip
     freeze_norms: bool = option(
         False, "--freeze-norms/--no-freeze-norms", panel=_ADAPTED,
@@ -99,6 +98,32 @@ class AdaptationOptions:
     regulariser_weight: float | None = option(
         None, "--regulariser-weight", panel=_ADAPTED, help="Of that (crst). [default: 0.1; 0.25 with lrent]"
     )
+    auxiliary_weight: float = option(
+        0.5, "--auxiliary-weight", panel=_ADAPTED, help="Of the auxiliary head's loss (mrnet, rectify)."
+    )
+    memory_weight: float = option(
+        0.1, "--memory-weight", panel=_ADAPTED, help="Of memory regularisation (mrnet)."
+    )
+    memory_from: int = option(
+        15_000, "--memory-from", panel=_ADAPTED, help="Step at which memory regularisation sets in (mrnet)."
+    )
+    deceive_auxiliary: float = option(
+        0.0002, "--deceive-auxiliary", panel=_ADAPTED,
+        help="Weight of deceiving the auxiliary head's discriminator (mrnet).",
+    )  # fmt: skip
+    deceive_main: float = option(
+        0.001,
+        "--deceive-main",
+        panel=_ADAPTED,
+        help="Weight of deceiving the main head's discriminator (mrnet).",
+    )
+    judge_rate: float = option(
+        1e-4, "--judge-rate", panel=_ADAPTED, help="Learning rate of the discriminators (mrnet)."
+    )
+    head_dropout: float = option(
+        0.1, "--head-dropout", panel=_ADAPTED,
+        help="Share of channels that the heads leave out (mrnet, rectify). [default: 0.1; 0.2 with --method rectify]",
+    )  # fmt: skip
     as_published: bool = option(
         False, "--as-published", panel=_ADAPTED,
         help="Repeat mistakes of published programs that changed their figures: crst squares its regulariser's weight, "
@@ -106,13 +131,13 @@ class AdaptationOptions:
     )  # fmt: skip
 
 
-def check_adaptation(config: TrainConfig) -> None:
-    """Refuse what cannot be.
+def check_adaptation(config: Any) -> None:
+    """Refuse what a ``TrainConfig`` cannot be; these options are some of its own.
 
     Raises:
         ConfigError: names the option.
     """
-    adapts = config.method not in (Method.DISTILL, Method.SOURCE)
+    adapts = config.method not in (Method.DISTILL, Method.SOURCE, Method.RECTIFY)
     if adapts and config.labelled is not None:
         raise ConfigError(
             f"--labelled {config.labelled}: --method {config.method} learns from the source's labels and no others; "
@@ -130,7 +155,7 @@ def check_adaptation(config: TrainConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be from 0 to 1")
-    for name in ("mixed_weight", "regulariser_weight"):
+    for name in _WEIGHTS:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be 0 or more, and finite")
@@ -144,10 +169,15 @@ def check_adaptation(config: TrainConfig) -> None:
 
 _SHARES = (
     "sure", "teacher_decay", "portion", "portion_step", "portion_most", "source_portion", "source_portion_step",
-    "source_portion_most", "mine_below", "mine_chance",
+    "source_portion_most", "mine_below", "mine_chance", "head_dropout",
+)  # fmt: skip
+_WEIGHTS = (
+    "mixed_weight", "regulariser_weight", "auxiliary_weight", "memory_weight", "memory_from", "deceive_auxiliary",
+    "deceive_main", "judge_rate",
 )  # fmt: skip
 
 
-def size_of(config: TrainConfig, of_source: bool) -> tuple[int, int]:
-    """(width, height) that images are resized to, those of the source that a method adapts from or others."""
-    return config.source_size if of_source and config.source_size is not None else config.size
+def size_of(config: Any, of_source: bool) -> tuple[int, int]:
+    """(width, height) that a ``TrainConfig`` resizes images to, those of the source that it adapts from or others."""
+    width, height = config.source_size if of_source and config.source_size is not None else config.size
+    return width, height

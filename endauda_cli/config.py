@@ -273,8 +273,8 @@ class StudentOptions:
     arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
     method: str = option(
         Method.DISTILL, "--method", panel=_LEARNT,
-        help="distill learns fused labels, source learns the labelled source; dacs, cbst and crst adapt from source to "
-        "target.",
+        help="distill learns fused labels, source the labelled source; dacs, cbst, crst and mrnet adapt from source to "
+        "target; rectify is mrnet's second stage, on a label set.",
     )  # fmt: skip
 
 

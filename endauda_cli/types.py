@@ -125,6 +125,8 @@ class Method(StrEnum):
     DACS = "dacs"
     CBST = "cbst"
     CRST = "crst"
+    MRNET = "mrnet"
+    RECTIFY = "rectify"
 
 
 class Regulariser(Described):

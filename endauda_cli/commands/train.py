@@ -80,7 +80,7 @@ class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
 
 
 def run(options: Train) -> None:
-    """Train a student on fused labels, or a source model on the labelled source.
+    """Train a student on fused labels, or a model or teacher from the labelled source.
 
     Checkpoints, report.html, config.toml, metrics.jsonl and TensorBoard events go to runs/SOURCE/NAME. The same line
     again goes on where the run was stopped.
@@ -91,6 +91,7 @@ def run(options: Train) -> None:
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
     - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
     - `endauda train --labelled target --labelled-share 0.2`
+    - `endauda train --method dacs --init runs/gta5/source/last.pt`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):

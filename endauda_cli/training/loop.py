@@ -188,7 +188,7 @@ def _batches(
     """Batches on the device from step ``first`` on; a method of rounds draws from other rows in each."""
     while first < config.steps:
         until = state.method.until(first)
-        drawn = state.method.begin(state.student, rows, run, first, report)
+        drawn = state.method.begin(state.student, rows, run.streams[MAIN].rounds, run.out, first, report)
         yield from feed(data.batches(config, drawn, first, pool, until), run.device)
         first = until
 

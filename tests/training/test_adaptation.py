@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from endauda_cli import checkpoint
 from endauda_cli.config import TrainConfig
 from endauda_cli.datasets import find_samples
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import build_student
+from endauda_cli.models.foreign import Foreign, HeadSum
 from endauda_cli.progress import Note, Tick
+from endauda_cli.students import Network
+from endauda_cli.students.families import FAMILIES
 from endauda_cli.teachers.registry import TEACHERS
 from endauda_cli.training.data import Rows, crop_at, order_of
 from endauda_cli.training.loop import train
-from endauda_cli.training.methods import METHODS, TARGET, Material, cbst, crst
+from endauda_cli.training.methods import METHODS, TARGET, Material, cbst, crst, mrnet
 from endauda_cli.training.rounds import probabilities_of
-from endauda_cli.training.run import Run
+from endauda_cli.training.run import Run, make_state
 from endauda_cli.transforms import STUDENT
 from endauda_cli.types import Method
 from endauda_cli.workspace import Workspace
@@ -34,6 +38,28 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 ADAPTING = [name for name in Method if name not in (Method.DISTILL, Method.SOURCE)]
+
+
+class Two(nn.Module):
+    """A trunk and two heads, at a quarter of the size."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.layer5 = nn.Sequential(nn.Conv2d(16, 8, 3, 2, 1), nn.Dropout2d(0.1), nn.Conv2d(8, classes, 1))
+        self.layer6 = nn.Sequential(nn.Conv2d(16, 8, 3, 2, 1), nn.Dropout2d(0.1), nn.Conv2d(8, classes, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(images / 100)
+        return self.layer5(features), self.layer6(features)
+
+
+@pytest.fixture(autouse=True)
+def _two_headed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(settings: Any, num_classes: int, align_corners: bool) -> Foreign:
+        return Foreign(HeadSum(Two(num_classes), (0.5, 1.0)), ("trunk",), align_corners)
+
+    monkeypatch.setitem(FAMILIES, "package", build)
 
 
 class Enough(Exception):
@@ -49,8 +75,10 @@ def go(data: TinySet, out: Path, method: str, stop_at: int | None = None, **chan
         "batch_size": 2,
         "learning_rate": 1e-3,
         "size": (64, 32),
-        "source_size": (48, 24),
+        "source_size": None if method == Method.RECTIFY else (48, 24),
         "crop": (32, 16),
+        "warm_up": 0,
+        "memory_from": 5,
         "validate_every": 0,
         "scale_jitter": None,
         "rounds": 2,
@@ -63,15 +91,17 @@ def go(data: TinySet, out: Path, method: str, stop_at: int | None = None, **chan
     }
     config = dataclasses.replace(CONFIG, method=method, **told)
     roots = (data.root,)
-    streams, _ = kind.streams(Material(data.task, Workspace(out.parent), roots, roots))
+    labels = str(data.root / "fused") if method == Method.RECTIFY else None
+    streams, _ = kind.streams(Material(data.task, Workspace(out.parent), roots, roots, labels))
     streams = kind.narrowed(streams, config)
-    assert all(example.label is None for example in streams[TARGET].examples)
+    assert labels or all(example.label is None for example in streams[TARGET].examples)
+    network = Network("package", "two-headed") if issubclass(kind, mrnet.TwoHeaded) else None
 
     def report(event: Tick | Note) -> None:
         if isinstance(event, Tick) and event.task == "training" and event.done == stop_at:
             raise Enough
 
-    train(config, Run(data.task, streams, out, out.parent / "cache", CPU), report)
+    train(config, Run(data.task, streams, out, out.parent / "cache", CPU, network=network), report)
     return checkpoint.load(out / "last.pt")
 
 
@@ -235,3 +265,31 @@ def test_soft_labels_are_kept_cut_and_learnt(tiny_set: TinySet, tmp_path: Path) 
         torch.tensor([[[[51, 0]], [[204, 0]]]], dtype=torch.uint8), torch.tensor([[[1, 0]]])
     )
     torch.testing.assert_close(learnt, torch.tensor([[[[0.2, 1.0]], [[0.8, 0.0]]]]))
+
+
+def test_discriminators_learn_beside_the_network(tiny_set: TinySet, tmp_path: Path) -> None:
+    content = go(tiny_set, tmp_path / "run", "mrnet", judge_rate=1e-3)
+    torch.manual_seed(CONFIG.seed)
+    judges = content["method"]["judges"]
+    assert float(judges["0.cnns.0.9.bias"].abs()) > 1e-4  # began at 0
+    assert not torch.equal(judges["0.cnns.0.9.weight"], judges["1.cnns.0.9.weight"])
+    assert content["method"]["judges_optimizer"]["state"]
+    alone = go(tiny_set, tmp_path / "alone", "mrnet", deceive_auxiliary=0.0, deceive_main=0.0)
+    assert float(alone["method"]["judges"]["0.cnns.0.9.bias"].abs()) == 0
+    assert not torch.equal(alone["weights"]["layer6.2.weight"], content["weights"]["layer6.2.weight"])
+
+
+def test_memory_sets_in_at_its_step(tiny_set: TinySet, tmp_path: Path) -> None:
+    key = "layer5.2.weight"
+    never, late, early = (
+        go(tiny_set, tmp_path / str(step), "mrnet", memory_from=step, memory_weight=10.0)["weights"][key]
+        for step in (100, 13, 0)
+    )
+    assert not torch.equal(never, late)
+    assert not torch.equal(late, early)
+
+
+def test_one_head_is_too_few(tiny_set: TinySet) -> None:
+    config = dataclasses.replace(CONFIG, method="mrnet")
+    with pytest.raises(ConfigError, match="--method mrnet: a network of two heads"):
+        make_state(build_student("deeplabv3plus", "tiny", 3), config, 3, CPU)

@@ -7,7 +7,7 @@ it. The loop around it is the same for all.
 
 from __future__ import annotations
 
-from endauda_cli.training.methods import cbst, crst, dacs, distill, source
+from endauda_cli.training.methods import cbst, crst, dacs, distill, mrnet, source
 from endauda_cli.training.methods.method import MAIN, TARGET, Batch, Forward, Material, Method
 from endauda_cli.types import Method as Name
 
@@ -19,4 +19,6 @@ METHODS: dict[str, type[Method]] = {
     Name.DACS: dacs.Dacs,
     Name.CBST: cbst.Cbst,
     Name.CRST: crst.Crst,
+    Name.MRNET: mrnet.MrNet,
+    Name.RECTIFY: mrnet.Rectify,
 }

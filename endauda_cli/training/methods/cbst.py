@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from endauda_cli.domains import IGNORE
-from endauda_cli.training import rounds
 from endauda_cli.training.data import Joined, Rows
 from endauda_cli.training.methods.arrays import Array, float_array, like
 from endauda_cli.training.methods.method import (
@@ -26,10 +25,12 @@ from endauda_cli.training.methods.method import (
     Method,
     adaptation,
 )
+from endauda_cli.training.rounds import Rules, find, make
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from endauda_cli.models import Student
     from endauda_cli.progress import Reporter
     from endauda_cli.training.data import Rowed, Stream
-    from endauda_cli.training.run import Run
+    from endauda_cli.training.rounds import Maps
 
 SAMPLED = 4
 """Of each image's pixels of a class, so manieth counts for its threshold."""
@@ -95,8 +96,9 @@ class Cbst(Method):
         return next(end for end in self._ends() if end > step)
 
     def begin(
-        self, student: Student, rows: Mapping[str, Rows], run: Run, step: int, report: Reporter
-    ) -> Mapping[str, Rows]:
+        self, student: Student, rows: Mapping[str, Rows], rounds: tuple[int, ...], folder: Path, step: int,
+        report: Reporter,
+    ) -> Mapping[str, Rows]:  # fmt: skip
         """Images of the round's source and of the target with its pseudo labels, in one stream.
 
         Certainties say which is which: 100 of the target, 0 of the source; or they are the target's soft labels.
@@ -106,13 +108,13 @@ class Cbst(Method):
         if step == starts[number]:
             portion = _rising(config.rounds, config.portion, config.portion_step, config.portion_most)[number]
             rules = self.rules(partial(class_thresholds, portion=portion, stride=SAMPLED))
-            pseudo = rounds.make(
-                student, target.images, self.preprocessing, config.label_scale, rules, run.out, number, report
+            pseudo = make(
+                student, target.images, self.preprocessing, config.label_scale, rules, folder, number, report
             )
         else:
-            pseudo = rounds.find(run.out, number)
-        numbers = run.streams[MAIN].rounds or (len(source.images),) * config.rounds
-        first = sum(numbers[:number]) if run.streams[MAIN].rounds else 0
+            pseudo = find(folder, number)
+        numbers = rounds or (len(source.images),) * config.rounds
+        first = sum(numbers[:number]) if rounds else 0
         taken, every = range(first, first + numbers[number]), range(len(target.images))
         mined = np.flatnonzero(pseudo.shares < config.mine_below)
         classes = None if pseudo.soft is None else len(pseudo.shares)
@@ -134,9 +136,9 @@ class Cbst(Method):
         loss: Tensor = self.criterion(forward(x), labels)
         return loss
 
-    def rules(self, thresholds: Callable[[rounds.Maps], NDArray[np.float32]]) -> rounds.Rules:
+    def rules(self, thresholds: Callable[[Maps], NDArray[np.float32]]) -> Rules:
         """How a round labels the target."""
-        return rounds.Rules(thresholds, pseudo_labels)
+        return Rules(thresholds, pseudo_labels)
 
     def _ends(self) -> list[int]:
         """The steps before which rounds end."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from endauda_cli.models import Student
     from endauda_cli.progress import Reporter
     from endauda_cli.training.data import Rows
-    from endauda_cli.training.run import Run
     from endauda_cli.workspace import Workspace
 
 __all__ = ["MAIN", "TARGET", "Batch", "Forward", "Material", "Method"]
@@ -101,14 +100,16 @@ class Method:
         return self.config.steps
 
     def begin(
-        self, student: Student, rows: Mapping[str, Rows], run: Run, step: int, report: Reporter
-    ) -> Mapping[str, Rows]:
+        self, student: Student, rows: Mapping[str, Rows], rounds: tuple[int, ...], folder: Path, step: int,
+        report: Reporter,
+    ) -> Mapping[str, Rows]:  # fmt: skip
         """What batches are drawn from, from a step on: in a method of rounds other pseudo labels in each.
 
         Args:
             student: as it is before that step.
             rows: of the streams.
-            run: where it goes.
+            rounds: of the main stream, see ``data.Stream``.
+            folder: of the run.
             step: at which a round begins, or within it when a run is gone on with.
             report: told of progress.
         """
