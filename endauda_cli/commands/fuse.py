@@ -17,7 +17,15 @@ from endauda_cli.commands.options import (
 )
 from endauda_cli.commands.session import open_session, place, refuse_unknown_teachers
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.config import Amp, FuseConfig, FusionOptions, FusionOutput, InferenceConfig, check_name
+from endauda_cli.config import (
+    Amp,
+    FuseConfig,
+    FusionOptions,
+    FusionOutput,
+    InferenceConfig,
+    check_name,
+    launched,
+)
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, PolicyKind, Split
@@ -51,6 +59,12 @@ class _Chosen:
 class _Made:
     """What becomes of it."""
 
+    advise: bool = option(
+        False, "--advise", panel=_OUTPUT,
+        help="Make no labels: say what each teacher adds, which to fuse by which rule, and how sure that is. Labels "
+        "are looked at with --policy few-shot or val alone.",
+    )  # fmt: skip
+
     split: Split = option(Split.TRAIN, "--split", help="Images of the target to fuse.", panel=_OUTPUT)
     name: str | None = option(
         None, "--name", panel=_OUTPUT, complete="label_sets",
@@ -78,11 +92,13 @@ def run(options: Fuse) -> None:
     - `endauda fuse --teachers dacs crst cbst`
     - `endauda fuse --teachers dacs crst --rule certainty --threshold 70 --name mean70`
     - `endauda fuse --teachers dacs crst=runs/crst.pth`
+    - `endauda fuse --advise --policy few-shot --few-shot 10`
     """
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
-        from endauda_cli.fusion.job import Job, fuse
+        from endauda_cli.fusion.job import Job, advice, fuse
 
+    _check_advise(options)
     split, rule = options.split, options.rule or _rule_for(options.policy)
     name = options.name
     if name is None:
@@ -114,7 +130,22 @@ def run(options: Fuse) -> None:
             here.device,
             here.others,
         )
-        terminal.show(fuse(config, job, terminal.report))
+        terminal.show((advice if options.advise else fuse)(config, job, terminal.report))
+
+
+def _check_advise(options: Fuse) -> None:
+    if not options.advise:
+        return
+    if options.rule is not None:
+        raise ConfigError(f"--advise tries every rule; leave --rule {options.rule} out")
+    if options.policy not in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):
+        raise ConfigError(
+            f"--advise --policy {options.policy}: auto looks at no label, few-shot and val at some; say one of them"
+        )
+    if options.shard != (1, 1) or launched() > 1:
+        raise ConfigError("--advise looks at a few images, in one process; leave --shard and torchrun out")
+    if options.teachers is not None and len(options.teachers) < 2:
+        raise ConfigError("--advise compares teachers; name two or more with --teachers")
 
 
 def _rule_for(policy: str) -> FusionRule:

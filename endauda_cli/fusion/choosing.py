@@ -103,7 +103,7 @@ def choose_consensus(spec: str, evidence: Evidence, report: Reporter) -> tuple[P
         classes, teachers = evidence.task.classes, list(evidence.readers)
         path = Path(spec)
         return read_policy(path, classes, teachers), read_consensus(path, classes, teachers)
-    shown = [] if spec == PolicyKind.AUTO else _labelled(spec, evidence)
+    shown = [] if spec == PolicyKind.AUTO else labelled_samples(spec, evidence)
     fitted = _fitted(evidence, shown, report)
     return _by_agreement(spec, fitted, [sample.id for sample in shown]), fitted.model
 
@@ -136,8 +136,17 @@ def _by_agreement(kind: str, fitted: _Fitted, labelled: Sequence[str] = ()) -> P
     return _in_class_order(owners, kind, fitted.scores, labelled, sure)
 
 
-def _auto(evidence: Evidence, report: Reporter) -> Policy:
+def choose_both(evidence: Evidence, report: Reporter) -> tuple[Policy, Consensus]:
+    """What policy ``auto`` gives ``plf`` and ``consensus``, learnt once."""
     fitted = _fitted(evidence, [], report)
+    return _auto_of(fitted), fitted.model
+
+
+def _auto(evidence: Evidence, report: Reporter) -> Policy:
+    return _auto_of(_fitted(evidence, [], report))
+
+
+def _auto_of(fitted: _Fitted) -> Policy:
     scores = fitted.scores * fitted.sureness
     owners = policies.owners_by_score(scores)
     sure = policies.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
@@ -162,12 +171,12 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
 
 
 def _val(evidence: Evidence, report: Reporter) -> Policy:
-    samples = _labelled(PolicyKind.VAL, evidence)
+    samples = labelled_samples(PolicyKind.VAL, evidence)
     return _by_labels(PolicyKind.VAL, samples, _true_overlaps(evidence, samples, None, report))
 
 
 def _few_shot(evidence: Evidence, report: Reporter) -> Policy:
-    samples = _labelled(PolicyKind.FEW_SHOT, evidence)
+    samples = labelled_samples(PolicyKind.FEW_SHOT, evidence)
     before = _fitted(evidence, [], report).scores
     return _by_labels(PolicyKind.FEW_SHOT, samples, _true_overlaps(evidence, samples, before, report))
 
@@ -199,7 +208,7 @@ def _true_overlaps(
     return Overlaps(common, union, before)
 
 
-def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
+def labelled_samples(spec: str, evidence: Evidence) -> list[Sample]:
     """The labelled target images that a policy looks at."""
     found = evidence.labelled()
     if spec == PolicyKind.VAL:

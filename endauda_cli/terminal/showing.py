@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from endauda_cli.files import size_text
+from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.results import (
+    Advice,
     CheckupResult,
     ConfigResult,
     DemoResult,
@@ -28,7 +30,17 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
-from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
+from endauda_cli.score_results import Calibration, EvalResult, ScoreTable
+from endauda_cli.terminal.judging import (
+    Rows,
+    advice_lines,
+    advice_tables,
+    between,
+    calibration_lines,
+    calibration_table,
+    compared,
+    reliability_table,
+)
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import Accuracy, BestBy
 
@@ -106,6 +118,13 @@ class Page:
             self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
 
     @show.register
+    def _(self, r: Advice) -> None:
+        for rows in advice_tables(r):
+            self._rows(rows)
+        for line in advice_lines(r):
+            self._line(line)
+
+    @show.register
     def _(self, r: EvalResult) -> None:
         table = self._table("class", "IoU %")
         for name, iou in r.iou.items():
@@ -137,7 +156,10 @@ class Page:
         self._line(", ".join(more))
         for one in r.intervals:
             if one.low is not None:
-                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
+                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {between(one)}")
+        if r.calibration is not None:
+            self._rows(reliability_table(r.calibration))
+            self._calibrations({"": r.calibration})
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
 
@@ -154,7 +176,7 @@ class Page:
             table.add_row(
                 f"{row.kind} {_relative(Path(row.name))}",
                 _figure(s.miou),
-                _between(s.intervals[0]),
+                between(s.intervals[0]),
                 *(_figure(m.miou) for m in s.means if m.title in means),
                 _figure(s.pixel_accuracy),
                 *(_figure(b.mean) for b in s.boundary[:1]),
@@ -162,8 +184,9 @@ class Page:
             )
         self._print(table)
         self._line(f"on {r.images} images of {r.target} {r.split}")
+        self._calibrations({row.name: c for row in r.rows if (c := row.score.calibration) is not None})
         for comparison in r.comparisons:
-            self._line(_compared(comparison))
+            self._line(compared(comparison))
         if r.published:
             self._published(r)
         self._line(f"report: {_relative(r.report)}")
@@ -302,6 +325,26 @@ class Page:
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
 
+    def _calibrations(self, found: dict[str, Calibration]) -> None:
+        if found:
+            self._rows(calibration_table(found))
+            for line in calibration_lines(found.values()):
+                self._line(line)
+
+    @show.register
+    def _(self, r: WorkspaceReport) -> None:
+        table = self._table("", "what there is", left=2)
+        table.add_row("teachers", ", ".join(teacher.name for teacher in r.teachers) or "none")
+        table.add_row("label sets", ", ".join(labels.name for labels in r.label_sets) or "none")
+        table.add_row("runs", ", ".join(run.name for run in r.runs) or "none")
+        table.add_row("scores", f"{len(r.scores)}" if r.scores else "none")
+        self._print(table)
+        for lack in r.missing:
+            self._line(f"missing: {lack.what}: {lack.command}")
+        for one in r.unreadable:
+            self._line(f"not read: {_relative(one.file)}: {one.reason}")
+        self._line(f"report: {_relative(r.report)}")
+
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)
         table = self._table("published", "classes", "mIoU %", *(f"{row} - it" for row in rows))
@@ -317,6 +360,12 @@ class Page:
             justify: Literal["left", "right"] = "left" if i < left else "right"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         return table
+
+    def _rows(self, rows: Rows) -> None:
+        table = self._table(*rows.columns, left=rows.left)
+        for cells in rows.cells:
+            table.add_row(*cells)
+        self._print(table)
 
     def _print(self, table: Table) -> None:
         """A table; where the terminal is too narrow, a paragraph per row instead."""
@@ -376,23 +425,6 @@ class Page:
     def _line(self, text: str, indent: str = "") -> None:
         """A line of words; a path in it is never cut."""
         say(self.out, Text(indent + text))
-
-
-def _between(one: Interval, form: str = ".2f") -> str:
-    return "n/a" if one.low is None or one.high is None else f"{one.low:{form}} to {one.high:{form}}"
-
-
-def _compared(c: Comparison) -> str:
-    """A difference in a sentence."""
-    if c.difference is None:
-        return f"{c.a} against {c.b}: n/a"
-    over = [
-        f"{_between(one, '+.2f')} over {one.units} {one.over}" for one in c.intervals if one.low is not None
-    ]
-    real = {True: ", real", False: ", may be chance", None: ""}[c.real]
-    images = f"better in {c.wins} images, worse in {c.losses}, even in {c.ties} (p {c.sign_p:.2g})"
-    sure = f" (95 %: {'; '.join(over)}{real})" if over else ""
-    return f"{c.a} against {c.b}: {c.measure} {c.difference:+.2f}{sure}, {images}"
 
 
 def _fact(title: str, value: str) -> str:
