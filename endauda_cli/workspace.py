@@ -70,6 +70,10 @@ class Workspace:
         """Where a training run (and the reports on it) lies."""
         return self.root / "runs" / source / name
 
+    def scores(self, target: str, split: str) -> Path:
+        """Where the table of all that was scored on a target's split lies."""
+        return self.root / "scores" / f"{target}-{split}"
+
     def weights(self, source: str) -> Path:
         """Where downloaded weights of a source lie."""
         return self.root / "weights" / "weights" / source

@@ -25,16 +25,17 @@ from endauda_cli.options import chosen, option, parse_temperature
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
     from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.score_page import Scored
     from endauda_cli.score_results import ScoreTable
-    from endauda_cli.score_table import Scored
     from endauda_cli.scoring import Maps
+    from endauda_cli.segmenter import Procedure
 
 _SCORED = "What is scored"
 
@@ -155,10 +156,12 @@ def run(options: Test) -> None:
         if len(rows) == 1 and not compared:
             terminal.show(scored[0].score)
             return
-        terminal.show(_table(session, options, rows, scored))
+        terminal.show(_table(session, options, rows, scored, samples))
 
 
-def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored]) -> ScoreTable:
+def _table(
+    session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored], samples: list[Sample]
+) -> ScoreTable:
     """Of all that could be scored."""
     from endauda_cli.score_table import published_scores, table_of
     from endauda_cli.weights.manifest import read_manifest
@@ -169,8 +172,8 @@ def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequ
     held = [there[name] for name in held_against_published(rows, compared) if name in there]
     artefacts = read_manifest().artefacts.values() if held else ()
     published = published_scores(held, artefacts, session.task.source.name)
-    out = session.workspace.root / "scores" / f"{domain.name}-{options.split}"
-    return table_of(scored, pairs, domain, options.split, out, published)
+    out = session.workspace.scores(domain.name, options.split)
+    return table_of(scored, pairs, domain, options.split, out, published, samples)
 
 
 def _refuse_elsewhere(target: str, split: str) -> None:
@@ -213,7 +216,7 @@ def _score_maps(
         boundaries=options.boundaries,
     )
     scored = [
-        _scored(session, options, row, maps.scored, counts)
+        _scored(session, options, row, maps.scored, counts, _labels(maps, session))
         for (row, maps), counts in zip(opened, counted, strict=True)
     ]
     return [_calibrated(session, options, row, samples) for row in scored] if options.calibration else scored
@@ -253,6 +256,12 @@ def _calibrated(session: Session, options: Test, row: Scored, samples: list[Samp
     return replace(row, score=replace(row.score, calibration=found))
 
 
+def _labels(maps: Maps, session: Session) -> Callable[[Sample], Any]:
+    from endauda_cli.scoring import labels_of
+
+    return lambda sample: labels_of(maps, sample, session.task.target)
+
+
 def _open(session: Session, options: Test, row: Chosen, samples: list[Sample]) -> Maps | None:
     """The maps of a row; ``None`` and a note for one that nobody named and that lacks images or classes.
 
@@ -283,7 +292,9 @@ def _score_network(
     from endauda_cli.config import InferenceConfig
     from endauda_cli.distributed import rank
     from endauda_cli.evaluation import Scoring, count_network, write_evaluation
+    from endauda_cli.files import file_sha256
     from endauda_cli.progress import Note, phase
+    from endauda_cli.score_table import TABLE_FILE
     from endauda_cli.scoring import COUNTS_FILE
     from endauda_cli.segmenter import Segmenter
 
@@ -309,26 +320,50 @@ def _score_network(
     pictures = out if options.save_images else None
     scoring = Scoring(domain, str(path), options.split, pictures, boundaries=options.boundaries)
     counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, report)
+    read = None if pictures is None else partial(_saved, pictures, len(domain.classes))
     scored = _scored(
-        session, options, row, str(path), counts, pictures=pictures, counts_file=out / COUNTS_FILE
+        session, options, row, str(path), counts, read, pictures=pictures, counts_file=out / COUNTS_FILE
     )
     if rank() == 0:
         with phase(report, "writing the report"):
-            write_evaluation(out, scored.score, samples, domain, counts)
+            stored = session.workspace.scores(domain.name, options.split) / TABLE_FILE
+            inputs = {
+                "its sha256": file_sha256(path) if path.is_file() else None,
+                "passes": _passes(procedure),
+            }
+            write_evaluation(out, scored.score, samples, domain, counts, stored, inputs)
     return scored
 
 
+def _passes(procedure: Procedure) -> str:
+    scales = ", ".join(f"{scale:g}" for scale in procedure.scales)
+    return f"scales {scales}{', and mirrored' if procedure.flip else ''}"
+
+
+def _saved(folder: Path, classes: int, sample: Sample) -> Any:
+    from endauda_cli.labels import read_train_ids
+
+    return read_train_ids(folder / f"{sample.id}.png", classes)
+
+
 def _scored(
-    session: Session, options: Test, row: Chosen, what: str, counts: ImageCounts, **files: Any
+    session: Session,
+    options: Test,
+    row: Chosen,
+    what: str,
+    counts: ImageCounts,
+    labels: Callable[[Sample], Any] | None,
+    **files: Any,
 ) -> Scored:
     """A row's figures."""
-    from endauda_cli.score_table import Scored, with_intervals
+    from endauda_cli.score_page import Scored
+    from endauda_cli.score_table import with_intervals
     from endauda_cli.scoring import result_of
 
     domain = session.task.target
     result = result_of(counts, domain, what, options.split, files.get("pictures"))
     result = replace(with_intervals(result, counts, domain), counts=files.get("counts_file"))
-    return Scored(row.name, row.kind, counts, result)
+    return Scored(row.name, row.kind, counts, result, labels)
 
 
 command = make_command(Test, run)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from endauda_cli.files import size_text
+from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.results import (
     Advice,
     CheckupResult,
@@ -329,6 +330,20 @@ class Page:
             self._rows(calibration_table(found))
             for line in calibration_lines(found.values()):
                 self._line(line)
+
+    @show.register
+    def _(self, r: WorkspaceReport) -> None:
+        table = self._table("", "what there is", left=2)
+        table.add_row("teachers", ", ".join(teacher.name for teacher in r.teachers) or "none")
+        table.add_row("label sets", ", ".join(labels.name for labels in r.label_sets) or "none")
+        table.add_row("runs", ", ".join(run.name for run in r.runs) or "none")
+        table.add_row("scores", f"{len(r.scores)}" if r.scores else "none")
+        self._print(table)
+        for lack in r.missing:
+            self._line(f"missing: {lack.what}: {lack.command}")
+        for one in r.unreadable:
+            self._line(f"not read: {_relative(one.file)}: {one.reason}")
+        self._line(f"report: {_relative(r.report)}")
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)

@@ -97,6 +97,7 @@ COMMANDS = {
     "fuse",
     "inspect",
     "merge",
+    "report",
     "test",
     "train",
 }
