@@ -91,6 +91,7 @@ def run(options: Train) -> None:
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
     - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
     - `endauda train --labelled target --labelled-share 0.2`
+    - `endauda train --labelled corrected/cityscapes`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
@@ -203,11 +204,13 @@ def _recipe(
         "source_data": options.source_data and workspace.written(options.source_data),
         "target_data": options.target_data and workspace.written(options.target_data),
         "drop_mismatched": options.drop_mismatched,
+        "labelled": config.labelled and _written(session, config.labelled),
     }
     for name, domain in (("source", options.source), ("target", options.target)):
         found[name] = workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
     known = options_of(Train)
-    found |= {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
+    others = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
+    found = others | found
     words = {known[name].name: known[name].words(value) for name, value in found.items()}
     return {key: value for key, value in words.items() if value is not None}
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from endauda_cli.files import size_text
+from endauda_cli.label_results import LabelExport, LabelImport
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
@@ -29,6 +30,7 @@ from endauda_cli.results import (
     WeightsList,
 )
 from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
+from endauda_cli.terminal import handed
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import Accuracy, BestBy
 
@@ -40,6 +42,8 @@ STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken":
 STATE_WIDTH = max(map(len, STATE_STYLES))
 NAME_WIDTH = 18
 """Longer names push only their own line to the right."""
+MOST_SHOWN = 50
+"""Images that are listed one by one."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
 
@@ -301,6 +305,21 @@ class Page:
             "the folder is a workspace; try: "
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
+
+    @show.register
+    def _(self, r: LabelExport) -> None:
+        if r.disputed:
+            table = self._table("image", "teachers disagree on %")
+            for one in r.disputed[:MOST_SHOWN]:
+                table.add_row(one.image, _percent(one.disputed))
+            self._print(table)
+        for line in handed.exported(r, str(_relative(r.folder)), MOST_SHOWN):
+            self._line(line)
+
+    @show.register
+    def _(self, r: LabelImport) -> None:
+        for line in handed.imported(r, str(_relative(r.folder))):
+            self._line(line)
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)

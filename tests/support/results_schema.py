@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from endauda_cli import results, score_results
+from endauda_cli import label_results, results, score_results
+from endauda_cli.label_results import LabelExport, LabelImport
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
@@ -41,6 +42,8 @@ RESULTS: dict[str, tuple[type, ...]] = {
     "inspect": (InspectResult,),
     "merge": (MergeResult,),
     "deploy": (DeployResult,),
+    "export-labels": (LabelExport,),
+    "import-labels": (LabelImport,),
     "demo": (DemoResult,),
     "doctor": (CheckupResult,),
     "config show": (ConfigResult,),
@@ -54,7 +57,10 @@ def schema() -> dict[str, Any]:
     for kind in (*dict.fromkeys(kind for kinds in RESULTS.values() for kind in kinds), Failure):
         made = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {}) | {kind.__name__: made}
-    for name, docs in {**_field_docs(results), **_field_docs(score_results), **_field_docs(answer)}.items():
+    modules = (results, score_results, label_results, answer)
+    for name, docs in {
+        name: docs for module in modules for name, docs in _field_docs(module).items()
+    }.items():
         for field, text in docs.items():
             if name in definitions:
                 definitions[name]["properties"][field]["description"] = text
