@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import (
+    DryRun,
     InputSize,
     Located,
     OnDevice,
@@ -59,7 +60,9 @@ class _Made:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Fuse(_Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, Located):
+class Fuse(
+    _Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, DryRun, Located
+):
     """Options of ``fuse``."""
 
     backbone: Backbone | None = backbone_option(_NETWORKS, "checkpoints that do not say")
@@ -82,6 +85,7 @@ def run(options: Fuse) -> None:
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
         from endauda_cli.fusion.job import Job, fuse
+        from endauda_cli.rates import Stopwatch
 
     split, rule = options.split, options.rule or _rule_for(options.policy)
     name = options.name
@@ -114,7 +118,17 @@ def run(options: Fuse) -> None:
             here.device,
             here.others,
         )
-        terminal.show(fuse(config, job, terminal.report))
+        root = session.workspace.root
+        if options.dry_run:
+            from endauda_cli.planning.fusions import plan_fuse
+
+            terminal.show(plan_fuse(config, job, root, terminal.report))
+            return
+        watch = Stopwatch("fusing", terminal.report)
+        result = fuse(config, job, watch.report)
+        made = result.images - result.skipped
+        watch.store(root, "fuse", str(rule), here.device.partition(":")[0], made)
+        terminal.show(result)
 
 
 def _rule_for(policy: str) -> FusionRule:

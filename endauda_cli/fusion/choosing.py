@@ -46,6 +46,10 @@ STATISTICS_VERSION = 3
 """Grows when what is computed from the same archives changes, so that what was kept is computed again."""
 
 
+class NotKeptError(Exception):
+    """Archives would have to be read through to know."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a policy may be chosen by.
@@ -57,6 +61,7 @@ class Evidence:
         labelled: finds the labelled target images (``val``); only called by policies that use labels.
         few_shot: which of them ``few-shot`` may look at: a number, or ids separated by commas.
         store: folder where statistics of archives are kept for the next run; ``None`` keeps none.
+        kept_only: take what is kept there, and compute nothing: ``NotKeptError``.
     """
 
     task: Task
@@ -65,6 +70,7 @@ class Evidence:
     labelled: Callable[[], list[Sample]]
     few_shot: str = "5"
     store: Path | None = None
+    kept_only: bool = False
 
 
 def choose_policy(spec: str, evidence: Evidence, report: Reporter) -> Policy:
@@ -146,6 +152,7 @@ def _auto(evidence: Evidence, report: Reporter) -> Policy:
 
 def _certainty(evidence: Evidence, report: Reporter) -> Policy:
     """Means over all pixels of all images, as the follow-up project takes them."""
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     total = np.zeros((len(evidence.readers), num_classes))
     pixels = np.zeros_like(total)
@@ -183,6 +190,7 @@ def _true_overlaps(
     evidence: Evidence, samples: Sequence[Sample], before: NDArray[np.float64] | None, report: Reporter
 ) -> Overlaps:
     """What each teacher has in common with the truth, per labelled image."""
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
@@ -197,6 +205,11 @@ def _true_overlaps(
             union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
     _refuse_empty(labelled, samples)
     return Overlaps(common, union, before)
+
+
+def _refuse_work(evidence: Evidence) -> None:
+    if evidence.kept_only:
+        raise NotKeptError
 
 
 def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
@@ -290,6 +303,7 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
         kept = _read_fitted(file, len(evidence.readers), len(evidence.task.classes))
         if kept is not None:
             return kept
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     sample = _sample(evidence.readers, ids, report)
     shown = _labelled_pixels(evidence, labelled, report) if labelled else None

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from endauda_cli.files import size_text
 from endauda_cli.label_results import LabelExport, LabelImport
+from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
@@ -42,8 +43,6 @@ STATE_STYLES = {"ok": "green", "note": "yellow", "missing": "magenta", "broken":
 STATE_WIDTH = max(map(len, STATE_STYLES))
 NAME_WIDTH = 18
 """Longer names push only their own line to the right."""
-MOST_SHOWN = 50
-"""Images that are listed one by one."""
 NOTED = 3
 """So many published artefacts are described beside the table."""
 
@@ -306,20 +305,18 @@ class Page:
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
 
-    @show.register
-    def _(self, r: LabelExport) -> None:
-        if r.disputed:
-            table = self._table("image", "teachers disagree on %")
-            for one in r.disputed[:MOST_SHOWN]:
-                table.add_row(one.image, _percent(one.disputed))
+    @show.register(LabelExport)
+    @show.register(LabelImport)
+    @show.register(Plan)
+    def _(self, r: LabelExport | LabelImport | Plan) -> None:
+        for part in handed.parts(r, lambda path: str(_relative(path))):
+            if isinstance(part, str):
+                self._line(part)
+                continue
+            table = self._table(*part.columns, left=part.left)
+            for row in part.rows:
+                table.add_row(*row)
             self._print(table)
-        for line in handed.exported(r, str(_relative(r.folder)), MOST_SHOWN):
-            self._line(line)
-
-    @show.register
-    def _(self, r: LabelImport) -> None:
-        for line in handed.imported(r, str(_relative(r.folder))):
-            self._line(line)
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)

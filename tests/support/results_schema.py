@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from endauda_cli import label_results, results, score_results
+from endauda_cli import label_results, plan_results, results, score_results
 from endauda_cli.label_results import LabelExport, LabelImport
+from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
     CheckupResult,
     ConfigResult,
@@ -34,10 +35,10 @@ from endauda_cli.terminal import answer
 from endauda_cli.terminal.answer import SCHEMA, Failure
 
 RESULTS: dict[str, tuple[type, ...]] = {
-    "export-teacher": (ExportResult,),
-    "fuse": (FusionResult,),
-    "train": (TrainResult,),
-    "test": (EvalResult, ScoreTable),
+    "export-teacher": (ExportResult, Plan),
+    "fuse": (FusionResult, Plan),
+    "train": (TrainResult, Plan),
+    "test": (EvalResult, ScoreTable, Plan),
     "download-weights": (WeightsList, DownloadResult),
     "inspect": (InspectResult,),
     "merge": (MergeResult,),
@@ -57,7 +58,7 @@ def schema() -> dict[str, Any]:
     for kind in (*dict.fromkeys(kind for kinds in RESULTS.values() for kind in kinds), Failure):
         made = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {}) | {kind.__name__: made}
-    modules = (results, score_results, label_results, answer)
+    modules = (results, score_results, label_results, plan_results, answer)
     for name, docs in {
         name: docs for module in modules for name, docs in _field_docs(module).items()
     }.items():
