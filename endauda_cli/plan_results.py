@@ -51,11 +51,6 @@ class Plan:
     cpu: Expected
     """Seconds of all cores together."""
 
-    @property
-    def to_do(self) -> int:
-        """Images or steps."""
-        return sum(one.missing + one.changed for one in self.work)
-
     def with_(self, **changes: Expected) -> Plan:
         """The plan with other figures."""
         return replace(self, **changes)  # type: ignore[arg-type]

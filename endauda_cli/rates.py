@@ -40,7 +40,7 @@ class Rate:
         device: where it was computed.
         machine: on which machine.
         images: that were made.
-        setup: seconds before the first of them.
+        setup, setup_cpu: seconds before the first of them, and those of all cores together.
         seconds: for all of them.
         cpu_seconds: of this process meanwhile, in all threads.
         peak_bytes: the most memory that the process ever had; 0 where the system does not say.
@@ -52,6 +52,7 @@ class Rate:
     machine: str
     images: int
     setup: float
+    setup_cpu: float
     seconds: float
     cpu_seconds: float
     peak_bytes: int
@@ -63,7 +64,11 @@ class Rate:
 
     def time_of(self, images: int) -> float:
         """Seconds for so many."""
-        return self.setup + images / self.images_per_second if images else self.setup
+        return self.setup + images / self.images_per_second
+
+    def cpu_of(self, images: int) -> float:
+        """The same, of all cores together."""
+        return self.setup_cpu + images * self.cpu_seconds / self.images
 
 
 class Stopwatch:
@@ -76,9 +81,8 @@ class Stopwatch:
 
     def __init__(self, task: str, report: Reporter) -> None:
         self._task, self._report = task, report
-        self._began = time.monotonic()
+        self._began = self._last = time.monotonic(), time.process_time()
         self._first: tuple[float, float] | None = None
-        self._last = (self._began, 0.0)
 
     def report(self, event: Tick | Note) -> None:
         """A reporter."""
@@ -91,9 +95,9 @@ class Stopwatch:
         """Append a line, if images were made; a workspace that cannot be written to is none the worse for it."""
         if self._first is None or images < 1 or self._last[0] <= self._first[0]:
             return
-        setup = self._first[0] - self._began
-        seconds, cpu = (last - first for last, first in zip(self._last, self._first, strict=True))
-        rate = Rate(command, what, device, _machine(), images, setup, seconds, cpu, _peak())
+        setup = [first - began for first, began in zip(self._first, self._began, strict=True)]
+        took = [last - first for last, first in zip(self._last, self._first, strict=True)]
+        rate = Rate(command, what, device, _machine(), images, *setup, *took, _peak())
         with suppress(OSError), (root / RATES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(rate)) + "\n")
 
@@ -128,7 +132,7 @@ def _is_sound(rate: Rate) -> bool:
     kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
     if not all(isinstance(getattr(rate, f.name), kinds[str(f.type)]) for f in fields(rate)):
         return False
-    numbers: tuple[Any, ...] = (rate.setup, rate.cpu_seconds, rate.peak_bytes)
+    numbers: tuple[Any, ...] = (rate.setup, rate.setup_cpu, rate.cpu_seconds, rate.peak_bytes)
     return (
         0 < rate.images < 1e12 and 1e-9 < rate.seconds < 1e9 and all(0 <= number < 1e18 for number in numbers)
     )

@@ -85,6 +85,7 @@ def run(options: Fuse) -> None:
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
         from endauda_cli.fusion.job import Job, fuse
+        from endauda_cli.planning.fusions import kind_of, plan_fuse
         from endauda_cli.rates import Stopwatch
 
     split, rule = options.split, options.rule or _rule_for(options.policy)
@@ -120,14 +121,12 @@ def run(options: Fuse) -> None:
         )
         root = session.workspace.root
         if options.dry_run:
-            from endauda_cli.planning.fusions import plan_fuse
-
             terminal.show(plan_fuse(config, job, root, terminal.report))
             return
         watch = Stopwatch("fusing", terminal.report)
         result = fuse(config, job, watch.report)
         made = result.images - result.skipped
-        watch.store(root, "fuse", str(rule), here.device.partition(":")[0], made)
+        watch.store(root, "fuse", kind_of(rule, result.teachers), here.device.partition(":")[0], made)
         terminal.show(result)
 
 

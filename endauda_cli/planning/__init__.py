@@ -62,5 +62,5 @@ def expected(
     return plan.with_(
         memory=Expected(peak, f"the most that {command} had here") if peak else UNKNOWN,
         time=Expected(sum(rate.time_of(images) for rate, _, images in known), told),
-        cpu=Expected(sum(images * rate.cpu_seconds / rate.images for rate, _, images in known), told),
+        cpu=Expected(sum(rate.cpu_of(images) for rate, _, images in known), told),
     )

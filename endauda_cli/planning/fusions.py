@@ -55,7 +55,14 @@ def plan_fuse(config: FuseConfig, job: Job, root: Path, report: Reporter) -> Pla
     left = missing + changed
     disk = _disk(job.out, size, left) if left else NOTHING
     device = job.device.partition(":")[0]
-    return expected(root, "fuse", job.out, device, [work], disk, [(str(config.rule), left)])
+    return expected(
+        root, "fuse", job.out, device, [work], disk, [(kind_of(config.rule, config.teachers), left)]
+    )
+
+
+def kind_of(rule: str, teachers: Sequence[str]) -> str:
+    """What rates call a fusion: each teacher more is read through."""
+    return f"{rule} of {len(teachers)}"
 
 
 def _state(

@@ -249,7 +249,11 @@ def put_rates(root: Path, *lines: Any) -> None:
 
 def rate(**changes: Any) -> dict[str, Any]:
     plain = {"command": "fuse", "what": "plf", "device": "cpu", "machine": os.uname().nodename, "images": 10}
-    return plain | {"setup": 1.0, "seconds": 5.0, "cpu_seconds": 8.0, "peak_bytes": 9} | changes
+    return (
+        plain
+        | {"setup": 1.0, "setup_cpu": 2.0, "seconds": 5.0, "cpu_seconds": 8.0, "peak_bytes": 9}
+        | changes
+    )
 
 
 def test_the_rate_of_most_images_counts_and_only_this_machines(tmp_path: Path) -> None:
@@ -263,7 +267,11 @@ def test_the_rate_of_most_images_counts_and_only_this_machines(tmp_path: Path) -
         rate(),
     )
     found = find_rate(tmp_path, "fuse", "plf", "cpu")
-    assert found is not None and (found.images, found.time_of(40)) == (20, 1 + 40 / 4)
+    assert found is not None and (found.images, found.time_of(40), found.cpu_of(40)) == (
+        20,
+        1 + 40 / 4,
+        2 + 16,
+    )
     other = find_rate(tmp_path, "fuse", "consensus", "cpu")
     assert other is not None and (other.images, other.what) == (30, "majority")
     assert find_rate(tmp_path, "train", "plf", "cpu") is None
