@@ -95,9 +95,9 @@ class Stopwatch:
         """Append a line, if images were made; a workspace that cannot be written to is none the worse for it."""
         if self._first is None or images < 1 or self._last[0] <= self._first[0]:
             return
-        setup = [first - began for first, began in zip(self._first, self._began, strict=True)]
-        took = [last - first for last, first in zip(self._last, self._first, strict=True)]
-        rate = Rate(command, what, device, _machine(), images, *setup, *took, _peak())
+        (began, cpu_began), (first, cpu_first), (last, cpu_last) = self._began, self._first, self._last
+        setup, setup_cpu, took, cpu = first - began, cpu_first - cpu_began, last - first, cpu_last - cpu_first
+        rate = Rate(command, what, device, _machine(), images, setup, setup_cpu, took, cpu, _peak())
         with suppress(OSError), (root / RATES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(rate)) + "\n")
 
