@@ -18,10 +18,11 @@ from endauda_cli.errors import DataError
 from endauda_cli.inference import run_network
 from endauda_cli.labels import image_size, read_truth
 from endauda_cli.progress import counted
+from endauda_cli.reliability import RANGE, least
 from endauda_cli.segmenter import bands, log_probabilities, tempered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 100
 PIXELS_PER_IMAGE = 4096
-RANGE = (0.05, 20.0)
-"""Of temperatures that are tried."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def fit_temperature(
             f"{domain.name} {split}: no labelled pixel of a class that the teacher knows in the {len(chosen)} of "
             f"{len(samples)} images that were looked at, so no temperature; give a number, or other labelled images"
         )
-    temperature = _rounded(_least(loss))
+    # The loss has one valley in the temperature's logarithm.
+    temperature = _rounded(math.exp(least(lambda log: loss(math.exp(log)), *map(math.log, RANGE))))
     return Fit(
         temperature, f"{domain.name} {split}", len(chosen), label.numel(), loss(1.0), loss(temperature)
     )
@@ -152,19 +152,6 @@ def _loss(segmenter: Segmenter, log: Tensor, label: Tensor, temperature: float) 
         probabilities, label = probabilities[:, ~absent[label]], label[~absent[label]]
     picked = probabilities.gather(0, label[None]).clamp(min=1e-12)
     return -picked.log().mean().item()
-
-
-def _least(loss: Callable[[float], float]) -> float:
-    """Golden section over the logarithm of the temperature, in which the loss has one valley."""
-    low, high = map(math.log, RANGE)
-    golden = (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if loss(math.exp(left)) <= loss(math.exp(right)):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
 
 
 def _rounded(temperature: float) -> float:

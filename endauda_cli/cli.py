@@ -35,6 +35,7 @@ COMMANDS = {
         (TOOLS, "deploy", "Write a student as ONNX, .pt2, TorchScript or safetensors, checked against its checkpoint."),
         (TOOLS, "export-labels", "Write labels in the format of an annotation tool or another program."),
         (TOOLS, "import-labels", "Take labels back that people corrected in an annotation tool."),
+        (TOOLS, "report", "Show the whole workspace on one page: teachers, labels, runs and scores."),
         (TOOLS, "demo", "Show the whole story on a generated street world: archives, labels, student, scores."),
         (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),
         (TOOLS, "inspect", "Show what a certainty archive holds."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,7 @@ from endauda_cli.image_counts import ImageCounts, dealt
 from endauda_cli.inference import run_network
 from endauda_cli.labels import (
     Strays,
-    colourise,
     label_files,
-    read_image,
     read_train_ids,
     truth_of_ids,
     write_colour,
@@ -25,9 +24,17 @@ from endauda_cli.labels import (
 )
 from endauda_cli.metrics import pairs
 from endauda_cli.progress import Reporter, Tick
-from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, thumbnail, write_report
+from endauda_cli.report import Report, Row, Table, number, provenance, write_report
+from endauda_cli.score_page import (
+    Scored,
+    bars_beside,
+    between,
+    further_sections,
+    inputs_of,
+    pictures,
+    scores_table,
+)
 from endauda_cli.scoring import (
-    further_figures,
     refuse_sizes,
     relabelled,
     result_of,
@@ -39,15 +46,13 @@ from endauda_cli.scoring import (
 )
 from endauda_cli.segmenter import Procedure, Segmenter, label_map
 from endauda_cli.threads import ordered_map
-from endauda_cli.workspace import write_text
+from endauda_cli.workspace import REPORT_FILE, write_text
 
-PICTURED_IMAGES = 8
 PROCEDURE = Procedure(softmax="first")
 """The reference's evaluation: single scale, no flip, softmax before upsampling (exports have it after)."""
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -173,49 +178,74 @@ def write_evaluation(
     result: EvalResult,
     samples: Sequence[Sample],
     domain: Domain,
-    counts: ImageCounts | None = None,
+    counts: ImageCounts,
+    beside: Path | None = None,
+    inputs: Mapping[str, str | None] | None = None,
 ) -> None:
-    """``eval.json`` and ``report.html`` of a score, and ``counts.npz`` if there are counts; pictures are shown if
-    predictions were saved."""
-    if counts is not None and result.counts is not None:
+    """``eval.json``, ``report.html`` and, if the result names it, ``counts.npz`` of a score; pictures are shown if
+    predictions were saved.
+
+    Args:
+        out: the folder.
+        result: the score.
+        samples: its images.
+        domain: class table.
+        counts: what each image adds.
+        beside: ``scores.json``, whose rows on the same images the page sets the classes against.
+        inputs: what else went in, for the page.
+    """
+    if result.counts is not None:
         write_counts(result.counts, counts, domain)
     write_text(out / "eval.json", json.dumps(asdict(result), indent=1, default=str) + "\n")
-    cells = [Row([name, number(iou)]) for name, iou in result.iou.items()]
-    cells.append(Row(["mIoU", number(result.miou)], strong=True))
-    cells += [Row([title, number(value)], strong=True) for title, value in result.subset_miou.items()]
-    sections: list[Table | Gallery] = [
-        Table("IoU in percent", ["class", "IoU"], cells),
-        further_table(result),
+    page, folder = out / REPORT_FILE, result.pictures
+    name = Path(result.scored).parent.name or result.scored
+
+    def labels(sample: Sample) -> NDArray[np.uint8]:
+        assert folder is not None
+        return read_train_ids(folder / f"{sample.id}.png", len(domain.classes))
+
+    row = Scored(name, "run", counts, result, None if folder is None else labels)
+    sections = [
+        scores_table([row], page),
+        bars_beside(row.title, result, beside or out / "none", domain),
+        *pictures([row], samples, domain),
+        *further_sections([row], domain),
+        iou_table(result),
+        provenance({**inputs_of(result), **(inputs or {})}),
     ]
-    if result.pictures is not None:
-        rows = []
-        for sample in samples[:: max(1, -(-len(samples) // PICTURED_IMAGES))]:
-            labels = [
-                read_train_ids(result.pictures / f"{sample.id}.png", len(domain.classes)), truth_of(sample, domain)
-            ]  # fmt: skip
-            maps = [thumbnail(colourise(label, domain.palette), flat=True) for label in labels]
-            rows.append(PictureRow(sample.id, [thumbnail(read_image(sample.image)), *maps]))
-        legend = list(zip(domain.classes, domain.palette, strict=True))
-        sections.append(Gallery("Images", ["image", "prediction", "truth"], rows, legend))
-    intro = [
+    write_report(
+        page,
+        Report(f"mIoU {number(result.miou)}: {name}", _intro(result), sections, headline=_headline(result)),
+        {sample.id for sample in samples},
+    )
+
+
+def _intro(result: EvalResult) -> list[str]:
+    told = [
         f"{result.scored} on {result.images} images of {result.target} {result.split}. {result.truth:.2f} % of their "
         "pixels have a class in the truth; only these are scored."
     ]
     if result.coverage < 100:
-        intro.append(
+        told.append(
             f"{result.coverage:.2f} % of the pixels have a prediction. mIoU leaves the others out; counted as wrong, "
             f"as cityscapesScripts does, it is {number(result.strict_miou)}."
         )
-    page = Report(f"mIoU {number(result.miou)}", intro, sections, picture_width=320)
-    write_report(out / "report.html", page, {sample.id for sample in samples})
+    return told
 
 
-def further_table(result: EvalResult) -> Table:
-    """The figures beside the IoUs; how they are counted stands in docs/scoring.md."""
-    lists = [
-        f"{mean.title}: {', '.join(mean.classes)}"
-        for mean in result.means
-        if len(mean.classes) < len(result.iou)
-    ]
-    rows = [Row(row) for row in further_figures(result)]
-    return Table("Further figures", ["", "percent"], rows, lists)
+def _headline(result: EvalResult) -> list[tuple[str, str]]:
+    told = [("mIoU", f"{number(result.miou)} %")]
+    if result.intervals and result.intervals[0].low is not None:
+        told.append(("95 % interval", between(result.intervals[0])))
+    return [*told, ("pixel accuracy", f"{number(result.pixel_accuracy)} %"), ("images", f"{result.images:,}")]
+
+
+def iou_table(result: EvalResult) -> Table:
+    """IoU of each class, with its interval."""
+    rows = []
+    for name, iou in result.iou.items():
+        one = result.iou_intervals.get(name)
+        rows.append(Row([name, number(iou), "n/a" if one is None else between(one)]))
+    rows.append(Row(["mIoU", number(result.miou), ""], strong=True))
+    rows += [Row([title, number(value), ""], strong=True) for title, value in result.subset_miou.items()]
+    return Table("IoU in percent", ["class", "IoU", "95 % interval"], rows)

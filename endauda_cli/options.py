@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from endauda_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -186,18 +186,19 @@ def parse_scales(words: list[str]) -> tuple[float, ...] | None:
         raise ConfigError(f"--scales {' '.join(words)}: expected numbers, such as 0.75 1 1.25") from error
 
 
-def parse_temperature(text: str) -> float:
-    """``"1.5"`` as 1.5.
+def parse_temperature(text: str, words: Sequence[str] = ("auto", "val", "source")) -> float:
+    """``"1.5"`` as 1.5; ``words`` are what else is understood elsewhere.
 
     Raises:
-        ConfigError: if it is neither a number above 0 nor a word that stands for one.
+        ConfigError: if it is no number from 0.01 to 100.
     """
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0.01 <= value <= 100:
-        raise ConfigError(f"--temperature {text}: expected auto, val, source or a number from 0.01 to 100")
+        others = f"{', '.join(words)} or " if words else ""
+        raise ConfigError(f"--temperature {text}: expected {others}a number from 0.01 to 100")
     return value
 
 

@@ -98,6 +98,65 @@ class FusionResult:
 
 
 @dataclass(frozen=True)
+class AdvisedEnsemble:
+    """Some teachers and a rule, and how good that is."""
+
+    teachers: tuple[str, ...]
+    rule: str
+    expected: float
+    """mIoU with what all teachers together believe, percent: no score, it only compares ensembles."""
+    miou: float | None
+    """On the labelled images, if labels may be looked at; percent."""
+    low: float | None
+    """Of the 95 % interval over images, of ``miou`` where there is one, else of ``expected``."""
+    high: float | None
+
+
+@dataclass(frozen=True)
+class TeacherAdvice:
+    """What a teacher is worth to the others."""
+
+    name: str
+    alone: float
+    """By the better figure there is: ``miou`` with labels, else ``expected``; percent."""
+    adds: float
+    """By how many points all teachers together are better than all others together, each by its best rule."""
+    witnesses: float
+    """As how many it counts: 1 of its own mind, a half as one of two near-copies."""
+    copy_of: str | None = None
+    """It says the same as this one, and was left out."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which teachers to fuse, and by which rule. No labels were made."""
+
+    by: Literal["labels", "agreement"]
+    advised: AdvisedEnsemble
+    """All by consensus, unless labels show another to be better by two standard errors: measured on real teachers, that
+    loses least (docs/policies.md)."""
+    sureness: float
+    """Share of draws of the images in which it is the same, 0..1."""
+    smaller: AdvisedEnsemble
+    """The fewest teachers whose ``expected`` is within ``tolerance`` of all."""
+    smaller_sureness: float
+    tolerance: float
+    best: AdvisedEnsemble
+    """The highest figure of all that were tried, chance included."""
+    rules: tuple[AdvisedEnsemble, ...]
+    """All teachers, by each rule."""
+    teachers: tuple[TeacherAdvice, ...]
+    tried: int
+    """Ensembles."""
+    images: int
+    """That ensembles were fitted to and compared on."""
+    labelled_images: tuple[str, ...]
+    """Whose labels were looked at: do not score on them."""
+    command: str
+    """That follows the advice."""
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """A finished run."""
 

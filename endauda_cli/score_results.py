@@ -45,6 +45,51 @@ class BoundaryScore:
 
 
 @dataclass(frozen=True)
+class ReliabilityBin:
+    """Pixels of about one certainty."""
+
+    confidence: float | None
+    """Mean certainty, 0..1; ``None`` without a pixel."""
+    accuracy: float | None
+    """Share of them that are right, 0..1."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How certainties compare with how often they are right; all errors 0..1, over pixels with a label and a true
+    class."""
+
+    bins: tuple[ReliabilityBin, ...]
+    """15 of equal width, of the labels' certainties."""
+    ece: float
+    """Expected calibration error: distance of certainty and accuracy in a bin, mean over pixels."""
+    mce: float
+    """The largest distance of a bin."""
+    classwise: dict[str, float]
+    """The same error of each class's certainty at every pixel, right where the truth is that class."""
+    classwise_mean: float | None
+    """``None`` where only labels have a certainty."""
+    log_loss: float
+    """Mean of -ln of the true class's certainty."""
+    brier: float
+    """Mean squared distance of all certainties from the truth, 0..2."""
+    pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Reliability):
+    """Reliability as it is, and after a temperature."""
+
+    temperature: float
+    """Given, or of least logarithmic loss on all images."""
+    fitted_on: str
+    """``given``; else ``sequences`` or ``images``: half of them had the temperature that was fitted to the other half,
+    both ways, so ``after`` judges none on what it was fitted to."""
+    after: Reliability
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """A score. IoUs are percent; ``None`` is n/a: the class occurs neither in truth nor in prediction."""
 
@@ -83,6 +128,8 @@ class EvalResult:
     """Of ``miou``."""
     iou_intervals: dict[str, Interval | None] = field(default_factory=dict)
     """Of ``iou``, over images."""
+    calibration: Calibration | None = None
+    """Of what has certainties, if it was asked for."""
 
 
 @dataclass(frozen=True)

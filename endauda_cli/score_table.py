@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from endauda_cli.domains import means_of
-from endauda_cli.report import Report, Row, Table, number, write_report
+from endauda_cli.report import Report, Row, Table, number, provenance, write_report
+from endauda_cli.score_page import Scored, between, further_sections, per_class, pictures, scores_table
 from endauda_cli.score_results import Comparison, Interval, PublishedScore, ScoredRow, ScoreTable
-from endauda_cli.scoring import COUNTS_FILE, further_figures, write_counts
+from endauda_cli.scoring import COUNTS_FILE, write_counts
 from endauda_cli.significance import groups_of, intervals, iou_of, mean_over, sign_test, summed
 from endauda_cli.workspace import write_text
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from endauda_cli.datasets import Sample
     from endauda_cli.domains import Domain
     from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.report import Section
     from endauda_cli.score_results import EvalResult
     from endauda_cli.weights.manifest import Artefact
 
     Int64 = NDArray[np.int64]
-    Kind = Literal["teacher", "labels", "run", "predictions"]
 
 TABLE_FILE = "scores.json"
 PUBLISHED_ON = ("cityscapes", "val")
@@ -36,16 +38,6 @@ _CLASSES_OF = {"gta5": 19, "synthia": 16}
 """Over how many classes figures of a source are,"""
 _OTHER_CLASSES = {"synthia/ours/drn": 13, "synthia/source/resnet": None}
 """but for these; ``None`` is not known, so it is left out."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A row: what each image adds, and what that comes to."""
-
-    name: str
-    kind: Kind
-    counts: ImageCounts
-    score: EvalResult
 
 
 def with_intervals(result: EvalResult, counts: ImageCounts, domain: Domain) -> EvalResult:
@@ -120,12 +112,14 @@ def table_of(
     split: str,
     out: Path,
     published: Sequence[PublishedScore] = (),
+    samples: Sequence[Sample] = (),
 ) -> ScoreTable:
     """The rows, best first, with the comparisons of pairs of their names and the published figures; written to ``out``:
-    ``scores.json``, ``report.html``, and the counts of each row in a folder of its name."""
+    ``scores.json``, ``report.html``, and the counts of each row in a folder of its name. The page has pictures of
+    ``samples``."""
     by_name = {row.name: row for row in rows}
-    told, ordered = [], sorted(rows, key=lambda row: -(row.score.miou or 0))
-    for row in ordered:
+    ordered = []
+    for row in sorted(rows, key=lambda row: -(row.score.miou or 0)):
         score = row.score
         if score.counts is None:
             score = replace(
@@ -133,14 +127,15 @@ def table_of(
             )
             assert score.counts is not None
             write_counts(score.counts, row.counts, domain)
-        told.append(ScoredRow(row.name, row.kind, score))
+        ordered.append(replace(row, score=score))
+    told = [ScoredRow(row.name, row.kind, row.score) for row in ordered]
     comparisons = tuple(one for a, b in against for one in compare(by_name[a], by_name[b]))
     images = len(rows[0].counts.images)
     table = ScoreTable(
         domain.name, split, images, tuple(told), comparisons, out / "report.html", tuple(published)
     )
     write_text(out / TABLE_FILE, json.dumps(asdict(table), indent=1, default=str) + "\n")
-    write_report(table.report, _page(table))
+    write_report(table.report, _page(table, ordered, samples, domain))
     return table
 
 
@@ -186,49 +181,27 @@ def _published(published: Sequence[PublishedScore]) -> Table:
     return Table("Beside published figures", ["published", "classes", "mIoU", *names], rows, text)
 
 
-def _page(table: ScoreTable) -> Report:
-    best = table.rows[0]
-    names = [row.name for row in table.rows]
-    titles = [title for title, _ in further_figures(best.score)]
-    rows = [
-        Row(
-            [
-                f"{row.kind} {row.name}",
-                number(row.score.miou),
-                between(row.score.intervals[0]) if row.score.intervals else "n/a",
-                *(value for _, value in further_figures(row.score)),
-                f"{row.score.coverage:.2f}",
-                number(row.score.strict_miou),
-            ]
-        )
-        for row in table.rows
-    ]
-    columns = ["scored", "mIoU", "95 % interval", *titles, "coverage", "255 counted as wrong"]
-    lists = [
-        f"{m.title}: {', '.join(m.classes)}" for m in best.score.means if len(m.classes) < len(best.score.iou)
-    ]
-    sections = [Table("Scores in percent", columns, rows, lists), _per_class(table, names)]
+def _page(table: ScoreTable, rows: Sequence[Scored], samples: Sequence[Sample], domain: Domain) -> Report:
+    best = rows[0]
+    sections: list[Section] = [scores_table(rows, table.report)]
     if table.comparisons:
-        sections.insert(1, _differences(table.comparisons))
+        sections.append(_differences(table.comparisons))
     if table.published:
         sections.append(_published(table.published))
-    intro = [
-        f"{len(table.rows)} scored on {table.images} images of {table.target} {table.split}; {best.score.truth:.2f} % "
-        "of their pixels have a class in the truth, and only these are scored.",
-        *(f"Over {one.units} {one.over} the best has {between(one)}." for one in best.score.intervals[1:]),
+    sections += [
+        *per_class(rows, domain),
+        *pictures(rows, samples, domain),
+        *further_sections(rows, domain),
+        provenance({"scored": "\n".join(f"{row.title}: {row.score.scored}" for row in rows)}),
     ]
-    return Report(f"mIoU of {len(table.rows)} on {table.target} {table.split}", intro, sections)
-
-
-def _per_class(table: ScoreTable, names: Sequence[str]) -> Table:
-    lines = []
-    for c in table.rows[0].score.iou:
-        values = [row.score.iou[c] for row in table.rows]
-        top = max((value for value in values if value is not None), default=None)
-        marked = frozenset(i for i, value in enumerate(values, 1) if value is not None and value == top)
-        lines.append(Row([c, *(number(value) for value in values)], marked))
-    means = [number(row.score.miou) for row in table.rows]
-    return Table("IoU per class in percent", ["class", *names], [*lines, Row(["mIoU", *means], strong=True)])
+    others = [one for one in best.score.intervals[1:] if one.low is not None]
+    intro = [
+        f"{len(rows)} scored on {table.images} images of {table.target} {table.split}; {best.score.truth:.2f} % "
+        "of their pixels have a class in the truth, and only these are scored.",
+        *(f"Over {one.units} {one.over} the best has {between(one)}." for one in others),
+    ]
+    headline = [("best mIoU", f"{number(best.score.miou)} %"), ("of", best.title)]
+    return Report(f"mIoU of {len(rows)} on {table.target} {table.split}", intro, sections, headline=headline)
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Table:
@@ -250,10 +223,3 @@ def _differences(comparisons: Sequence[Comparison]) -> Table:
     columns = ["difference", "of", "points", *over, "real", "images won / lost / even", "p of the sign test"]
     text = ["Real: the interval over images does not hold 0. Images are won by their own mIoU."]
     return Table("Are the differences real?", columns, rows, text)
-
-
-def between(one: Interval, signed: bool = False) -> str:
-    """``57.1 to 62.3``."""
-    if one.low is None or one.high is None:
-        return "n/a"
-    return f"{one.low:+.2f} to {one.high:+.2f}" if signed else f"{one.low:.2f} to {one.high:.2f}"

@@ -206,6 +206,22 @@ def count_maps(
     return found
 
 
+def labels_of(maps: Maps, sample: Sample, domain: Domain) -> NDArray[np.uint8]:
+    """An image's map as (H, W) uint8 train ids, for a picture: read as this image alone looks to be meant.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    values, palette = maps.read(sample)
+    of_truth, of_prediction, pixels = pairs(stored_truth(sample, domain), values)
+    assert sample.label is not None
+    truth = truth_of_ids(sample.label, of_truth, domain, None, pixels)
+    found = read_values(maps.file(sample), of_prediction, palette, domain, maps.ids)
+    by_table = looks_like_label_ids(found, truth, pixels, maps.ids, len(domain.classes))
+    meaning = found.labels if by_table and found.labels is not None else found.train
+    return relabelled(values, of_prediction, meaning)
+
+
 class _Loaded(NamedTuple):
     """An image's map and truth, as :meth:`Reading.count` takes them."""
 

@@ -70,6 +70,10 @@ class Workspace:
         """Where a training run (and the reports on it) lies."""
         return self.root / "runs" / source / name
 
+    def scores(self, target: str, split: str) -> Path:
+        """Where the table of all that was scored on a target's split lies."""
+        return self.root / "scores" / f"{target}-{split}"
+
     def weights(self, source: str) -> Path:
         """Where downloaded weights of a source lie."""
         return self.root / "weights" / "weights" / source
@@ -156,7 +160,7 @@ class Workspace:
 
 def checkpoint_in(folder: Path) -> Path | None:
     """``best.pt`` of a run's folder, else its ``last.pt``; ``None`` if it has neither."""
-    return next((folder / name for name in (BEST_FILE, LAST_FILE) if (folder / name).exists()), None)
+    return next((folder / name for name in (BEST_FILE, LAST_FILE) if os.path.exists(folder / name)), None)
 
 
 def find_workspace(given: Path | None) -> Workspace:

@@ -102,6 +102,7 @@ def test_real_documents(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("dacs", "--export", "back"),
     ):
         assert document(endauda("inspect", *words, "--json"))["result"]["archive"]
+    assert document(endauda("report", "--json"))["result"]["runs"][0]["name"] == "run"
     assert document(endauda("download-weights", "--json"))["result"]["artefacts"]
     assert document(endauda("download-weights", "gta5/source", "--offline", "--json"))["result"]["failures"]
     shard = next((city / "certainty/gta5/crst").glob("shard-*.h5"))

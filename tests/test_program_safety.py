@@ -80,8 +80,8 @@ def test_one_output_for_two_classes() -> None:
     with pytest.raises(
         CheckpointError, match=r"if it tells one class from another .* list these two as classes"
     ):
-        Program(run, Input(), Wanted(PATH, 2, probabilities=True))(IMAGES)
-    (found,) = Program(run, Input(), Wanted(PATH, 2, probabilities=True, pair=True))(IMAGES)
+        Program(run, Input(), Wanted(PATH, 2, says="probabilities"))(IMAGES)
+    (found,) = Program(run, Input(), Wanted(PATH, 2, says="probabilities", pair=True))(IMAGES)
     assert torch.allclose(found[:, 1:], run(IMAGES)) and torch.allclose(found.sum(1), torch.ones(3, 8, 12))
 
 
@@ -117,24 +117,25 @@ def test_noise_of_half_precision_is_none() -> None:
 @pytest.mark.parametrize(
     ("make", "declared", "said", "unsaid"),
     [
-        (lambda x: x.softmax(1) * 100, True, "divide by 100", "logits"),
-        (lambda x: x.sigmoid(), True, "a sigmoid of each class is no softmax", "logits"),
-        (lambda x: x.sigmoid() * 100, True, "export the network with a softmax", "logits"),
-        (lambda x: x.log_softmax(1), True, "say 'logits'", "divide"),
-        (lambda x: x.softmax(1), False, "say kind = 'probabilities'", "divide"),
-        (lambda x: x.softmax(1) * 100, False, "divide by 100", "sigmoid"),
-        (lambda x: x.sigmoid(), False, "as a sigmoid's do", "divide"),
+        (lambda x: x.softmax(1) * 100, "probabilities", "divide by 100", "logits"),
+        (lambda x: x.sigmoid(), "probabilities", "a sigmoid of each class is no softmax", "logits"),
+        (lambda x: x.sigmoid() * 100, "probabilities", "export the network with a softmax", "logits"),
+        (lambda x: x.log_softmax(1), "probabilities", "say 'logits'", "divide"),
+        (lambda x: x.softmax(1), "logits", "say kind = 'probabilities'", "divide"),
+        (lambda x: x.softmax(1) * 100, "logits", "divide by 100", "sigmoid"),
+        (lambda x: x.sigmoid(), "logits", "as a sigmoid's do", "divide"),
+        (lambda x: x, "scores", "say 'logits'", "divide"),
     ],
 )
-def test_advice(make: Any, declared: bool, said: str, unsaid: str) -> None:
+def test_advice(make: Any, declared: str, said: str, unsaid: str) -> None:
     with pytest.raises(CheckpointError, match=said) as caught:
-        program(lambda images: make(logits(images)), probabilities=declared)(IMAGES)
+        program(lambda images: make(logits(images)), says=declared)(IMAGES)
     assert unsaid not in str(caught.value)
 
 
 def test_what_is_right_passes() -> None:
     program(lambda images: logits(images).log_softmax(1))(IMAGES)
-    program(lambda images: logits(images).softmax(1) - 1e-7, probabilities=True)(IMAGES)
+    program(lambda images: logits(images).softmax(1) - 1e-7, says="probabilities")(IMAGES)
 
 
 # ---------------------------------------------------------------------------- inputs

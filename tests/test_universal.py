@@ -15,10 +15,11 @@ from endauda_cli.config import InferenceConfig
 from endauda_cli.errors import CheckpointError
 from endauda_cli.exporting import teacher_maps
 from endauda_cli.gridding import has_grid
+from endauda_cli.models.universal import UNIVERSAL, semantic_scores, windows
 from endauda_cli.progress import silent
 from endauda_cli.segmenter import Procedure, Segmenter, bands, certainty_maps, log_probabilities, tempered
 from endauda_cli.teachers import open_teacher
-from endauda_cli.teachers.universal import UNIVERSAL, semantic_scores, windows
+from tests.support.networks import tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,16 +87,6 @@ def eomt() -> tuple[Any, Any]:
 
 
 MODELS = {"mask2former": mask2former, "maskformer": maskformer, "oneformer": oneformer, "eomt": eomt}
-
-
-def tokenizer(folder: Path) -> Any:
-    """Of letters alone: what a network makes of its tokens is not looked at."""
-    letters = [*"abcdefghijklmnopqrstuvwxyz"]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "th", "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
-    return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
 class Made:
@@ -264,7 +255,7 @@ def test_few_masks_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     generator = torch.Generator().manual_seed(0)
     classes, masks = torch.randn(1, 9, 4, generator=generator), torch.randn(1, 9, 3, 6, generator=generator)
     whole = semantic_scores(classes, masks, (7, 11))
-    monkeypatch.setattr("endauda_cli.teachers.universal._FLOATS", 2 * 7 * 11)
+    monkeypatch.setattr("endauda_cli.models.universal._FLOATS", 2 * 7 * 11)
     torch.testing.assert_close(semantic_scores(classes, masks, (7, 11)), whole)
 
 

@@ -41,7 +41,7 @@ class _Origin:
     name: str = option(..., help="What to call the teacher.", complete="archives")
     weights: Path | None = option(
         None, "--weights", panel=_TEACHER, complete="weights",
-        help="Checkpoint to run, or a folder of transformers or segmentation-models-pytorch.",
+        help="Checkpoint to run, a run's name, or a folder of transformers or segmentation-models-pytorch.",
     )  # fmt: skip
     program: Path | None = option(
         None, "--program", panel=_TEACHER,

@@ -18,7 +18,15 @@ from endauda_cli.commands.options import (
 )
 from endauda_cli.commands.session import open_session, place, refuse_unknown_teachers
 from endauda_cli.commands.signature import command as make_command
-from endauda_cli.config import Amp, FuseConfig, FusionOptions, FusionOutput, InferenceConfig, check_name
+from endauda_cli.config import (
+    Amp,
+    FuseConfig,
+    FusionOptions,
+    FusionOutput,
+    InferenceConfig,
+    check_name,
+    launched,
+)
 from endauda_cli.errors import ConfigError
 from endauda_cli.options import chosen, option
 from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, PolicyKind, Split
@@ -26,7 +34,10 @@ from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, Policy
 if TYPE_CHECKING:
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
+    from endauda_cli.fusion.job import Job
     from endauda_cli.fusion.live import NetworkReader
+    from endauda_cli.plan_results import Plan
+    from endauda_cli.results import Advice, FusionResult
 
 _DECIDING, _OUTPUT, _NETWORKS = "How labels are decided", "What is made", "Networks among the teachers"
 
@@ -51,6 +62,12 @@ class _Chosen:
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class _Made:
     """What becomes of it."""
+
+    advise: bool = option(
+        False, "--advise", panel=_OUTPUT,
+        help="Make no labels: say what each teacher adds, which to fuse by which rule, and how sure that is. Labels "
+        "are looked at with --policy few-shot or val alone.",
+    )  # fmt: skip
 
     split: Split = option(Split.TRAIN, "--split", help="Images of the target to fuse.", panel=_OUTPUT)
     name: str | None = option(
@@ -81,13 +98,13 @@ def run(options: Fuse) -> None:
     - `endauda fuse --teachers dacs crst cbst`
     - `endauda fuse --teachers dacs crst --rule certainty --threshold 70 --name mean70`
     - `endauda fuse --teachers dacs crst=runs/crst.pth`
+    - `endauda fuse --advise --policy few-shot --few-shot 10`
     """
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
-        from endauda_cli.fusion.job import Job, fuse
-        from endauda_cli.planning.fusions import kind_of, plan_fuse
-        from endauda_cli.rates import Stopwatch
+        from endauda_cli.fusion.job import Job
 
+    _check_advise(options)
     split, rule = options.split, options.rule or _rule_for(options.policy)
     name = options.name
     if name is None:
@@ -119,15 +136,42 @@ def run(options: Fuse) -> None:
             here.device,
             here.others,
         )
-        root = session.workspace.root
-        if options.dry_run:
-            terminal.show(plan_fuse(config, job, root, terminal.report))
-            return
-        watch = Stopwatch("fusing", terminal.report)
-        result = fuse(config, job, watch.report)
-        made = result.images - result.skipped
-        watch.store(root, "fuse", kind_of(rule, result.teachers), here.device.partition(":")[0], made)
-        terminal.show(result)
+        terminal.show(_done(session, options, config, job))
+
+
+def _done(session: Session, options: Fuse, config: FuseConfig, job: Job) -> FusionResult | Advice | Plan:
+    """The labels, or what was asked for in their place."""
+    from endauda_cli.fusion.job import advice, fuse
+    from endauda_cli.planning.fusions import kind_of, plan_fuse
+    from endauda_cli.rates import Stopwatch
+
+    root, report = session.workspace.root, session.terminal.report
+    if options.dry_run:
+        return plan_fuse(config, job, root, report)
+    if options.advise:
+        return advice(config, job, report)
+    watch = Stopwatch("fusing", report)
+    result = fuse(config, job, watch.report)
+    made = result.images - result.skipped
+    watch.store(root, "fuse", kind_of(config.rule, result.teachers), job.device.partition(":")[0], made)
+    return result
+
+
+def _check_advise(options: Fuse) -> None:
+    if not options.advise:
+        return
+    if options.dry_run:
+        raise ConfigError("--advise writes nothing anyway; leave --dry-run out")
+    if options.rule is not None:
+        raise ConfigError(f"--advise tries every rule; leave --rule {options.rule} out")
+    if options.policy not in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):
+        raise ConfigError(
+            f"--advise --policy {options.policy}: auto looks at no label, few-shot and val at some; say one of them"
+        )
+    if options.shard != (1, 1) or launched() > 1:
+        raise ConfigError("--advise looks at a few images, in one process; leave --shard and torchrun out")
+    if options.teachers is not None and len(options.teachers) < 2:
+        raise ConfigError("--advise compares teachers; name two or more with --teachers")
 
 
 def _rule_for(policy: str) -> FusionRule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -122,21 +123,27 @@ class Session:
         return self.workspace.path(given)
 
     def weights(self, given: Path) -> Path:
-        """A file of weights by its path, or by the name that ``download-weights`` lists it under.
+        """A file or folder of weights: the checkpoint of a run by its name or folder, ``best.pt`` before ``last.pt``;
+        any by its path; or what ``download-weights`` lists under that name.
 
         Raises:
-            ConfigError: if it is such a name, but was not fetched.
+            ConfigError: if it is the name of a run and a path, or such a name and was not fetched.
         """
         path = self.path(given)
-        if not path.exists():
-            from endauda_cli.weights import installed, read_manifest
+        run = self.workspace.run(self.task.source.name, given.name) if len(given.parts) == 1 else path
+        found = checkpoint_in(run)
+        if found is not None:
+            if os.path.exists(path) and not path.samefile(run):
+                raise ConfigError(f"{given}: a run and a path too; name {found} or {path.resolve()}")
+            return found
+        if os.path.exists(path):
+            return checkpoint_in(path) or path
+        from endauda_cli.weights import installed, read_manifest
 
-            return installed(self.workspace.root, read_manifest(), given.as_posix()) or path
-        return path
+        return installed(self.workspace.root, read_manifest(), given.as_posix()) or path
 
     def checkpoint(self, given: Path | None) -> Path:
-        """The checkpoint of a run by its name or folder, ``best.pt`` before ``last.pt``; else as ``weights``; of the
-        newest run without any.
+        """As ``weights``, which must be there; of the newest run without any.
 
         Raises:
             EndaudaError: if there is none.
@@ -144,11 +151,8 @@ class Session:
         source = self.task.source.name
         if given is None:
             return self.workspace.newest_checkpoint(source)
-        for folder in (self.workspace.run(source, str(given)), self.path(given)):
-            if (found := checkpoint_in(folder)) is not None:
-                return found
         path = self.weights(given)
-        if not path.exists():
+        if not os.path.exists(path):
             names = self.workspace.runs(source)
             known = f"runs of {source} are {', '.join(names)}" if names else f"there is no run of {source}"
             raise WorkspaceError(

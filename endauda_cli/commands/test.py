@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.commands.options import (
@@ -27,12 +29,11 @@ from endauda_cli.commands.scored_rows import (
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.errors import ArchiveError, CheckpointError, ConfigError, DataError
-from endauda_cli.options import chosen, option
+from endauda_cli.options import chosen, option, parse_temperature
 from endauda_cli.types import Arch, Backbone, PredictionIds, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     from endauda_cli.datasets import Sample
     from endauda_cli.image_counts import ImageCounts
     from endauda_cli.plan_results import Plan
+    from endauda_cli.score_page import Scored
     from endauda_cli.score_results import ScoreTable
-    from endauda_cli.score_table import Scored
     from endauda_cli.scoring import Maps
+    from endauda_cli.segmenter import Procedure
 
 _SCORED = "What is scored"
 
@@ -90,6 +92,15 @@ class Test(Passes, TargetData, OnDevice, DryRun, Located):
         panel=_SCORED,
         help="Score outlines, too; label PNGs then take five times as long.",
     )
+    calibration: bool = option(
+        False, "--calibration", panel=_SCORED,
+        help="Say of archives how often certainties are right: reliability, ECE, classwise, before and after a "
+        "temperature; reads all certainties.",
+    )  # fmt: skip
+    temperature: float | None = option(
+        None, "--temperature", panel=_SCORED, metavar="T",
+        help="The one that --calibration judges. [default: fitted to half of the images, judged on the others]",
+    )  # fmt: skip
     save_images: bool = option(
         True, "--save-images/--no-save-images", panel=_SCORED, help="Write predictions and colour pictures."
     )
@@ -108,6 +119,7 @@ def run(options: Test) -> None:
     - `endauda test --predictions outputs/labels --source synthia`
     - `endauda test --all`
     - `endauda test --compare consensus-val dacs`
+    - `endauda test --archive dacs crst --calibration`
     """
     session = open_session("test", options, options.device)
     compared = options.compare or []
@@ -123,6 +135,7 @@ def run(options: Test) -> None:
     rows = with_compared(session, rows, compared)
     if PUBLISHED in compared:
         _refuse_elsewhere(session.task.target.name, options.split)
+    _check_calibration(options, rows)
     networks = not rows or any(row.kind == "run" for row in rows)
     if networks:
         with session.terminal.loading("torch"):
@@ -156,7 +169,7 @@ def run(options: Test) -> None:
         if len(rows) == 1 and not compared:
             terminal.show(scored[0].score)
             return
-        terminal.show(_table(session, options, rows, scored))
+        terminal.show(_table(session, options, rows, scored, samples))
 
 
 def _plan(
@@ -183,7 +196,9 @@ def _plan(
     return plan_test(planned, samples, out, root, "cpu" if where is None else where.type)
 
 
-def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored]) -> ScoreTable:
+def _table(
+    session: Session, options: Test, rows: Sequence[Chosen], scored: Sequence[Scored], samples: list[Sample]
+) -> ScoreTable:
     """Of all that could be scored."""
     from endauda_cli.score_table import published_scores, table_of
     from endauda_cli.weights.manifest import read_manifest
@@ -194,8 +209,8 @@ def _table(session: Session, options: Test, rows: Sequence[Chosen], scored: Sequ
     held = [there[name] for name in held_against_published(rows, compared) if name in there]
     artefacts = read_manifest().artefacts.values() if held else ()
     published = published_scores(held, artefacts, session.task.source.name)
-    out = session.workspace.root / "scores" / f"{domain.name}-{options.split}"
-    return table_of(scored, pairs, domain, options.split, out, published)
+    out = session.workspace.scores(domain.name, options.split)
+    return table_of(scored, pairs, domain, options.split, out, published, samples)
 
 
 def _refuse_elsewhere(target: str, split: str) -> None:
@@ -204,6 +219,17 @@ def _refuse_elsewhere(target: str, split: str) -> None:
     if (target, split) != PUBLISHED_ON:
         raise ConfigError(
             f"--compare published: the figures are of {' '.join(PUBLISHED_ON)}, not of {target} {split}"
+        )
+
+
+def _check_calibration(options: Test, rows: Sequence[Chosen]) -> None:
+    if options.temperature is not None:
+        if not options.calibration:
+            raise ConfigError("--temperature is what --calibration judges; add that")
+        parse_temperature(str(options.temperature), ())
+    if options.calibration and not any(row.kind == "teacher" for row in rows):
+        raise ConfigError(
+            "--calibration is of certainties, which archives hold: name some with --archive, or --all"
         )
 
 
@@ -230,10 +256,32 @@ def _score_maps(
         boundaries=options.boundaries,
     )
     watch.store(session.workspace.root, "test", MAPS, "cpu", len(opened) * len(samples))
-    return [
-        _scored(session, options, row, maps.scored, counts)
+    scored = [
+        _scored(session, options, row, maps.scored, counts, _labels(maps, session))
         for (row, maps), counts in zip(opened, counted, strict=True)
     ]
+    return [_calibrated(session, options, row, samples) for row in scored] if options.calibration else scored
+
+
+def _calibrated(session: Session, options: Test, row: Scored, samples: list[Sample]) -> Scored:
+    """With the calibration of an archive's certainties; other rows as they are."""
+    from endauda_cli.archive import CertaintyReader, join_classes
+    from endauda_cli.reliability import calibration_of
+
+    if row.kind != "teacher":
+        return row
+    with CertaintyReader(Path(row.score.scored)) as archive:
+        found = calibration_of(
+            join_classes(archive, session.task.classes), samples, session.task.target,
+            options.temperature, session.terminal.report, options.workers, row.name,
+        )  # fmt: skip
+    return replace(row, score=replace(row.score, calibration=found))
+
+
+def _labels(maps: Maps, session: Session) -> Callable[[Sample], Any]:
+    from endauda_cli.scoring import labels_of
+
+    return lambda sample: labels_of(maps, sample, session.task.target)
 
 
 def _open(session: Session, options: Test, row: Chosen, samples: list[Sample]) -> Maps | None:
@@ -265,9 +313,11 @@ def _score_network(
     from endauda_cli.config import InferenceConfig
     from endauda_cli.distributed import rank
     from endauda_cli.evaluation import Scoring, count_network, write_evaluation
+    from endauda_cli.files import file_sha256
     from endauda_cli.planning.scores import NETWORK
     from endauda_cli.progress import Note, phase
     from endauda_cli.rates import Stopwatch
+    from endauda_cli.score_table import TABLE_FILE
     from endauda_cli.scoring import COUNTS_FILE
     from endauda_cli.segmenter import Segmenter
 
@@ -286,12 +336,18 @@ def _score_network(
     watch = Stopwatch("testing", report)
     counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, watch.report)
     watch.store(session.workspace.root, "test", NETWORK, where.type, len(samples))
+    read = None if pictures is None else partial(_saved, pictures, len(domain.classes))
     scored = _scored(
-        session, options, row, str(path), counts, pictures=pictures, counts_file=out / COUNTS_FILE
+        session, options, row, str(path), counts, read, pictures=pictures, counts_file=out / COUNTS_FILE
     )
     if rank() == 0:
         with phase(report, "writing the report"):
-            write_evaluation(out, scored.score, samples, domain, counts)
+            stored = session.workspace.scores(domain.name, options.split) / TABLE_FILE
+            inputs = {
+                "its sha256": file_sha256(path) if path.is_file() else None,
+                "passes": _passes(procedure),
+            }
+            write_evaluation(out, scored.score, samples, domain, counts, stored, inputs)
     return scored
 
 
@@ -319,17 +375,35 @@ def _place(session: Session, options: Test, path: Path, network: LoadedStudent) 
     return session.workspace.report(path, name)
 
 
+def _passes(procedure: Procedure) -> str:
+    scales = ", ".join(f"{scale:g}" for scale in procedure.scales)
+    return f"scales {scales}{', and mirrored' if procedure.flip else ''}"
+
+
+def _saved(folder: Path, classes: int, sample: Sample) -> Any:
+    from endauda_cli.labels import read_train_ids
+
+    return read_train_ids(folder / f"{sample.id}.png", classes)
+
+
 def _scored(
-    session: Session, options: Test, row: Chosen, what: str, counts: ImageCounts, **files: Any
+    session: Session,
+    options: Test,
+    row: Chosen,
+    what: str,
+    counts: ImageCounts,
+    labels: Callable[[Sample], Any] | None,
+    **files: Any,
 ) -> Scored:
     """A row's figures."""
-    from endauda_cli.score_table import Scored, with_intervals
+    from endauda_cli.score_page import Scored
+    from endauda_cli.score_table import with_intervals
     from endauda_cli.scoring import result_of
 
     domain = session.task.target
     result = result_of(counts, domain, what, options.split, files.get("pictures"))
     result = replace(with_intervals(result, counts, domain), counts=files.get("counts_file"))
-    return Scored(row.name, row.kind, counts, result)
+    return Scored(row.name, row.kind, counts, result, labels)
 
 
 command = make_command(Test, run)

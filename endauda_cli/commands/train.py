@@ -47,7 +47,7 @@ class _Run(StudentOptions):
     )  # fmt: skip
     init: Path | None = option(
         None, "--init", panel=_NETWORK, complete="weights",
-        help="Checkpoint to start from, a source model or a backbone: a file, or a name of download-weights.",
+        help="Checkpoint to start from, a source model or a backbone: file, run's name, or name of download-weights.",
     )  # fmt: skip
     name: str | None = option(
         None, "--name", panel=_LEARNT, complete="runs",

@@ -167,8 +167,9 @@ def _step_of(run: Path) -> str:
 
 
 def _weights(ctx: Any, workspace: Workspace) -> Iterable[Described]:
-    """Checkpoints of the source's runs and downloads, and what has been downloaded by its name."""
+    """Runs by their names, checkpoints of the source's runs and downloads, and what has been downloaded by its name."""
     source = _task(ctx, workspace).source.name
+    yield from _runs(ctx, workspace)
     for name in workspace.runs(source):
         run = workspace.run(source, name)
         for path in run.glob("*.pt"):

@@ -26,15 +26,16 @@ from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.demo import street
 from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
 from endauda_cli.errors import ConfigError
-from endauda_cli.evaluation import PROCEDURE, Scoring, evaluate, write_evaluation
+from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
 from endauda_cli.exporting import export_network
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
 from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
 from endauda_cli.progress import Note, Reporter, Tick
-from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, write_report
+from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, provenance, write_report
 from endauda_cli.results import DemoResult, Score
-from endauda_cli.scoring import score_predictions
+from endauda_cli.score_table import with_intervals
+from endauda_cli.scoring import result_of, score_predictions
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import open_teacher
 from endauda_cli.training.data import Example, Stream
@@ -325,8 +326,9 @@ def _test(demo: _Demo, checkpoint: Path) -> EvalResult:
     segmenter = Segmenter(network.model, network.preprocessing, PROCEDURE)
     report = _named(demo.report, checkpoint.parent.name)
     scoring = Scoring(domain, str(checkpoint), save=out)
-    result = evaluate(segmenter, samples, scoring, INFERENCE, demo.device, report)
-    write_evaluation(out, result, samples, domain)
+    counts = count_network(segmenter, samples, scoring, INFERENCE, demo.device, report)
+    result = with_intervals(result_of(counts, domain, scoring.scored, scoring.split, out), counts, domain)
+    write_evaluation(out, result, samples, domain, counts)
     return result
 
 
@@ -368,8 +370,8 @@ def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dic
             _looks(demo),
             _gallery(demo, results, palette),
             Table("IoU in percent per class", ["class", *(s.name for s in scores), "owner"], per_class),
+            provenance({"workspace": str(demo.workspace.root), "device": str(demo.device)}),
         ],
-        picture_width=126,
     )
     write_report(page, report)
 
@@ -393,9 +395,12 @@ def _looks(demo: _Demo) -> Gallery:
             demo.workspace.root / "Warehouse" / folder / "images" / "train" /
             f"{'dusk' if folder == 'dusk' else 'noon'}_train_{i:03}.png" for folder in folders.values()
         ]  # fmt: skip
-        rows.append(PictureRow("", [read_image(file) for file in files]))
+        rows.append(PictureRow(f"street {i}", [read_image(file) for file in files]))
     return Gallery(
-        "The two looks of the world, and the source as translated for each teacher", list(folders), rows
+        "The two looks of the world, and the source as translated for each teacher",
+        list(folders),
+        rows,
+        side_by_side=True,
     )
 
 
@@ -416,4 +421,4 @@ def _gallery(demo: _Demo, results: dict[str, EvalResult], palette: tuple[Colour,
         pictures = [read_image(sample.image), *(colourise(one, palette) for one in shown)]
         rows.append(PictureRow(sample.id, pictures))
     legend = list(zip(demo.task.classes, palette, strict=True))
-    return Gallery("Target scenes", ["image", *story, "truth", *others], rows, legend)
+    return Gallery("Target scenes", ["image", *story, "truth", *others], rows, legend, side_by_side=True)

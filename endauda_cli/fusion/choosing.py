@@ -13,7 +13,7 @@ import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
 from endauda_cli.fusion.array_files import read_arrays, write_arrays
-from endauda_cli.fusion.inputs import file_digest, table_digest
+from endauda_cli.fusion.inputs import NotKeptError, file_digest, table_digest
 from endauda_cli.fusion.policy_files import (
     expected_arrays,
     model_arrays,
@@ -44,10 +44,6 @@ SAMPLED_PIXELS = 100_000
 """Label-free statistics need no more: they are means over pixels, and neighbours say the same."""
 STATISTICS_VERSION = 3
 """Grows when what is computed from the same archives changes, so that what was kept is computed again."""
-
-
-class NotKeptError(Exception):
-    """Archives would have to be read through to know."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def choose_consensus(spec: str, evidence: Evidence, report: Reporter) -> tuple[P
         classes, teachers = evidence.task.classes, list(evidence.readers)
         path = Path(spec)
         return read_policy(path, classes, teachers), read_consensus(path, classes, teachers)
-    shown = [] if spec == PolicyKind.AUTO else _labelled(spec, evidence)
+    shown = [] if spec == PolicyKind.AUTO else labelled_samples(spec, evidence)
     fitted = _fitted(evidence, shown, report)
     return _by_agreement(spec, fitted, [sample.id for sample in shown]), fitted.model
 
@@ -142,8 +138,17 @@ def _by_agreement(kind: str, fitted: _Fitted, labelled: Sequence[str] = ()) -> P
     return _in_class_order(owners, kind, fitted.scores, labelled, sure)
 
 
-def _auto(evidence: Evidence, report: Reporter) -> Policy:
+def choose_both(evidence: Evidence, report: Reporter) -> tuple[Policy, Consensus]:
+    """What policy ``auto`` gives ``plf`` and ``consensus``, learnt once."""
     fitted = _fitted(evidence, [], report)
+    return _auto_of(fitted), fitted.model
+
+
+def _auto(evidence: Evidence, report: Reporter) -> Policy:
+    return _auto_of(_fitted(evidence, [], report))
+
+
+def _auto_of(fitted: _Fitted) -> Policy:
     scores = fitted.scores * fitted.sureness
     owners = policies.owners_by_score(scores)
     sure = policies.sureness(fitted.overlaps, owners, np.nan_to_num(fitted.sureness))
@@ -169,12 +174,12 @@ def _certainty(evidence: Evidence, report: Reporter) -> Policy:
 
 
 def _val(evidence: Evidence, report: Reporter) -> Policy:
-    samples = _labelled(PolicyKind.VAL, evidence)
+    samples = labelled_samples(PolicyKind.VAL, evidence)
     return _by_labels(PolicyKind.VAL, samples, _true_overlaps(evidence, samples, None, report))
 
 
 def _few_shot(evidence: Evidence, report: Reporter) -> Policy:
-    samples = _labelled(PolicyKind.FEW_SHOT, evidence)
+    samples = labelled_samples(PolicyKind.FEW_SHOT, evidence)
     before = _fitted(evidence, [], report).scores
     return _by_labels(PolicyKind.FEW_SHOT, samples, _true_overlaps(evidence, samples, before, report))
 
@@ -212,7 +217,7 @@ def _refuse_work(evidence: Evidence) -> None:
         raise NotKeptError
 
 
-def _labelled(spec: str, evidence: Evidence) -> list[Sample]:
+def labelled_samples(spec: str, evidence: Evidence) -> list[Sample]:
     """The labelled target images that a policy looks at."""
     found = evidence.labelled()
     if spec == PolicyKind.VAL:

@@ -28,6 +28,7 @@ from endauda_cli.fusion.choosing import (
     choose_consensus,
     choose_policy,
     common_size,
+    labelled_samples,
     policy_of_all_rules,
 )
 from endauda_cli.fusion.counting import fuse_one, is_line
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from endauda_cli.fusion.journal import Line
     from endauda_cli.fusion.rules.consensus import Consensus
     from endauda_cli.fusion.rules.policies import Policy
-    from endauda_cli.results import FusionResult
+    from endauda_cli.results import Advice, FusionResult
 
 STATISTICS_FOLDER = ".agreement"
 """Beside the archives: what was learnt from them, by what went in; may be deleted."""
@@ -134,6 +135,30 @@ def fuse(config: FuseConfig, job: Job, report: Reporter) -> FusionResult:
             record = about | asdict(result) | {ORDER: next_order(out, RECORD_FILE)}
             write_text(out / RECORD_FILE, json.dumps(record, indent=1, default=str) + "\n")
     return result
+
+
+def advice(config: FuseConfig, job: Job, report: Reporter) -> Advice:
+    """Which of the teachers to fuse, and by which rule; nothing is written.
+
+    Args:
+        config: the teachers; policy ``auto`` looks at no label, ``few-shot`` and ``val`` at those that they name.
+        job: from what; ``out`` is not looked at.
+        report: told of progress.
+
+    Raises:
+        EndaudaError: as ``fuse``; or if labelled images lack outputs.
+    """
+    from endauda_cli.fusion.advising import advise
+
+    with ExitStack() as stack, compiling_told(report):
+        readers, facts = open_teachers(config, job, stack, report)
+        ids = images_of(job, readers)
+        evidence = Evidence(job.task, readers, ids, job.labelled, config.few_shot)
+        labelled = [] if config.policy == PolicyKind.AUTO else labelled_samples(config.policy, evidence)
+        _check_images(readers, [*ids, *(sample.id for sample in labelled)])
+        copies = one_witness_each(readers, facts, ids, report) if len(readers) > 1 else {}
+        readers = {name: reader for name, reader in readers.items() if name not in copies}
+        return advise(job.task, readers, copies, ids, labelled, report)
 
 
 def _make(

@@ -11,9 +11,12 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.fusion.charts import bars, matrix, shades
 from endauda_cli.fusion.choosing import policy_of_all_rules
 from endauda_cli.fusion.image import planes_of, run_rule
+from endauda_cli.fusion.inputs import archive_record
 from endauda_cli.fusion.rules import RULES
 from endauda_cli.labels import colourise, read_image, read_train_ids
 from endauda_cli.report import (
+    BarRow,
+    Bars,
     Figure,
     Gallery,
     PictureRow,
@@ -21,8 +24,10 @@ from endauda_cli.report import (
     Row,
     Section,
     Table,
+    marked_best,
     number,
     percent,
+    provenance,
     thumbnail,
     write_report,
 )
@@ -42,8 +47,6 @@ if TYPE_CHECKING:
     UInt8 = NDArray[np.uint8]
 
 PICTURED_IMAGES = 8
-GALLERY_WIDTH = 1240
-"""Of all pictures of an image side by side, so that none has to be scrolled to."""
 TEACHER_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
@@ -62,20 +65,47 @@ def write_fusion_report(
         lines: of the journal.
         images: id -> photograph, where there are any.
     """
-    sections: list[Section] = [_classes(result), _class_bars(fusion, result)]
-    if len(result.teachers) > 1:
-        sections += [_agreement(result), _agreement_figure(result)]
+    sections: list[Section] = []
     if result.scores:
-        sections.append(_scores(result))
+        sections += [_scores(result), _score_bars(fusion, result)]
     disputed = sorted(lines, key=lambda line: (-line["disputed"] / max(1, line["pixels"]), line["id"]))
     sections += _galleries(fusion, result, disputed[:PICTURED_IMAGES], images)
-    report = Report(
-        f"{result.rule} of {', '.join(result.teachers)}",
-        _intro(fusion, result),
-        sections,
-        picture_width=min(320, GALLERY_WIDTH // (len(result.teachers) + 4)),
-    )
+    sections += [_classes(result), _class_bars(fusion, result)]
+    figures = [_class_figure(fusion, result)]
+    if len(result.teachers) > 1:
+        sections.append(_agreement(result))
+        figures.append(Figure("agreement", matrix(result.teachers, result.agreement)))
+    sections.append(provenance(_inputs(fusion, result, [line["id"] for line in lines])))
+    title = f"{result.rule} of {', '.join(result.teachers)}"
+    report = Report(title, _intro(fusion, result), sections, figures, _headline(result))
     write_report(result.labels / "report.html", report, {line["id"] for line in lines})
+
+
+def _headline(result: FusionResult) -> list[tuple[str, str]]:
+    told = [
+        ("images", f"{result.images:,}"),
+        ("coverage", f"{percent(result.coverage)} %"),
+        ("disputed", f"{percent(result.disputed)} %"),
+    ]
+    own = next((score for score in result.scores if score.is_rule and score.name == result.rule), None)
+    if own is not None and own.miou is not None:
+        told.append(("mIoU, all pixels", f"{number(own.miou)} %"))
+    return told
+
+
+def _inputs(fusion: Fusion, result: FusionResult, images: Sequence[str]) -> dict[str, str | None]:
+    """What was fused, with the digests by which a rerun knows it."""
+    told: dict[str, str | None] = {}
+    for name, reader in fusion.readers.items():
+        record = archive_record(reader, getattr(reader, "attributes", {}), images)
+        told[f"teacher {name}"] = ", ".join(f"{key} {value}" for key, value in record.items() if value)
+    options = fusion.config
+    told["labels"] = str(result.labels)
+    told["options"] = (
+        f"rule {options.rule}, policy {options.policy}, threshold {options.threshold:g}, window "
+        f"{options.window[0]}x{options.window[1]}"
+    )
+    return told
 
 
 def _intro(fusion: Fusion, result: FusionResult) -> list[str]:
@@ -121,13 +151,37 @@ def _classes(result: FusionResult) -> Table:
     return Table("Classes", head, rows, text)
 
 
-def _class_bars(fusion: Fusion, result: FusionResult) -> Figure:
-    columns = [
-        ("share of labels, %", [c.share for c in result.classes]),
-        ("kept by the threshold, %", [c.kept for c in result.classes]),
+def _columns(result: FusionResult) -> list[tuple[str, list[float | None]]]:
+    return [
+        ("share of labels", [c.share for c in result.classes]),
+        ("kept by the threshold", [c.kept for c in result.classes]),
+    ]
+
+
+def _class_bars(fusion: Fusion, result: FusionResult) -> Bars:
+    rows = [
+        BarRow(name, [None if v is None else 100 * v for v in values]) for name, values in _columns(result)
     ]
     names = [c.name for c in result.classes]
-    return Figure("Share and coverage per class", "classes", bars(names, fusion.task.target.palette, columns))
+    return Bars(
+        "Share and coverage per class", names, fusion.task.target.palette, rows, what="share", compared=False
+    )
+
+
+def _class_figure(fusion: Fusion, result: FusionResult) -> Figure:
+    names = [c.name for c in result.classes]
+    columns = [(f"{name}, %", values) for name, values in _columns(result)]
+    return Figure("classes", bars(names, fusion.task.target.palette, columns))
+
+
+def _score_bars(fusion: Fusion, result: FusionResult) -> Bars:
+    """IoU per class, first of the rule that was used and of the best teacher."""
+    scored = [score for score in result.scores if score.miou is not None] or list(result.scores)
+    ordered = sorted(scored, key=lambda score: -(score.miou or 0))
+    ordered.sort(key=lambda score: (score.name != result.rule or not score.is_rule, score.is_rule))
+    names = [c.name for c in result.classes]
+    rows = [BarRow(score.name, [score.iou[name] for name in names]) for score in ordered]
+    return Bars("IoU per class", names, fusion.task.target.palette, rows)
 
 
 def _agreement(result: FusionResult) -> Table:
@@ -144,11 +198,6 @@ def _agreement(result: FusionResult) -> Table:
     return Table("Agreement of the teachers", ["", *result.teachers, "mean"], rows, text)
 
 
-def _agreement_figure(result: FusionResult) -> Figure:
-    picture = matrix(result.teachers, result.agreement)
-    return Figure("Agreement of the teachers", "agreement", picture, shown=False)
-
-
 def _policies(result: FusionResult) -> str:
     """By which policies the rules that are scored side by side go."""
     shared = policy_of_all_rules(result.policy or PolicyKind.AUTO)
@@ -160,17 +209,12 @@ def _policies(result: FusionResult) -> str:
 def _scores(result: FusionResult) -> Table:
     """IoU per class of teachers and rules side by side, the best of each line marked."""
 
-    def row(name: str, values: Sequence[float | None], strong: bool = False) -> Row:
-        shown = [None if value is None else round(value, 2) for value in values]
-        top = max((value for value in shown if value is not None), default=None)
-        best = frozenset(i for i, value in enumerate(shown, 1) if value is not None and value == top)
-        return Row([name, *("" if v is None else f"{v:.2f}" for v in values)], best, strong)
-
     scores = result.scores
-    rows = [row(c.name, [score.iou[c.name] for score in scores]) for c in result.classes]
-    rows.append(row("mIoU, all pixels", [score.miou for score in scores], strong=True))
+    rows = [marked_best(c.name, [score.iou[c.name] for score in scores], "") for c in result.classes]
+    rows.append(marked_best("mIoU, all pixels", [score.miou for score in scores], "", strong=True))
     if result.threshold:
-        rows.append(row("mIoU, kept pixels", [score.kept_miou for score in scores], strong=True))
+        kept = [score.kept_miou for score in scores]
+        rows.append(marked_best("mIoU, kept pixels", kept, "", strong=True))
         rows.append(
             Row(
                 [
@@ -194,7 +238,7 @@ def _galleries(
     with ThreadPoolExecutor(fusion.config.workers) as pool:
         rows = list(pool.map(lambda line: _row(fusion, result, line, images.get(line["id"])), lines))
     photographs = any(line["id"] in images for line in lines)
-    columns = [*(["image"] if photographs else []), *result.teachers, result.rule, "winner", "certainty"]
+    columns = [*(["image"] if photographs else []), result.rule, "winner", "certainty", *result.teachers]
     winners = [f"won by {name}" for name in result.teachers]
     teachers = list(zip(winners, _teacher_colours(len(winners)), strict=True))
     won_by = (
@@ -203,7 +247,7 @@ def _galleries(
         else "The winner map shows who alone gave the label (grey: several did; black: no label was kept)."
     )
     text = [
-        "The images on which the teachers disagree most, most first; the share of disputed pixels stands beside.",
+        "The images on which the teachers disagree most, most first.",
         f"{won_by} Certainty, before the threshold, is white at 100 % and black at 0: "
         + ("the owner's." if RULES[result.rule].owned else "the teachers' mean for the label."),
     ]
@@ -217,13 +261,14 @@ def _row(fusion: Fusion, result: FusionResult, line: Line, photograph: Path | No
     labels = np.stack([reader.labels(image) for reader in fusion.readers.values()])
     fused = _small(read_train_ids(result.labels / f"{image}.png", fusion.recipe.num_classes))
     given = np.stack([_small(label) for label in labels])
-    pictures = [colourise(label, fusion.task.target.palette) for label in (*given, fused)]
-    pictures.append(_winners(fusion, given, fused))
-    pictures.append(np.repeat(_certainty(fusion, image, labels)[..., None], 3, 2))
+    palette = fusion.task.target.palette
+    certainty = np.repeat(_certainty(fusion, image, labels)[..., None], 3, 2)
+    pictures = [colourise(fused, palette), _winners(fusion, given, fused), certainty]
+    pictures += [colourise(label, palette) for label in given]
     if photograph is not None:
         pictures.insert(0, thumbnail(read_image(photograph)))
     share = percent(line["disputed"] / max(1, line["pixels"]))
-    return PictureRow(f"{image} {share}\N{NO-BREAK SPACE}%", pictures)
+    return PictureRow(image, pictures, f"{share}\N{NO-BREAK SPACE}% disputed")
 
 
 def _small(values: UInt8) -> UInt8:

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.fusion.choosing import NotKeptError, common_size
+from endauda_cli.fusion.choosing import common_size
 from endauda_cli.fusion.counting import is_line
-from endauda_cli.fusion.inputs import archive_record, fingerprint, inputs_digest
+from endauda_cli.fusion.inputs import NotKeptError, archive_record, fingerprint, inputs_digest
 from endauda_cli.fusion.job import copies_among, images_of, open_teachers, prepare
 from endauda_cli.fusion.journal import Journal, finished, refuse_other_set
 from endauda_cli.fusion.rules import RULES

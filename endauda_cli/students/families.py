@@ -20,6 +20,7 @@ from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError, did_y
 from endauda_cli.models import TEACHER_NETWORKS, build_teacher
 from endauda_cli.models.foreign import Foreign, HeadSum, Logits, Mask
 from endauda_cli.models.mit import MiTSize
+from endauda_cli.models.universal import UNIVERSAL, Scores
 from endauda_cli.students.offline import offline
 from endauda_cli.students.settings import refuse_hubs, refuse_numbers, refuse_smp
 from endauda_cli.types import STUDENT_ENTRY_POINTS
@@ -60,12 +61,41 @@ def _of_transformers(settings: Settings, num_classes: int, align_corners: bool) 
     with library("transformers", "transformers"):
         config = transformers_config(settings)
         config.num_labels = num_classes
-        auto: Any = getattr(import_module("transformers"), AUTO)
-        model = auto.from_config(config, trust_remote_code=False, dtype=torch.float32)
-    return Foreign(Logits(model), encoder_of(model), align_corners)
+        kind = auto_model(config.model_type)
+        model = kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    family = UNIVERSAL.get(config.model_type)
+    if family is None:
+        return Foreign(Logits(model), encoder_of(model), align_corners)
+    task = torch.tensor(task_in(settings, config.task_seq_len)) if family.task else None
+    return Foreign(Scores(model, family, task), family.encoder, align_corners)
 
 
-AUTO = "AutoModelForSemanticSegmentation"
+TASK = "task_tokens"
+"""In the settings of OneFormer: the numbers of the words that tell it what to do, which its tokenizer made."""
+
+
+def task_in(settings: Settings, length: int) -> list[int]:
+    """These numbers, as many as the network takes.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    tokens = settings.get(TASK)
+    if not isinstance(tokens, list) or len(tokens) != length or not all(map(_is_token, tokens)):
+        raise CheckpointError(
+            f"{_WHERE}: {TASK} are {tokens!r:.80}, but {length} numbers of words were expected"
+        )
+    return list(tokens)
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 24
+
+
+def auto_model(model_type: str) -> Any:
+    """The library's class that makes a network of this type."""
+    task = "Universal" if model_type in UNIVERSAL else "Semantic"
+    return getattr(import_module("transformers"), f"AutoModelFor{task}Segmentation")
 
 
 def transformers_config(settings: Settings) -> Any:
@@ -80,7 +110,12 @@ def transformers_config(settings: Settings) -> Any:
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in automatic.CONFIG_MAPPING:
         raise CheckpointError(f"{_WHERE}: {kind!r:.80} is no network that the installed transformers knows")
-    return automatic.CONFIG_MAPPING[kind].from_dict({k: v for k, v in settings.items() if k not in _LEFT_OUT})
+    config = automatic.CONFIG_MAPPING[kind].from_dict(
+        {k: v for k, v in settings.items() if k not in _LEFT_OUT}
+    )
+    if getattr(config, "is_training", False):
+        config.is_training = False  # OneFormer's encoder of texts, which no loss here has a use for
+    return config
 
 
 _LEFT_OUT = ("auto_map", "quantization_config", "id2label", "label2id", "num_labels", "_name_or_path")
@@ -138,12 +173,15 @@ def _of_teacher(settings: Settings, num_classes: int, align_corners: bool) -> St
         raise CheckpointError(f"{_WHERE}: {name!r:.80} is no teacher that this version knows")
     if not isinstance(heads, list | tuple) or not 0 < len(heads) <= 8 or not all(map(_is_plain, heads)):
         raise CheckpointError(f"{_WHERE}: heads are {heads!r:.80}, but a weight for each was expected")
-    refuse_numbers(_WHERE, dict(options))
-    made = {"num_classes": num_classes, **{key: _option(key, value) for key, value in options.items()}}
     try:
+        refuse_numbers(_WHERE, dict(options))
+        made = {"num_classes": num_classes, **{key: _option(key, value) for key, value in options.items()}}
         network = build_teacher(name, **made)
-    except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{_WHERE}: {name} cannot be built ({error})") from error
+    except (EndaudaError, MemoryError):
+        raise
+    except Exception as error:  # of whatever the options make of it
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{_WHERE}: {name} cannot be built ({reason})") from error
     tops = [name for name, _ in network.named_children()]
     encoder = tuple(top for top in tops if top not in _HEADS)
     return Foreign(HeadSum(network, heads), encoder, align_corners)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +129,8 @@ def _is_word(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # An int may be too large to be a float at all.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _are_three(value: object, positive: bool = False) -> bool:
@@ -150,6 +150,7 @@ def _is_windows(value: object) -> bool:
     return bool(0 < stride <= side <= 1 << 16 and 0 < multiple <= side and side % multiple == 0)
 
 
+_LARGEST = 1e9
 _SOFTMAX = ("last", "scores")
 _INPUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "filter": (lambda v: isinstance(v, str) and v in FILTERS, f"one of {', '.join(FILTERS)}"),

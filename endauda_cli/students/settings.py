@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import CheckpointError
+from endauda_cli.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,17 +19,41 @@ if TYPE_CHECKING:
 _MOST_OF = (
     ("label", 10_000),
     ("class", 10_000),
-    ("layer", 1_000),
-    ("depth", 1_000),
-    ("block", 1_000),
     ("head", 4_096),
 )
 """Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
 _MOST = 1 << 24
+_DEEP = ("layers", "depth", "depths", "blocks")
+_MOST_DEEP = 512
+"""How a setting ends that says how many layers there are, and the most that all of them together can be: the deepest
+networks have a hundred, and laying out a thousand takes seconds."""
+_LONGEST_LIST = 1_000
 _ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
 """Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
 _WORDS = ("act_layer", "norm_layer", "global_pool")
 """Settings that timm takes as words; other words may be paths, such as ``checkpoint_path``."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a folder's JSON file.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent}: a folder without {path.name}; expected what save_pretrained wrote, or a file of weights"
+        ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON (nested too deeply)") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no table, but settings were expected")
+    return content
 
 
 def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | float]]:
@@ -42,10 +68,29 @@ def numbers_in(value: Any, key: str = "settings") -> Iterator[tuple[str, int | f
         yield key, value
 
 
+def lists_in(value: Any) -> Iterator[list[Any]]:
+    """All lists in settings."""
+    if isinstance(value, list):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from lists_in(inner)
+
+
 def refuse_numbers(path: Path, config: dict[str, Any]) -> None:
     """Numbers that no network has, before a library makes a table or layers of them."""
+    longest = max((len(each) for each in lists_in(config)), default=0)
+    if longest > _LONGEST_LIST:
+        raise CheckpointError(
+            f"{path}: has a list of {longest:,} values, but at most {_LONGEST_LIST:,} were expected; the file is "
+            "damaged or forged"
+        )
+    layers = sum(max(0, n) for key, n in numbers_in(config) if isinstance(n, int) and key.endswith(_DEEP))
+    if layers > _MOST_DEEP:
+        raise CheckpointError(
+            f"{path}: speaks of more than {_MOST_DEEP} layers, which no network has; the file is damaged or forged"
+        )
     for key, number in numbers_in(config):
-        counted = key.startswith(("num_", "n_")) or key in ("classes", "depth", "depths", "encoder_depth")
+        counted = key.startswith(("num_", "n_")) or key == "classes"
         most = next((most for word, most in _MOST_OF if word in key and counted), _MOST)
         if isinstance(number, int) and not -_MOST <= number <= most:
             raise CheckpointError(

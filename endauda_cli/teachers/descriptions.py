@@ -16,7 +16,7 @@ it is written down beside the file:
     std = [0.229, 0.224, 0.225]
     multiple_of = 32                        # pads the sides at the right and at the bottom
     [output]
-    kind = "logits"                         # or probabilities
+    kind = "logits"                         # or probabilities, or scores, as of a universal segmenter's masks
     softmax = "after"                       # or before upsampling
     align_corners = true                    # of the upsampling
     heads = [1.0]                           # weights in the sum of several outputs; 0 leaves one out
@@ -78,7 +78,7 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
 _CHOICES = {
     ("input", "filter"): FILTERS,
     ("input", "channels"): ("rgb", "bgr"),
-    ("output", "kind"): ("logits", "probabilities"),
+    ("output", "kind"): ("logits", "probabilities", "scores"),
     ("output", "softmax"): ("after", "before"),
 }
 
@@ -143,12 +143,10 @@ class Description:
         changes: dict[str, Any] = {}
         if "softmax" in output:
             changes["softmax"] = {"before": "first", "after": "last"}[output["softmax"]]
-        if output.get("kind") == "probabilities":
+        if (kind := output.get("kind", "logits")) != "logits":
             if "softmax" in output:
-                raise ConfigError(
-                    f"{self.path}: [output] softmax: there is none after probabilities; leave it out"
-                )
-            changes["softmax"] = "none"
+                raise ConfigError(f"{self.path}: [output] softmax: there is none after {kind}; leave it out")
+            changes["softmax"] = {"probabilities": "none"}.get(kind, kind)
         if "heads" in output:
             heads = changes["heads"] = self._numbers("[output] heads", output["heads"], None)
             total = sum(heads)
@@ -317,9 +315,9 @@ def description_text(segmenter: Segmenter, classes: Sequence[str], remark: str) 
         f"std = {list(made.std)}",
         f"multiple_of = {made.multiple_of}",
         "[output]",
-        toml_line("kind", "probabilities" if run.softmax == "none" else "logits"),
+        toml_line("kind", {"none": "probabilities", "scores": "scores"}.get(run.softmax, "logits")),
     ]
-    if run.softmax != "none":
+    if run.softmax not in ("none", "scores"):
         lines.append(f"{toml_line('softmax', 'before' if run.softmax == 'first' else 'after')}  # upsampling")
     lines += [
         toml_line("align_corners", run.align_corners),

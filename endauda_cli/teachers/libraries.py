@@ -5,7 +5,6 @@ Both libraries are optional. Nothing is downloaded, and no code that lies beside
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,15 +14,15 @@ import torch
 from torch import nn
 
 from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError
-from endauda_cli.files import read_text
 from endauda_cli.models.foreign import Logits, Mask
 from endauda_cli.models.reading import opened, refuse_unreadable
+from endauda_cli.models.universal import UNIVERSAL, Scores
 from endauda_cli.names import name_fault
 from endauda_cli.segmenter import Procedure
+from endauda_cli.students.families import auto_model
 from endauda_cli.students.offline import offline
-from endauda_cli.students.settings import refuse_hubs, refuse_numbers, refuse_smp
-from endauda_cli.teachers.processors import preprocessing_of
-from endauda_cli.teachers.universal import UNIVERSAL, Scores, semantic_task
+from endauda_cli.students.settings import read_json, refuse_hubs, refuse_numbers, refuse_smp
+from endauda_cli.teachers.processors import preprocessing_of, task_of
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def library_errors(folder: Path | str, library: str) -> Iterator[None]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``, if all numbers and names in it are such that a library may be given them."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     refuse_numbers(folder / "config.json", config)
     names_of(folder, config)
     return config
@@ -157,9 +156,7 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
 
     library: Any = transformers  # not typed
     family = UNIVERSAL.get(str(config.get("model_type")))
-    task = "Semantic" if family is None else "Universal"
-    auto = getattr(library, f"AutoModelFor{task}Segmentation")
-
+    auto = auto_model(str(config.get("model_type")))
     logging: Any = import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -178,13 +175,13 @@ def _open_transformers(folder: Path, config: dict[str, Any], own_size: bool) -> 
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
     _refuse_unfilled(folder, info)  # also what did not fit, with its name
-    preprocessing = preprocessing_of(*_processor_settings(folder), own_size)
+    preprocessing = preprocessing_of(folder, own_size)
     # All their post-processing enlarges without aligned corners.
     if family is None:
         return Found("transformers", Logits(model), preprocessing, Procedure(align_corners=False), outputs)
-    words = semantic_task(folder, int(model.config.task_seq_len)) if family.task else None
+    words = torch.tensor(task_of(folder, config, model.config.task_seq_len)) if family.task else None
     procedure = Procedure(align_corners=False, softmax="scores")
-    return Found("transformers", Scores(model, family, words), preprocessing, procedure, outputs)
+    return Found("transformers", Scores(model, family, words).eval(), preprocessing, procedure, outputs)
 
 
 def names_of(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
@@ -205,20 +202,6 @@ def names_of(folder: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     # What transformers writes where nobody named the classes.
     unnamed = outputs is not None and all(name == f"LABEL_{k}" for k, name in enumerate(outputs))
     return None if unnamed else outputs
-
-
-def _processor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how images are prepared, and what is in it of that."""
-    whole = folder / "processor_config.json"  # since transformers 5, of a processor with a tokenizer
-    if whole.exists() and isinstance(settings := _read_json(whole).get("image_processor"), dict):
-        return whole, settings
-    path = folder / "preprocessor_config.json"
-    if not path.exists():
-        raise CheckpointError(
-            f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
-            "there too, with processor.save_pretrained(folder)"
-        )
-    return path, _read_json(path)
 
 
 # ---------------------------------------------------------------------------- what is declared, and what is there
@@ -249,7 +232,7 @@ def _weights_bytes(folder: Path, names: Iterable[str]) -> int:
         )
     files = [name]
     if name.endswith(".index.json"):
-        shards = _read_json(folder / name).get("weight_map")
+        shards = read_json(folder / name).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(
                 f"{folder / name}: holds no weight_map; copy it again, or save the model again"
@@ -331,20 +314,3 @@ def _lacking(folder: Path, error: RuntimeError) -> str:
         (text.find(word) for word in ("Missing", "Unexpected", "size mismatch") if word in text), default=0
     )
     return f"{folder}: its weights do not fit the network of config.json ({text[at : at + 200]}); save both again"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: a folder without {path.name}; expected what save_pretrained wrote, or a file of weights"
-        ) from error
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON (nested too deeply)") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be read as JSON ({reason})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no table, but settings were expected")
-    return content

@@ -236,7 +236,7 @@ def _from_program(path: Path, classes: Sequence[str], said: Description | None) 
         path,
         len(said.classes or classes),
         procedure.heads if "heads" in said.tables["output"] else None,
-        procedure.softmax == "none",
+        {"none": "probabilities", "scores": "scores"}.get(procedure.softmax, "logits"),
         pair=said.classes is not None and len(said.classes) == 2,
     )
     if size is not None:

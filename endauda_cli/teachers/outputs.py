@@ -57,7 +57,7 @@ class Wanted:
         path: the program, for messages.
         classes: how many; ``None`` takes what comes.
         heads: weights of the outputs in their sum; ``None`` if nobody said which outputs count.
-        probabilities: they are said to be that, not logits.
+        says: what they are said to be: ``logits``, ``probabilities``, or ``scores`` (``segmenter.Softmax``).
         pair: one output may stand for two classes: the second's probability, or its logit.
         last: classes are the last axis where that fits.
     """
@@ -65,7 +65,7 @@ class Wanted:
     path: Path
     classes: int | None = None
     heads: tuple[float, ...] | None = None
-    probabilities: bool = False
+    says: str = "logits"
     pair: bool = False
     last: bool = False
 
@@ -135,7 +135,7 @@ class Wanted:
                 if way is ways[self.last] or _like(way.shape[2:], size):
                     return way
             elif self.pair and way.shape[1] == 1 and _like(way.shape[2:], size):
-                return torch.cat([1 - way if self.probabilities else torch.zeros_like(way), way], 1)
+                return torch.cat([1 - way if self.says == "probabilities" else torch.zeros_like(way), way], 1)
         return None
 
     def check(self, output: Tensor) -> None:
@@ -150,7 +150,11 @@ class Wanted:
         about = f"{self.path}: [output] kind is "
         values = f"values go from {low:.3g} to {high:.3g}"
         whole = next((s for s in (1.0, 100.0, 255.0) if _sum_to(output, s, low, high)), None)
-        if self.probabilities:
+        if self.says == "scores":
+            if low < 0:
+                raise CheckpointError(f"{about}'scores', but {values}; say 'logits'")
+            return
+        if self.says == "probabilities":
             if whole == 1:
                 return
             if whole is not None:

@@ -1,4 +1,4 @@
-"""Store: what a transformers folder's ``preprocessor_config.json`` does to an image, as ``Preprocessing``.
+"""Store: what a transformers folder's processor does to an image, as ``Preprocessing``, and what it tells OneFormer.
 
 The library's own processor says what its settings mean, those too that are absent; and on a small picture it is
 compared with what would be done here, so a setting that nobody here knows of is refused, never passed over.
@@ -6,7 +6,6 @@ compared with what would be done here, so a setting that nobody here knows of is
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from importlib import import_module
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 
 from endauda_cli.errors import CheckpointError
-from endauda_cli.files import read_text
-from endauda_cli.students.settings import numbers_in
+from endauda_cli.students.families import TASK, task_in
+from endauda_cli.students.settings import numbers_in, read_json
 from endauda_cli.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -36,20 +35,25 @@ _MOST_LEVELS = 4.0
 _GIVE_SIZE = "give --size WIDTHxHEIGHT, to which whole images are resized instead"
 
 
-def preprocessing_of(path: Path, settings: Mapping[str, Any], own_size: bool) -> Preprocessing:
+def preprocessing_of(folder: Path, own_size: bool) -> Preprocessing:
     """What a folder's processor does, where that can be done here exactly.
 
     Args:
-        path: its ``preprocessor_config.json``, or ``processor_config.json``.
-        settings: what is in it of images.
+        folder: of ``save_pretrained``.
         own_size: the processor says what images are resized to; else the user does, and cropping and padding, which
             belong to the processor's size, are left out.
 
     Raises:
-        CheckpointError: names the setting that cannot be honoured.
+        CheckpointError: if there is none, or names the setting that cannot be honoured.
     """
-    _refuse_numbers(path, settings)
-    return _of_processor(path, _processor(path.parent, settings), own_size)
+    found = _settings_in(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: no preprocessor_config.json, which says how images are normalised; save the image processor "
+            "there too, with processor.save_pretrained(folder)"
+        )
+    path, settings = found
+    return _of_processor(path, _processor(folder, settings), own_size)
 
 
 def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
@@ -59,16 +63,32 @@ def family_preprocessing(folder: Path, model_type: str) -> Preprocessing:
     Raises:
         CheckpointError: names the setting that cannot be honoured.
     """
-    path = folder / "preprocessor_config.json"
-    if path.exists():
-        settings = json.loads(read_text(path))
-        _refuse_numbers(path, settings)
-        processor = _processor(folder, settings)
-    else:
-        processor = processor_of(model_type)
+    found = _settings_in(folder)
+    path, processor = (
+        (folder / _ALONE, processor_of(model_type))
+        if found is None
+        else (found[0], _processor(folder, found[1]))
+    )
     made = _of_processor(path, processor, own_size=False)
     resample = getattr(processor, "resample", None)
     return replace(made, filter=_FILTERS.get(2 if resample is None else int(resample), "bilinear"))
+
+
+_ALONE, _WITH_OTHERS = "preprocessor_config.json", "processor_config.json"
+"""Where a processor of images is kept, alone or, since transformers 5, with a tokenizer beside it."""
+
+
+def _settings_in(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The file that says how images are prepared, and what is in it of that; ``None`` where there is none."""
+    whole, alone = folder / _WITH_OTHERS, folder / _ALONE
+    if whole.exists() and isinstance(settings := read_json(whole).get("image_processor"), dict):
+        path = whole
+    elif alone.exists():
+        path, settings = alone, read_json(alone)
+    else:
+        return None
+    _refuse_numbers(path, settings)
+    return path, settings
 
 
 def processor_of(model_type: str, **settings: Any) -> Any:
@@ -235,3 +255,38 @@ def _compare(
             f"the order of channels explain (by {levels.mean():.0f} of 255); run the network outside and --import its "
             "outputs"
         )
+
+
+# ---------------------------------------------------------------------------- words
+
+
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+"""Files that a tokenizer of CLIP is read from, one kind or the other."""
+
+
+def task_of(folder: Path, settings: Mapping[str, Any], length: int) -> list[int]:
+    """OneFormer's words for semantic segmentation as so many numbers, padded with 0: those of a student's folder, else
+    by the folder's tokenizer.
+
+    Args:
+        folder: with the tokenizer's files.
+        settings: of its ``config.json``.
+        length: how many the network takes.
+
+    Raises:
+        CheckpointError: if the files are not there.
+    """
+    if TASK in settings:
+        return task_in(settings, length)
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        raise CheckpointError(
+            f"{folder}: no {_VOCABULARIES[0][0]} and no {' with '.join(_VOCABULARIES[1])}, but OneFormer is told its "
+            "task in words; save the whole processor there, with OneFormerProcessor.save_pretrained(folder)"
+        )
+    library: Any = import_module("transformers")
+    tokenizer = library.AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    words = tokenizer("the task is semantic", padding="max_length", max_length=length, truncation=True)
+    pairs = zip(words["input_ids"], words["attention_mask"], strict=True)
+    return [int(token) if counts else 0 for token, counts in pairs]

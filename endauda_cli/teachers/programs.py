@@ -211,14 +211,14 @@ def open_program(
     path: Path,
     classes: int | None = None,
     heads: tuple[float, ...] | None = None,
-    probabilities: bool = False,
+    says: str = "logits",
     pair: bool = False,
 ) -> tuple[Program, tuple[int, int] | None]:
     """A program, and the (width, height) that it is limited to, if it is.
 
     Args:
         path: the file; its kind is seen from its content.
-        classes, heads, probabilities, pair: what is expected of its outputs; see :class:`Wanted`.
+        classes, heads, says, pair: what is expected of its outputs; see :class:`Wanted`.
 
     Raises:
         CheckpointError: if it cannot be opened, or is no program.
@@ -231,7 +231,7 @@ def open_program(
         raise CheckpointError(
             f"{path}: neither torch.export (.pt2), TorchScript nor ONNX; checkpoints are named with --weights"
         )
-    wanted = Wanted(path, classes, heads, probabilities, pair)
+    wanted = Wanted(path, classes, heads, says, pair)
     try:
         with _quiet():
             run, takes = _OPENERS[kind](path)

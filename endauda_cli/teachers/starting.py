@@ -17,9 +17,11 @@ from endauda_cli.errors import CheckpointError, ConfigError, did_you_mean
 from endauda_cli.models import TEACHER_NETWORKS
 from endauda_cli.models.mmseg import NETWORKS
 from endauda_cli.models.reading import read_content
+from endauda_cli.models.universal import UNIVERSAL
 from endauda_cli.segmenter import Procedure
 from endauda_cli.students.families import (
-    AUTO,
+    TASK,
+    auto_model,
     library,
     own_network,
     plain_options,
@@ -31,7 +33,7 @@ from endauda_cli.students.offline import offline
 from endauda_cli.teachers.libraries import checked_weights, library_errors, names_of, read_settings, smp_input
 from endauda_cli.teachers.mmseg_files import fitted
 from endauda_cli.teachers.opening import variant_of
-from endauda_cli.teachers.processors import family_preprocessing
+from endauda_cli.teachers.processors import family_preprocessing, task_of
 from endauda_cli.teachers.registry import TEACHERS
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import STUDENT_ENTRY_POINTS, Optimizer, TeacherName
@@ -153,8 +155,11 @@ def _of_folder(folder: Path, init: Path | None) -> Start:
             inner = getattr(getattr(config, "backbone_config", None), "model_type", "")
             plain = {key: value for key, value in settings.items() if key not in ("id2label", "label2id")}
             images = family_preprocessing(folder, config.model_type)
-            procedure = _run_by(Procedure(align_corners=False))
-            network = Network("transformers", config.model_type, inner, plain, images, **procedure)
+            family = UNIVERSAL.get(config.model_type)
+            if family is not None and family.task:
+                plain[TASK] = task_of(folder, settings, config.task_seq_len)
+            procedure = Procedure(align_corners=False, softmax="last" if family is None else "scores")
+            network = Network("transformers", config.model_type, inner, plain, images, **_run_by(procedure))
     if init is None and has_weights(folder):
         init = folder
     return Start(network, init, _recipe(network, init is not None))
@@ -211,8 +216,7 @@ def _transformers_weights(folder: Path, network: Network, num_classes: int) -> d
     safe, _ = checked_weights(folder)
     config = transformers_config(network.settings)
     config.num_labels = num_classes
-    auto: Any = getattr(import_module("transformers"), AUTO)
-    model, info = auto.from_pretrained(
+    model, info = auto_model(config.model_type).from_pretrained(
         str(folder), config=config, local_files_only=True, trust_remote_code=False, dtype=torch.float32,
         use_safetensors=safe, output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip

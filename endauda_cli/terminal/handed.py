@@ -1,14 +1,17 @@
-"""Labels on their way to people and back, and plans: as tables and lines."""
+"""Results that are told in lines more than in tables: what is planned, written for others, or there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.files import size_text
 from endauda_cli.label_results import LabelExport, LabelImport
+from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.plan_results import Expected, Plan
+from endauda_cli.results import DeployResult
+from endauda_cli.terminal.judging import Rows
+from endauda_cli.types import Accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,15 +21,6 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 50
 """Images that are listed one by one."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table whose first ``left`` columns hold words."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
 
 
 @singledispatch
@@ -58,6 +52,40 @@ def _imported(r: LabelImport, shown: Shown) -> Iterator[str | Rows]:
     yield f"labels of {r.images:,} images from {r.format} -> {shown(r.folder)}{empty}"
     for line in r.commands:
         yield f"  {line}"
+
+
+@parts.register(DeployResult)
+def _deployed(r: DeployResult, shown: Shown) -> Iterator[str | Rows]:
+    kind = "any size" if r.dynamic else "fixed size"
+    size = "" if r.size is None else f", images at {r.size[0]}x{r.size[1]}"
+    yield f"{r.format} in {r.precision}, {kind}{size}, {r.bytes / 1e6:.1f} MB -> {shown(r.file)}"
+    yield f"classes, pre- and postprocessing: {shown(r.description)}"
+    if r.precision == Accuracy.INT8:
+        images = r.calibrated_on
+        yield f"ranges measured on {images} target images" if images else "ranges found for each image"
+    like = f"labels {r.equal:.4g} % of the pixels of {r.images} target images as"
+    yield f"{like} {shown(r.checkpoint)} does"
+    if r.images_per_second is not None:
+        yield (
+            f"{r.images_per_second:.3g} images/s on {r.threads} threads, the checkpoint "
+            f"{r.checkpoint_images_per_second or 0:.3g}; the network alone, one image at a time"
+        )
+
+
+@parts.register(WorkspaceReport)
+def _overview(r: WorkspaceReport, shown: Shown) -> Iterator[str | Rows]:
+    there = (
+        ("teachers", ", ".join(teacher.name for teacher in r.teachers) or "none"),
+        ("label sets", ", ".join(labels.name for labels in r.label_sets) or "none"),
+        ("runs", ", ".join(run.name for run in r.runs) or "none"),
+        ("scores", f"{len(r.scores)}" if r.scores else "none"),
+    )
+    yield Rows(("", "what there is"), there, 2)
+    for lack in r.missing:
+        yield f"missing: {lack.what}: {lack.command}"
+    for one in r.unreadable:
+        yield f"not read: {shown(one.file)}: {one.reason}"
+    yield f"report: {shown(r.report)}"
 
 
 @parts.register(Plan)

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from endauda_cli.files import size_text
 from endauda_cli.label_results import LabelExport, LabelImport
+from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
+    Advice,
     CheckupResult,
     ConfigResult,
     DemoResult,
@@ -30,10 +32,20 @@ from endauda_cli.results import (
     TrainResult,
     WeightsList,
 )
-from endauda_cli.score_results import Comparison, EvalResult, Interval, ScoreTable
+from endauda_cli.score_results import Calibration, EvalResult, ScoreTable
 from endauda_cli.terminal import handed
+from endauda_cli.terminal.judging import (
+    Rows,
+    advice_lines,
+    advice_tables,
+    between,
+    calibration_lines,
+    calibration_table,
+    compared,
+    reliability_table,
+)
 from endauda_cli.terminal.screens import say
-from endauda_cli.types import Accuracy, BestBy
+from endauda_cli.types import BestBy
 
 if TYPE_CHECKING:
     from endauda_cli.terminal.screens import Screen
@@ -109,6 +121,13 @@ class Page:
             self._line(f"labels, previews, policy and report: {_relative(r.labels)}")
 
     @show.register
+    def _(self, r: Advice) -> None:
+        for rows in advice_tables(r):
+            self._rows(rows)
+        for line in advice_lines(r):
+            self._line(line)
+
+    @show.register
     def _(self, r: EvalResult) -> None:
         table = self._table("class", "IoU %")
         for name, iou in r.iou.items():
@@ -140,7 +159,10 @@ class Page:
         self._line(", ".join(more))
         for one in r.intervals:
             if one.low is not None:
-                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {_between(one)}")
+                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {between(one)}")
+        if r.calibration is not None:
+            self._rows(reliability_table(r.calibration))
+            self._calibrations({"": r.calibration})
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
 
@@ -157,7 +179,7 @@ class Page:
             table.add_row(
                 f"{row.kind} {_relative(Path(row.name))}",
                 _figure(s.miou),
-                _between(s.intervals[0]),
+                between(s.intervals[0]),
                 *(_figure(m.miou) for m in s.means if m.title in means),
                 _figure(s.pixel_accuracy),
                 *(_figure(b.mean) for b in s.boundary[:1]),
@@ -165,8 +187,9 @@ class Page:
             )
         self._print(table)
         self._line(f"on {r.images} images of {r.target} {r.split}")
+        self._calibrations({row.name: c for row in r.rows if (c := row.score.calibration) is not None})
         for comparison in r.comparisons:
-            self._line(_compared(comparison))
+            self._line(compared(comparison))
         if r.published:
             self._published(r)
         self._line(f"report: {_relative(r.report)}")
@@ -196,27 +219,6 @@ class Page:
                 f"{_figure(r.last_agreement)}, best.pt (step {r.best_step}) {_figure(r.best_agreement)}"
             )
         self._line(f"checkpoint: {_relative(r.checkpoint)}")
-
-    @show.register
-    def _(self, r: DeployResult) -> None:
-        kind = "any size" if r.dynamic else "fixed size"
-        size = "" if r.size is None else f", images at {r.size[0]}x{r.size[1]}"
-        self._line(f"{r.format} in {r.precision}, {kind}{size}, {_mb(r.bytes)} -> {_relative(r.file)}")
-        self._line(f"classes, pre- and postprocessing: {_relative(r.description)}")
-        if r.precision == Accuracy.INT8:
-            self._line(
-                f"ranges measured on {r.calibrated_on} target images"
-                if r.calibrated_on
-                else "ranges found for each image"
-            )
-        self._line(
-            f"labels {r.equal:.4g} % of the pixels of {r.images} target images as {_relative(r.checkpoint)} does"
-        )
-        if r.images_per_second is not None:
-            self._line(
-                f"{r.images_per_second:.3g} images/s on {r.threads} threads, the checkpoint "
-                f"{r.checkpoint_images_per_second or 0:.3g}; the network alone, one image at a time"
-            )
 
     @show.register
     def _(self, r: MergeResult) -> None:
@@ -308,15 +310,20 @@ class Page:
     @show.register(LabelExport)
     @show.register(LabelImport)
     @show.register(Plan)
-    def _(self, r: LabelExport | LabelImport | Plan) -> None:
+    @show.register(DeployResult)
+    @show.register(WorkspaceReport)
+    def _(self, r: Any) -> None:
         for part in handed.parts(r, lambda path: str(_relative(path))):
             if isinstance(part, str):
                 self._line(part)
-                continue
-            table = self._table(*part.columns, left=part.left)
-            for row in part.rows:
-                table.add_row(*row)
-            self._print(table)
+            else:
+                self._rows(part)
+
+    def _calibrations(self, found: dict[str, Calibration]) -> None:
+        if found:
+            self._rows(calibration_table(found))
+            for line in calibration_lines(found.values()):
+                self._line(line)
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)
@@ -333,6 +340,12 @@ class Page:
             justify: Literal["left", "right"] = "left" if i < left else "right"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         return table
+
+    def _rows(self, rows: Rows) -> None:
+        table = self._table(*rows.columns, left=rows.left)
+        for cells in rows.cells:
+            table.add_row(*cells)
+        self._print(table)
 
     def _print(self, table: Table) -> None:
         """A table; where the terminal is too narrow, a paragraph per row instead."""
@@ -392,23 +405,6 @@ class Page:
     def _line(self, text: str, indent: str = "") -> None:
         """A line of words; a path in it is never cut."""
         say(self.out, Text(indent + text))
-
-
-def _between(one: Interval, form: str = ".2f") -> str:
-    return "n/a" if one.low is None or one.high is None else f"{one.low:{form}} to {one.high:{form}}"
-
-
-def _compared(c: Comparison) -> str:
-    """A difference in a sentence."""
-    if c.difference is None:
-        return f"{c.a} against {c.b}: n/a"
-    over = [
-        f"{_between(one, '+.2f')} over {one.units} {one.over}" for one in c.intervals if one.low is not None
-    ]
-    real = {True: ", real", False: ", may be chance", None: ""}[c.real]
-    images = f"better in {c.wins} images, worse in {c.losses}, even in {c.ties} (p {c.sign_p:.2g})"
-    sure = f" (95 %: {'; '.join(over)}{real})" if over else ""
-    return f"{c.a} against {c.b}: {c.measure} {c.difference:+.2f}{sure}, {images}"
 
 
 def _fact(title: str, value: str) -> str:

@@ -16,16 +16,17 @@ from endauda_cli.report import (
     Section,
     Table,
     number,
+    provenance,
     write_report,
 )
-from endauda_cli.training.curves import curve
+from endauda_cli.report.diagrams import curve
 from endauda_cli.training.methods import MAIN
 from endauda_cli.workspace import REPORT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from endauda_cli.training.curves import Point
+    from endauda_cli.report.diagrams import Point
     from endauda_cli.training.pictures import Seen
     from endauda_cli.training.run import Run, TrainState
 
@@ -57,11 +58,21 @@ def write_run_report(
         EndaudaError: if it cannot be written.
     """
     sections: list[Section] = [_curves(log), _gallery(run, state, seen)]
-    sections += [*_parents(state.origin), _recipe(config)]
+    sections += [*_parents(state.origin), _recipe(config), provenance({})]
     title = f"{run.trained(config).title}: {run.out.name}"
-    write_report(
-        run.out / REPORT_FILE, Report(title, _intro(config, run, state), sections, picture_width=320)
-    )
+    page = Report(title, _intro(config, run, state), sections, headline=_headline(config, state, log))
+    write_report(run.out / REPORT_FILE, page)
+
+
+def _headline(
+    config: TrainConfig, state: TrainState, log: Mapping[str, Sequence[Point]]
+) -> list[tuple[str, str]]:
+    told = [("step", f"{state.step:,} of {config.steps:,}")]
+    if log.get("loss"):
+        told.append(("last loss", f"{log['loss'][-1][1]:.3f}"))
+    if state.best_miou is not None:
+        told.append((f"best mIoU, step {state.best_step:,}", f"{number(state.best_miou)} %"))
+    return told
 
 
 def _intro(config: TrainConfig, run: Run, state: TrainState) -> list[str]:
@@ -81,13 +92,18 @@ def _intro(config: TrainConfig, run: Run, state: TrainState) -> list[str]:
 
 def _curves(log: Mapping[str, Sequence[Point]]) -> Drawings:
     order = [*(key for key in CURVES if key in log), *(key for key in log if key not in CURVES)]
-    drawings = []
+    drawings, still = [], []
     for key in order:
         title, (_, last) = CURVES.get(key, key), log[key][-1]
+        if len(log[key]) > 2 and all(value == last for _, value in log[key]):
+            still.append(f"{title} {last:.4g}")
+            continue
         drawings.append(Drawing(f"{title}, last {last:.4g}", curve(f"{title} over the steps", log[key])))
     text = [
         "Over the steps of the run. Of too many points the line is the mean, and the band what they span."
     ]
+    if still:
+        text.append(f"The same at every step: {', '.join(still)}.")
     return Drawings("Curves", drawings, text)
 
 

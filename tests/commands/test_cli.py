@@ -445,6 +445,14 @@ def test_training_goes_on_only_with_the_same_data(city: Path) -> None:
     assert "holds a run from random weights, not" in message and "other/last.pt" in message
     assert "nothing.pth: no such file of weights" in refused(*train, "--init", "nothing.pth")
 
+    # A run goes by its name too, as long as no path does.
+    assert "runs/gta5/other/last.pt" in refused(*train, "--init", "other")
+    Path("other").mkdir()
+    assert refused(*train, "--init", "other").startswith("other: a run and a path too; name ")
+    for words in (("export-teacher", "x", "--weights"), ("deploy",), ("merge", "run", "--into", "x")):
+        assert "other: a run and a path too" in refused(*words, "other")
+    Path("other").rmdir()
+
 
 # ---------------------------------------------------------------------------- test
 

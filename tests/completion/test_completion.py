@@ -99,10 +99,11 @@ COMMANDS = {
     "import-labels",
     "inspect",
     "merge",
+    "report",
     "test",
     "train",
 }
-STUDENT = {"runs/gta5/student/last.pt", "weights/weights/gta5/source/model.pth"}
+STUDENT = {"student", "runs/gta5/student/last.pt", "weights/weights/gta5/source/model.pth"}
 OFFERS = {
     "endauda ": COMMANDS,
     "endauda fuse --teachers ": {"cbst", "crst", "dacs"},

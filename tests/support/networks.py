@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class Net(nn.Module):
@@ -31,3 +33,15 @@ class Net(nn.Module):
 
 def large(x: Tensor, size: Sequence[int], align: bool = True) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align)
+
+
+def tokenizer(folder: Path) -> Any:
+    """One of CLIP in a folder, of letters alone: what a network makes of its tokens is not looked at."""
+    from transformers import CLIPTokenizer
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "th", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
+    return CLIPTokenizer.from_pretrained(folder)

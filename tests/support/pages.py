@@ -7,12 +7,16 @@ docs/tutorial.md FOLDER`` follows a page in a folder, as a reader would; that is
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,13 +112,88 @@ def in_shell(line: str, here: Path) -> None:
     )
 
 
-def assert_self_contained(page: str) -> None:
-    """No address in it leads anywhere: neither to a file nor to the network."""
-    addresses = re.findall(r'(?:src|href|url|action)\s*[=(]\s*["\']?([^"\'\s>)]+)', page)
-    assert all(address.startswith("data:image/") for address in addresses), addresses
+class Document(HTMLParser):
+    """A page taken apart; ``faults`` are what a reader of its source would stumble over."""
+
+    EMPTY = frozenset(("meta", "img", "input", "br", "link", "path", "circle"))
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.headings: list[int] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.loaded: list[str | None] = []
+        self.ids: list[str] = []
+        self.fields: list[str] = []
+        self.labels: list[str] = []
+        self.feed(page)
+        self.close()
+        self.faults += [f"<{tag}> is never closed" for tag in self.open]
+        self.faults += [f"id {id} is there twice" for id in self.ids if self.ids.count(id) > 1]
+        self.faults += [f"a picture without words: {one}" for one in self.pictures if not one.get("alt")]
+        self.faults += [
+            f"loads {one}" for one in self.loaded if one is None or not one.startswith("data:image/")
+        ]
+        self.faults += [f"{field} has no label" for field in self.fields if field not in self.labels]
+        self.faults += [
+            f"no place {link}" for link in self.links if link[0] == "#" and link[1:] not in self.ids
+        ]
+        if self.headings[:1] != [1] or self.headings.count(1) != 1:
+            self.faults.append("it begins with one h1")
+        self.faults += [f"h{b} after h{a}" for a, b in pairwise(self.headings) if b > a + 1]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "img":
+            self.pictures.append(told)
+        if tag == "a":
+            self.links.append(told["href"] or "")
+        if tag in ("input", "select"):
+            self.fields.append(told.get("id") or "a field")
+        if tag == "label":
+            self.labels.append(told.get("for") or "")
+        self.loaded += [told[name] for name in ("src", "srcset", "data", "action", "poster") if name in told]
+        if told.get("id"):
+            self.ids.append(str(told["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.EMPTY:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> at line {self.getpos()[0]} closes nothing")
+
+
+def assert_well_made(page: str, links: bool = False) -> Document:
+    """Balanced, with words for pictures and fields, headings in order; its script is the only one and its own.
+
+    Args:
+        page: its source.
+        links: whether it may lead to files beside it.
+    """
+    document = Document(page)
+    assert not document.faults, document.faults
+    assert links or all(link.startswith("#") for link in document.links), document.links
+    assert page.count("<script") == 1
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert (
-        "http://" not in page and "https://" not in page and "<script" not in page and "@import" not in page
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
     )
+    return document
+
+
+def assert_self_contained(page: str, links: bool = False) -> None:
+    """No address in it leads anywhere: neither to a file nor to the network; but for ``links`` that are clicked."""
+    assert_well_made(page, links)
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert "http://" not in page and "https://" not in page
 
 
 if __name__ == "__main__":

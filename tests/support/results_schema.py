@@ -14,10 +14,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from endauda_cli import label_results, plan_results, results, score_results
+from endauda_cli import label_results, overview_results, plan_results, results, score_results
 from endauda_cli.label_results import LabelExport, LabelImport
+from endauda_cli.overview_results import WorkspaceReport
 from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
+    Advice,
     CheckupResult,
     ConfigResult,
     DemoResult,
@@ -36,7 +38,7 @@ from endauda_cli.terminal.answer import SCHEMA, Failure
 
 RESULTS: dict[str, tuple[type, ...]] = {
     "export-teacher": (ExportResult, Plan),
-    "fuse": (FusionResult, Plan),
+    "fuse": (FusionResult, Advice, Plan),
     "train": (TrainResult, Plan),
     "test": (EvalResult, ScoreTable, Plan),
     "download-weights": (WeightsList, DownloadResult),
@@ -45,6 +47,7 @@ RESULTS: dict[str, tuple[type, ...]] = {
     "deploy": (DeployResult,),
     "export-labels": (LabelExport,),
     "import-labels": (LabelImport,),
+    "report": (WorkspaceReport,),
     "demo": (DemoResult,),
     "doctor": (CheckupResult,),
     "config show": (ConfigResult,),
@@ -58,10 +61,8 @@ def schema() -> dict[str, Any]:
     for kind in (*dict.fromkeys(kind for kinds in RESULTS.values() for kind in kinds), Failure):
         made = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {}) | {kind.__name__: made}
-    modules = (results, score_results, label_results, plan_results, answer)
-    for name, docs in {
-        name: docs for module in modules for name, docs in _field_docs(module).items()
-    }.items():
+    told = (results, score_results, overview_results, label_results, plan_results, answer)
+    for name, docs in {name: docs for module in told for name, docs in _field_docs(module).items()}.items():
         for field, text in docs.items():
             if name in definitions:
                 definitions[name]["properties"][field]["description"] = text

@@ -83,6 +83,29 @@ def test_two_ranks_are_one_with_certainties(tmp_path: Path, loss: str) -> None:
         torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
 
 
+def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    """Between weights. Masks of attention are thresholds, past which rounding puts a pixel now and then."""
+    pairs = [(value.double(), others[key].double()) for key, value in some.items()]
+    return float(torch.stack([(one - other).norm() for one, other in pairs]).norm())
+
+
+@pytest.mark.parametrize(
+    "name", ["segformer", "smp:unet/tu-mobilenetv3_small_050", "mask2former", "oneformer", "eomt", "daformer"]
+)
+def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path) -> None:
+    """Two ranks learn what one does, and so do parts of a batch; heads that take no part are no hindrance."""
+    found = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.pt"
+        for code, _, err in ended(ranks(number, "-m", "tests.support.family_steps", str(out), name)):
+            assert code == 0, err
+        found.append(torch.load(out, weights_only=True))
+    alone, both = found
+    learnt = [apart(alone[kind], alone["before"]) for kind in ("whole", "plain")]
+    assert apart(both["whole"], alone["whole"]) < 1e-2 * learnt[0]
+    assert apart(alone["parts"], alone["plain"]) < 1e-2 * learnt[1]
+
+
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_workspace(tmp_path_factory.mktemp("ranks"))

@@ -23,8 +23,8 @@ from endauda_cli.files import toml_line
 from endauda_cli.models import build_student
 from endauda_cli.options import options_of
 from endauda_cli.progress import silent
+from endauda_cli.report.diagrams import POINTS, curve, thinned
 from endauda_cli.training import parentage, records
-from endauda_cli.training.curves import POINTS, curve, thinned
 from endauda_cli.training.data import Rows, Stream
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import MAIN

@@ -12,20 +12,22 @@ import torch
 from endauda_cli import checkpoint
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.config import TrainConfig
+from endauda_cli.deploying import LEAST_EQUAL
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import build_teacher
 from endauda_cli.models.grouping import groups_of, run_once
 from endauda_cli.models.mit import MiTSize
 from endauda_cli.models.recomputing import recompute_encoder
+from endauda_cli.models.universal import UNIVERSAL
 from endauda_cli.students import Network, Own, build, deeplab, from_record, to_record
-from endauda_cli.students.families import FAMILIES, plain_options
+from endauda_cli.students.families import FAMILIES, TASK, auto_model, plain_options
 from endauda_cli.teachers.starting import named
 from endauda_cli.training.optimizers import make_optimizer
 from endauda_cli.training.starting import initialise
 from endauda_cli.transforms import Preprocessing
 from endauda_cli.types import Optimizer
 from tests.support.command_lines import refused, result_of
-from tests.support.networks import Net
+from tests.support.networks import Net, tokenizer
 from tests.support.training_runs import CLASSES, TinySet, make_set
 
 if TYPE_CHECKING:
@@ -76,6 +78,62 @@ def upernet(library: Any) -> Any:
     )
 
 
+def swin(library: Any) -> Any:
+    return library.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
+MASKS: dict[str, Any] = {
+    "num_queries": 7, "hidden_dim": 32, "num_attention_heads": 2, "encoder_layers": 1, "encoder_feedforward_dim": 16,
+    "dim_feedforward": 16, "mask_feature_size": 32, "feature_size": 32,
+}  # fmt: skip
+
+
+def mask2former(library: Any) -> Any:
+    return library.Mask2FormerConfig(backbone_config=swin(library), decoder_layers=2, **MASKS)
+
+
+def maskformer(library: Any) -> Any:
+    decoder = library.DetrConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=7,
+    )  # fmt: skip
+    return library.MaskFormerConfig(
+        backbone_config=swin(library), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32
+    )
+
+
+def oneformer(library: Any) -> Any:
+    """As published, with the texts of its training."""
+    return library.OneFormerConfig(
+        backbone_config=swin(library), is_training=True, text_encoder_width=64, text_encoder_num_layers=1,
+        text_encoder_vocab_size=600, query_dec_layers=1, decoder_layers=3, conv_dim=32, mask_dim=32, **MASKS,
+    )  # fmt: skip
+
+
+def eomt(library: Any) -> Any:
+    return library.EomtConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=1, image_size=32, patch_size=8,
+        num_upscale_blocks=1, num_blocks=1, num_queries=7, num_register_tokens=1,
+    )  # fmt: skip
+
+
+def eomt_dinov3(library: Any) -> Any:
+    if not hasattr(library, "EomtDinov3Config"):
+        pytest.skip("transformers before 5.0 has no EoMT on DINOv3")
+    return library.EomtDinov3Config(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        num_upscale_blocks=1, num_blocks=1, num_queries=7, num_register_tokens=1,
+    )  # fmt: skip
+
+
+CONFIGS: dict[str, Callable[[Any], Any]] = {
+    made.__name__: made for made in (segformer, beit, upernet, mask2former, maskformer, oneformer, eomt)
+}
+
+
 @dataclass(frozen=True)
 class Kind:
     """What ``--network`` is given.
@@ -88,6 +146,7 @@ class Kind:
         optimizer: what suits it.
         size: of images.
         crop: of them.
+        windowed: it is run in windows over images, which the description of a deployed file cannot say.
     """
 
     named: str = ""
@@ -97,18 +156,26 @@ class Kind:
     optimizer: str = "adamw"
     size: str = "64x32"
     crop: str = "32x32"
+    windowed: bool = False
 
 
 KINDS = {
     "segformer": Kind(config=segformer),
     "segformer with weights": Kind(config=segformer, weights=True),
     "beit": Kind(config=beit),
-    "dpt": Kind(config=dpt),
+    "dpt": Kind(config=dpt, windowed=True),
     "upernet": Kind(config=upernet),
+    "mask2former with weights": Kind(config=mask2former, weights=True, size="128x64", crop="64x64"),
+    "maskformer": Kind(config=maskformer, size="128x64", crop="64x64"),
+    "oneformer with weights": Kind(config=oneformer, weights=True, size="128x64", crop="64x64"),
+    "eomt with weights": Kind(config=eomt, weights=True),
+    "eomt_dinov3": Kind(config=eomt_dinov3),
     "smp": Kind("smp:fpn/mobilenet_v2"),
     "smp on timm": Kind("smp:unet/tu-mobilenetv3_small_050"),
     "a transformer teacher": Kind("daformer", teacher=MIT),
-    "a teacher in windows": Kind("mic", teacher=MIT | {"crop": 64}, size="128x64", crop="64x64"),
+    "a teacher in windows": Kind(
+        "mic", teacher=MIT | {"crop": 64}, size="128x64", crop="64x64", windowed=True
+    ),
 }
 
 
@@ -129,8 +196,12 @@ def words_of(kind: Kind, folder: Path) -> tuple[str, ...]:
     assert kind.config is not None
     config = kind.config(library)
     config.num_labels = 5
-    model = library.AutoModelForSemanticSegmentation.from_config(config)
+    if config.model_type in UNIVERSAL:
+        pytest.importorskip("scipy", reason="scipy is not installed; universal segmenters want it")
+    model = auto_model(config.model_type).from_config(config)
     (model if kind.weights else config).save_pretrained(folder / "former")
+    if config.model_type == "oneformer":
+        tokenizer(folder / "former")
     return "--network", str(folder / "former")
 
 
@@ -178,10 +249,16 @@ def test_learns_goes_on_and_teaches(name: str, tmp_path: Path, world: TinySet) -
     tested = result_of("test", "--weights", out / "last.pt", *common)
     assert tested["images"] == 2 and tested["miou"] is not None
 
-    result_of("export-teacher", "second", "--weights", out / "last.pt", *common)
+    result_of("export-teacher", "second", "--weights", "whole", *common)
     with CertaintyReader(tmp_path / "certainty/tiny/second") as reader:
         assert len(reader) == 4 and reader.classes == CLASSES
         ours = {id: (reader.labels(id), reader.certainty(id)) for id in reader.ids}
+
+    line = ("deploy", "whole", "--format", "torchscript", "--images", "2", *common[:-2])
+    if kind.windowed:
+        assert "a description cannot say its windows" in refused(*line)
+    else:
+        assert result_of(*line)["equal"] >= LEAST_EQUAL
 
     if whole["folder"] is not None:  # opened by the library, it says the same
         theirs = ("export-teacher", "third", "--weights", whole["folder"], *common)
@@ -198,7 +275,8 @@ def test_learns_goes_on_and_teaches(name: str, tmp_path: Path, world: TinySet) -
 
 
 NETWORKS = [
-    "deeplabv3plus", "segformer", "beit", "upernet", "smp:unet/tu-mobilenetv3_small_050", "daformer", "mrnet-bn",
+    "deeplabv3plus", "segformer", "beit", "upernet", "mask2former", "maskformer", "oneformer", "eomt",
+    "smp:unet/tu-mobilenetv3_small_050", "daformer", "mrnet-bn",
 ]  # fmt: skip
 
 
@@ -215,8 +293,10 @@ def student_of(name: str) -> Student:
         )
         return FAMILIES["smp"]({"_model_class": "Unet", "encoder_name": name.partition("/")[2]}, 3, True)
     library = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = {"segformer": segformer, "beit": beit, "upernet": upernet}[name](library)
-    return FAMILIES["transformers"](config.to_dict(), 3, False)
+    settings = CONFIGS[name](library).to_dict()
+    if settings["model_type"] == "oneformer":
+        settings[TASK] = [1] * settings["task_seq_len"]
+    return FAMILIES["transformers"](settings, 3, False)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,9 +307,8 @@ def test_every_trained_parameter_is_in_one_group(name: str, optimizer: str) -> N
     if name == "mrnet-bn":
         layers = None  # a ResNet-101: too slow here
     else:
-        _, layers = run_once(
-            student, torch.zeros(1, 3, 32, 32) if name != "daformer" else torch.zeros(1, 3, 64, 64)
-        )
+        side = 32 if name in ("beit", "eomt") else 64
+        _, layers = run_once(student, torch.zeros(1, 3, side, side))
         assert layers.count > 1 and set(layers.of) <= set(student.parameters())
     decay = 1.0 if layers is None else 0.5
     config = TrainConfig(optimizer=optimizer, layer_decay=decay, weight_decay=0.1)
@@ -283,7 +362,7 @@ def test_recomputed_blocks_learn_the_same() -> None:
 def test_input_as_the_library_makes_it(processor: str, tmp_path: Path) -> None:
     library: Any = pytest.importorskip("transformers", reason="transformers is not installed")
     segformer(library).save_pretrained(tmp_path)
-    made = getattr(library, processor)(size={"height": 32, "width": 64})
+    made = getattr(library, processor)(size={"height": 32, "width": 64}, image_mean=[0.1, 0.2, 0.3])
     made.save_pretrained(tmp_path)
     start = named(str(tmp_path), None, CLASSES, lambda said: tmp_path)
     assert start is not None and start.init is None
@@ -292,6 +371,13 @@ def test_input_as_the_library_makes_it(processor: str, tmp_path: Path) -> None:
     theirs = made(images=image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
     ours = preprocessing.normalise(torch.from_numpy(image)[None])
     torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-5)
+
+    # As it lies beside a tokenizer, in one file with that.
+    alone = tmp_path / "preprocessor_config.json"
+    (tmp_path / "processor_config.json").write_text(f'{{"image_processor": {alone.read_text()}}}')
+    alone.unlink()
+    again = named(str(tmp_path), None, CLASSES, lambda said: tmp_path)
+    assert again is not None and again.network == start.network
 
 
 @pytest.mark.parametrize(("said", "kept"), [(CLASSES, True), (("car", "road", "sky"), False)])

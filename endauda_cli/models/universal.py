@@ -16,16 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from endauda_cli.errors import CheckpointError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+_LEAST = 1e-12
+"""A score below this counts as it, where a logarithm is taken."""
 _FLOATS = 1 << 25
 """Of masks enlarged at once: all of EoMT's at 1024x1024 would take a gigabyte."""
-_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files that a tokenizer of CLIP is read from, one kind or the other."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +30,36 @@ class Family:
     """What a family's own processor does after the network, beside the sum.
 
     Attributes:
+        encoder: modules of the network that a head was put on.
         grid: (height, width) that masks are enlarged to before their sigmoid; ``None`` leaves them.
         windows: the network takes squares of one size, in which a larger image is run; masks are enlarged to these.
         task: the network wants to be told what it is to do, in words.
     """
 
+    encoder: tuple[str, ...] = ("model.pixel_level_module.encoder",)
     grid: tuple[int, int] | None = None
     windows: bool = False
     task: bool = False
 
 
+_ONE_ENCODER = ("embeddings", "layers")
+"""EoMT is a plain vision transformer, whose last blocks see the queries too."""
+
 UNIVERSAL: dict[str, Family] = {
     "mask2former": Family(grid=(384, 384)),  # whatever the input's size is
     "maskformer": Family(),
     "oneformer": Family(task=True),
-    "eomt": Family(windows=True),
-    "eomt_dinov3": Family(windows=True),
+    "eomt": Family(_ONE_ENCODER, windows=True),
+    "eomt_dinov3": Family(_ONE_ENCODER, windows=True),
 }
 """By transformers' name of the model type."""
 
 
 class Scores(nn.Module):
     """A universal segmenter as images (B, 3, H, W) to scores (B, K, h, w), or (B, K, H, W) of one with windows.
+
+    While it is trained, to their logarithms (B, K, H, W): a softmax of these is what a pixel's scores are divided by
+    their sum, so that every loss of logits is one of the scores.
 
     Args:
         model: of transformers.
@@ -75,7 +80,15 @@ class Scores(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        if max(images.shape[2:]) <= self.side or not self.family.windows:
+        scores = self._whole(images)
+        if not self.training:
+            return scores
+        if scores.shape[2:] != images.shape[2:]:
+            scores = F.interpolate(scores, images.shape[2:], mode="bilinear", align_corners=False)
+        return scores.clamp(min=_LEAST).log()
+
+    def _whole(self, images: Tensor) -> Tensor:
+        if not self.family.windows or max(images.shape[2:]) <= self.side:
             return self._scores(images)
         total, count = None, images.new_zeros(images.shape[2:])
         for window in windows((images.shape[2], images.shape[3]), self.side):
@@ -87,7 +100,7 @@ class Scores(nn.Module):
         return total / count
 
     def _scores(self, images: Tensor) -> Tensor:
-        told = {} if self.task is None else {"task_inputs": self.task.expand(len(images), -1)}
+        told = {} if self.task is None else {"task_inputs": self.task.expand(images.shape[0], -1)}
         output = self.model(pixel_values=images, **told)
         size = (images.shape[2], images.shape[3]) if self.family.windows else self.family.grid
         return semantic_scores(output.class_queries_logits, output.masks_queries_logits, size)
@@ -105,7 +118,9 @@ def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None
     with torch.autocast(masks.device.type, enabled=False):
         shares = classes.float().softmax(-1)[..., :-1].transpose(1, 2)  # (B, K, Q)
         scores = shares.new_zeros(*shares.shape[:2], shape[0] * shape[1])
-        step = max(1, _FLOATS // (len(masks) * shape[0] * shape[1]))
+        step = masks.shape[1]
+        if not torch.compiler.is_compiling():  # a graph is not made for a number of images
+            step = max(1, _FLOATS // (len(masks) * shape[0] * shape[1]))
         for first in range(0, masks.shape[1], step):
             some = masks[:, first : first + step].float()
             if some.shape[2:] != shape:
@@ -128,28 +143,3 @@ def windows(size: tuple[int, int], side: int) -> Iterator[tuple[Any, ...]]:
 def _starts(length: int, side: int) -> list[int]:
     count = -(-length // side)
     return [i * (length - side) // (count - 1) if count > 1 else 0 for i in range(count)]
-
-
-def semantic_task(folder: Path, length: int) -> Tensor:
-    """OneFormer's words for semantic segmentation as tokens (L,), padded with 0, by the folder's tokenizer.
-
-    Args:
-        folder: with the tokenizer's files.
-        length: how many the network takes.
-
-    Raises:
-        CheckpointError: if the files are not there.
-    """
-    import transformers
-
-    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-        raise CheckpointError(
-            f"{folder}: no {_VOCABULARIES[0][0]} and no {' with '.join(_VOCABULARIES[1])}, but OneFormer is told its "
-            "task in words; save the whole processor there, with OneFormerProcessor.save_pretrained(folder)"
-        )
-    library: Any = transformers  # not typed
-    tokenizer = library.AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
-    words = tokenizer("the task is semantic", padding="max_length", max_length=length, truncation=True)
-    return torch.tensor(words["input_ids"]) * torch.tensor(words["attention_mask"])

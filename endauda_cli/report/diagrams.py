@@ -1,4 +1,4 @@
-"""Curves over the steps of a run, as SVG that stands in a page: no scripts, colours of the page."""
+"""Curves and diagrams as SVG that stands in a page: no scripts, colours of the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 POINTS = 300
 """A curve of more is thinned: each point is then the mean of some neighbours, in a band of what they span."""
@@ -62,14 +63,59 @@ def curve(title: str, points: Sequence[Point]) -> Markup:
     return Markup("".join([*parts, "</svg>"]))
 
 
-def thinned(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """At most ``POINTS`` of them: means of neighbours, and (step, least, most) of each; no band where nothing is left
+def reliability_diagram(name: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """How often a certainty is right, beside how often it says so; the more pixels of it, the darker.
+
+    Args:
+        name: whose.
+        bins: of one certainty each: ``confidence`` and ``accuracy`` 0..1, and its ``count``.
+    """
+    side, left, top = 240, 40, 8
+    most = max((b["count"] for b in bins), default=1)
+
+    def at(confidence: float, accuracy: float) -> tuple[float, float]:
+        x, y = (min(1.0, max(0.0, float(value))) for value in (confidence, accuracy))
+        return left + side * x, top + side * (1 - y)
+
+    parts = [
+        f'<svg viewBox="0 0 {left + side + 12} {top + side + 40}" role="img" class="square">',
+        f"<title>{escape(name)}: share that is right over how certain</title>",
+    ]
+    for tick in (0, 25, 50, 75, 100):
+        x, y = at(tick / 100, tick / 100)
+        parts.append(f'<path class="grid" {GRID} d="M{left} {y:.1f}H{left + side}"/>')
+        parts.append(f'<text {TEXT} x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
+        parts.append(f'<text {TEXT} x="{x:.1f}" y="{top + side + 16}" text-anchor="middle">{tick}</text>')
+    parts.append(
+        f'<text {TEXT} x="{left + side / 2}" y="{top + side + 34}" text-anchor="middle">certain, %</text>'
+    )
+    parts.append(
+        f'<path class="even" {GRID} stroke-dasharray="4 4" d="M{left} {top + side}L{left + side} {top}"/>'
+    )
+    known = [b for b in bins if math.isfinite(b["confidence"]) and math.isfinite(b["accuracy"])]
+    line = "L".join("{:.1f} {:.1f}".format(*at(b["confidence"], b["accuracy"])) for b in known)
+    if line:
+        parts.append(f'<path class="line" {LINE} d="M{line}"/>')
+    for b in known:
+        x, y = at(b["confidence"], b["accuracy"])
+        said = f"certain {100 * b['confidence']:.0f} %: right {100 * b['accuracy']:.1f} % of {b['count']:,}"
+        shade = 0.25 + 0.75 * (b["count"] / most) ** 0.5
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {DOT} opacity="{shade:.2f}"><title>{said}</title></circle>'
+        )
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def thinned(
+    points: Sequence[Point], most: int = POINTS
+) -> tuple[list[Point], list[tuple[float, float, float]]]:
+    """At most so many of them: means of neighbours, and (step, least, most) of each; no band where nothing is left
     out."""
-    if len(points) <= POINTS:
+    if len(points) <= most:
         return list(points), []
     means, band = [], []
-    for i in range(POINTS):
-        some = points[i * len(points) // POINTS : (i + 1) * len(points) // POINTS]
+    for i in range(most):
+        some = points[i * len(points) // most : (i + 1) * len(points) // most]
         values = [y for _, y in some]
         step = sum(x for x, _ in some) / len(some)
         means.append((step, sum(values) / len(values)))

@@ -88,15 +88,13 @@ def test_pictures_of_earlier_versions_beside_the_page_are_removed_but_no_labels(
     names = ("report.png", "report-classes.png", "report-x.png", "a.png", "a_color.png")
     for name in names:
         (tmp_path / name).write_bytes(b"")
-    sections: list[Section] = [
-        Gallery("", ["a"], [PictureRow("x", [flat(0)])]),
-        Figure("", "classes", flat(0)),
-    ]
-    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a", "report"})
+    sections: list[Section] = [Gallery("", ["a"], [PictureRow("x", [flat(0)])])]
+    one = Report("one", sections=sections, figures=[Figure("classes", flat(0))])
+    write_report(tmp_path / "report.html", one, {"a", "report"})
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report", *names} - {
         "report-classes.png"
     }
-    write_report(tmp_path / "report.html", Report("one", sections=sections), {"a"})
+    write_report(tmp_path / "report.html", one, {"a"})
     assert not (tmp_path / "report.png").exists()
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"gallery.png", "classes.png"}
 
@@ -120,7 +118,7 @@ def test_contact_sheet_of_pictures_that_differ_in_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((200, 640), (100, 320)), ((64, 32), (64, 32)), ((1, 1000), (1, 320))]
+    ("size", "expected"), [((300, 960), (150, 480)), ((64, 32), (64, 32)), ((1, 1000), (1, 480))]
 )
 def test_thumbnail(size: tuple[int, int], expected: tuple[int, int]) -> None:
     picture = flat(0, *size)
