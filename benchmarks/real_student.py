@@ -128,10 +128,18 @@ def train(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str
     ]
     step = (spent[1] - spent[0]) / PROBE
     steps = int(60 * given.minutes / step)
-    seconds = cpu(endauda, *common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5))
-    weights = str(folder / "ws" / "runs" / "gta5" / run / "last.pt")
+    begin = time.process_time()
+    made = endauda(*common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5))
+    seconds = time.process_time() - begin
     found = endauda(
-        "test", "--weights", weights, *where, "--target", str(folder / "camvid.toml"), "--size", SIZE
+        "test",
+        "--weights",
+        made["checkpoint"],
+        *where,
+        "--target",
+        str(folder / "camvid.toml"),
+        "--size",
+        SIZE,
     )
     return {"steps": steps, "cpu_minutes": seconds / 60, "miou": found["miou"], "iou": found["iou"]}
 

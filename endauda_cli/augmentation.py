@@ -192,6 +192,36 @@ def _hashed(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
+# ---------------------------------------------------------------------------- DACS
+
+
+def _draw_jitter(rng: random.Random) -> list[float]:
+    """DACS' colour jitter, in four of five images: brightness, contrast, saturation and hue by a quarter each."""
+    if rng.random() >= 0.8:
+        return [1.0, 1.0, 1.0, 0.0]
+    return [
+        rng.uniform(0.75, 1.25),
+        rng.uniform(0.75, 1.25),
+        rng.uniform(0.75, 1.25),
+        rng.uniform(-0.25, 0.25),
+    ]
+
+
+def _jitter(images: Tensor, numbers: Tensor) -> Tensor:
+    brightness, contrast, saturation, turn = _columns(numbers)
+    bright = (images * brightness).clamp_(0, 255)
+    return turn_hue(saturate(stretch(bright, contrast), saturation), turn)
+
+
+def _draw_blur(rng: random.Random) -> list[float]:
+    """DACS' blur, in every other image."""
+    return weights(rng.uniform(0.15, 1.15) if rng.random() < 0.5 else 0.0)
+
+
+def _blur(images: Tensor, numbers: Tensor) -> Tensor:
+    return blur(images, _columns(numbers))
+
+
 def _channels(images: Tensor) -> list[Tensor]:
     """The channels of (B, 3, h, w), each as (B, 1, h, w)."""
     return [images[:, channel : channel + 1] for channel in range(3)]
@@ -223,5 +253,7 @@ AUGMENTATIONS: dict[str, Change] = {
     Augmentation.COLOUR: Change(_draw_colour, 2, _colour),
     Augmentation.LIGHT: Change(_draw_light, LEVELS + 1, _light),
     Augmentation.TEXTURE: Change(_draw_texture, REACH + 3, _texture),
+    Augmentation.JITTER: Change(_draw_jitter, 4, _jitter),
+    Augmentation.BLUR: Change(_draw_blur, REACH + 1, _blur),
 }
 """What ``train --augment`` names."""

@@ -29,7 +29,7 @@ COMMANDS = {
     for panel, name, summary in (
         (PIPELINE, "export-teacher", "Store a teacher's certainties: run its network, or import outputs that exist."),
         (PIPELINE, "fuse", "Fuse the teachers' archives into one set of labels for the target."),
-        (PIPELINE, "train", "Train a student on fused labels, or a source model on the labelled source."),
+        (PIPELINE, "train", "Train a student on fused labels, or a model or teacher from the labelled source."),
         (PIPELINE, "test", "Score checkpoints, archives, label sets or label PNGs on labelled images of the target."),
         (TOOLS, "merge", "Average the weights of several runs of one network into a further checkpoint."),
         (TOOLS, "deploy", "Write a student as ONNX, .pt2, TorchScript or safetensors, checked against its checkpoint."),

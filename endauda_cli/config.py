@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from endauda_cli.adaptation import AdaptationOptions, check_adaptation
 from endauda_cli.errors import ConfigError
 from endauda_cli.names import name_fault
 from endauda_cli.options import (
@@ -272,12 +273,13 @@ class StudentOptions:
     arch: str = option(Arch.DEEPLABV3PLUS, "--arch", help="Network around it.", panel=_NETWORK)
     method: str = option(
         Method.DISTILL, "--method", panel=_LEARNT,
-        help="distill learns fused labels, source learns the labelled source.",
+        help="distill learns fused labels, source the labelled source; dacs, cbst, crst and mrnet adapt from source to "
+        "target; rectify is mrnet's second stage, on a label set.",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(StudentOptions, Workers):
+class TrainConfig(StudentOptions, AdaptationOptions, Workers):
     """Options of ``train``: the distillation recipe of EnD-UDA.
 
     Attributes:
@@ -288,7 +290,8 @@ class TrainConfig(StudentOptions, Workers):
         warm_up: steps over which the rate rises linearly from a tenth.
         optimizer: an ``Optimizer``.
         layer_decay: learning rate of a block of the encoder, as a share of the next one's.
-        momentum, weight_decay: of Nesterov SGD; AdamW's first beta, and its decay of matrices and kernels alone.
+        momentum, weight_decay: of SGD; AdamW's first beta, and its decay of matrices and kernels alone.
+        nesterov: whether SGD looks ahead, as Nesterov's does.
         head_rate: learning rate of ASPP, decoder and head, as a multiple of the backbone's.
         clip: the longest gradient, over all parameters together; 0 = any.
         accumulate: parts that a step's images go through the network in, one after the other. Each counts its classes
@@ -338,7 +341,11 @@ class TrainConfig(StudentOptions, Workers):
         1.0, "--layer-decay", panel=_SCHEDULE,
         help="Each block of the encoder learns at this much of the next one's rate.",
     )  # fmt: skip
-    momentum: float = option(0.9, "--momentum", help="Of Nesterov SGD; AdamW's first beta.", panel=_SCHEDULE)
+    momentum: float = option(0.9, "--momentum", help="Of SGD; AdamW's first beta.", panel=_SCHEDULE)
+    nesterov: bool = option(
+        True, "--nesterov/--no-nesterov", panel=_SCHEDULE,
+        help="Nesterov's momentum. [default: yes; no with --method dacs, cbst, crst]",
+    )  # fmt: skip
     weight_decay: float = option(5e-4, "--weight-decay", help="Of all weights.", panel=_SCHEDULE)
     clip: float = option(0.0, "--clip", help="Longest gradient; 0 = any.", panel=_SCHEDULE)
     ema: float = option(
@@ -360,7 +367,7 @@ class TrainConfig(StudentOptions, Workers):
     )  # fmt: skip
     augment: tuple[str, ...] = option(
         (), "--augment", panel=_IMAGES, metavar="A B", complete="augmentations", typed=list[str], parse=tuple,
-        unset=True, help="Photometric changes: colour, light, texture. [default: none]",
+        unset=True, help="Photometric changes: colour, light, texture, jitter, blur. [default: none]",
     )  # fmt: skip
     labelled: str | None = option(
         None, "--labelled", panel=_LEARNT, metavar="target|source|DIR", complete="labelled",
@@ -487,9 +494,10 @@ class TrainConfig(StudentOptions, Workers):
             )
         self._check_labelled()
         self._check_tests()
-        if self.loss != Loss.HARD and self.method == Method.SOURCE:
+        check_adaptation(self)
+        if self.loss != Loss.HARD and self.method != Method.DISTILL:
             raise ConfigError(
-                f"--loss {self.loss}: there are no teachers with --method source; leave one of them out"
+                f"--loss {self.loss}: there are no teachers with --method {self.method}; leave one of them out"
             )
         if self.loss == Loss.SOFT and self.scale_jitter is not None:
             raise ConfigError("--loss soft: its targets know one scale; leave out --scale-jitter")
@@ -511,10 +519,10 @@ class TrainConfig(StudentOptions, Workers):
         for flag, value in (("--hold-out", self.hold_out), ("--patience", self.patience)):
             if value and not self.validate_every:
                 raise ConfigError(f"{flag} {value}: nothing is tested; say how often, with --validate-every")
-        if self.hold_out and self.method == Method.SOURCE:
+        if self.hold_out and self.method != Method.DISTILL:
             raise ConfigError(
-                f"--hold-out {self.hold_out}: there are no fused labels to agree with, with --method source; leave "
-                "one of them out"
+                f"--hold-out {self.hold_out}: there are no fused labels to agree with, with --method {self.method}; "
+                "leave one of them out"
             )
         if self.best_by == BestBy.AGREEMENT and not self.hold_out:
             raise ConfigError(

@@ -108,7 +108,7 @@ class DistillationLoss(nn.Module):
         if logits.shape[-2:] != labels.shape[-2:]:
             logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=True)
         if self.class_balance:
-            self._update_weights(labels)
+            self.update_weights(labels)
         class_weight = self.class_weight
         if self.strength < 1:
             class_weight = 1 + self.strength * (class_weight - 1)
@@ -134,7 +134,8 @@ class DistillationLoss(nn.Module):
         return loss / normaliser
 
     @torch.no_grad()
-    def _update_weights(self, labels: Tensor) -> None:
+    def update_weights(self, labels: Tensor) -> None:
+        """Let the class weights follow a batch: (B, H, W) int64 train ids, of this rank."""
         counts, images = count_classes(labels, self.num_classes), labels.shape[0]
         if self.ranks is not None:
             counts, images = self.ranks.sum(counts), images * self.ranks.size

@@ -98,6 +98,13 @@ class Preprocessing:
             x = x / on_device(self.std, x.device)[:, None, None]
         return x
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """What :meth:`normalise` made (B, 3, h, w) of, as (B, 3, h, w) float32 RGB of 0 to 255, contiguous."""
+        if self.std != (1.0, 1.0, 1.0):
+            x = x * on_device(self.std, x.device)[:, None, None]
+        x = (x + on_device(self.mean, x.device)[:, None, None]) * self.divisor
+        return (x.flip(1) if self.bgr else x).clamp(0, 255).contiguous()
+
     def pad(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) padded at the right and at the bottom, as ``multiple_of`` asks."""
         right, bottom = (-side % self.multiple_of for side in (x.shape[3], x.shape[2]))

@@ -122,6 +122,20 @@ class Method(StrEnum):
 
     DISTILL = "distill"
     SOURCE = "source"
+    DACS = "dacs"
+    CBST = "cbst"
+    CRST = "crst"
+    MRNET = "mrnet"
+    RECTIFY = "rectify"
+
+
+class Regulariser(Described):
+    """What ``train --method crst`` holds the network's confidence back by (``training.methods.crst``)."""
+
+    MRKLD = "mrkld", "its divergence from the uniform distribution"
+    LRENT = "lrent", "soft pseudo labels of a high entropy"
+    MRENT = "mrent", "its entropy"
+    MRL2 = "mrl2", "the square of its probabilities"
 
 
 class Labelled(Described):
@@ -220,6 +234,8 @@ class Augmentation(StrEnum):
     COLOUR = "colour"
     LIGHT = "light"
     TEXTURE = "texture"
+    JITTER = "jitter"
+    BLUR = "blur"
 
 
 class PredictionIds(Described):

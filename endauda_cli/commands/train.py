@@ -83,7 +83,7 @@ class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, DryRun, Located
 
 
 def run(options: Train) -> None:
-    """Train a student on fused labels, or a source model on the labelled source.
+    """Train a student on fused labels, or a model or teacher from the labelled source.
 
     Checkpoints, report.html, config.toml, metrics.jsonl and TensorBoard events go to runs/SOURCE/NAME. The same line
     again goes on where the run was stopped.
@@ -95,11 +95,13 @@ def run(options: Train) -> None:
     - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
     - `endauda train --labelled target --labelled-share 0.2`
     - `endauda train --labelled corrected/cityscapes`
+    - `endauda train --method dacs --init runs/gta5/source/last.pt`
     """
     session = open_session("train", options, options.device)
     with session.terminal.loading("torch"):
         from endauda_cli.augmentation import AUGMENTATIONS
         from endauda_cli.distributed import process_group
+        from endauda_cli.students import mirrored
         from endauda_cli.training.certainties import with_certainties
         from endauda_cli.training.holding_out import hold_out
         from endauda_cli.training.labelled import with_true_labels
@@ -108,13 +110,14 @@ def run(options: Train) -> None:
         from endauda_cli.training.run import Run
         from endauda_cli.training.starting import fitting
 
-    for change in options.augment:
-        if change not in AUGMENTATIONS:
-            raise ConfigError(f"--augment {change}: choose among {', '.join(AUGMENTATIONS)}")
+    for flag, changes in (("--augment", options.augment), ("--strong", options.strong)):
+        for change in changes:
+            if change not in AUGMENTATIONS:
+                raise ConfigError(f"{flag} {change}: choose among {', '.join(AUGMENTATIONS)}")
     if not 0 <= options.profile <= MOST_PROFILED:
         raise ConfigError(f"--profile {options.profile}: 0 (none) to {MOST_PROFILED} steps; 20 tell enough")
-    start = _started(session, options)
     method, task, workspace = METHODS[options.method], session.task, session.workspace
+    start = _started(session, options, method.network)
     area = options.crop[0] * options.crop[1]
     defaults = {"balance_area": max(1, area // 32), **_suiting(start, options.steps), **method.defaults}
     own = {name: value for name, value in defaults.items() if name not in options.given}
@@ -128,6 +131,7 @@ def run(options: Train) -> None:
         if config.labelled is not None:
             streams = with_true_labels(streams, config.labelled, material, config.workers, terminal.report)
         streams = matched(streams, options.drop_mismatched, options.workers, terminal.report)
+        streams = method.narrowed(streams, config)
         streams, held_out = hold_out(streams, config.hold_out)
         streams = with_certainties(streams, config.loss, material)
         if start is not None:
@@ -138,6 +142,8 @@ def run(options: Train) -> None:
         network = _network(start, options)
         if start is not None:
             network = fitting(network, config, len(task.classes))
+            if method.flip:
+                network = mirrored(network)
         validate, agree, truth = _tests(session, config, network, held_out, (cache, out), where)
         said = _recipe(session, options, config, streams, init)
         run = Run(
@@ -174,17 +180,20 @@ def _done(session: Session, options: Train, config: TrainConfig, run: Run, word:
     return result
 
 
-def _started(session: Session, options: Train) -> Start | None:
-    """What is trained, where that is no DeepLab."""
+def _started(session: Session, options: Train, own: str | None) -> Start | None:
+    """What is trained, where that is no DeepLab; ``own`` is the method's network, unless a DeepLab is asked for."""
     from endauda_cli.progress import phase
 
-    if options.network is None and options.init is None:
+    deeplab = any(name in options.given for name in ("arch", "backbone"))
+    if options.network is None and options.init is None and (own is None or deeplab):
         return None
     init = None if options.init is None else session.weights(options.init)
     with phase(session.terminal.report, "finding the network"):
         from endauda_cli.teachers.starting import named
 
         start = named(options.network, init, session.task.classes, lambda said: session.path(Path(said)))
+        if start is None and own is not None and not deeplab:
+            start = named(own, init, session.task.classes, lambda said: session.path(Path(said)))
     # Those in endauda.toml are defaults, which a network that was typed replaces.
     given = [f"--{name}" for name in ("arch", "backbone") if name in options.typed]
     if start is not None and given:

@@ -82,10 +82,14 @@ class HeadSum(nn.Module):
         super().__init__()
         self.model = model
         self.weights = tuple(weights)
+        self.remembers = False
+        """Whether the heads' own logits of the last call are kept."""
+        self.said: tuple[Tensor, ...] = ()
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(images)
         heads = [output] if isinstance(output, Tensor) else list(output)
+        self.said = tuple(heads) if self.remembers else ()
         summed: Tensor | None = None
         for weight, head in zip(self.weights, heads, strict=True):
             if weight:

@@ -146,3 +146,10 @@ def init_convs(module: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resizing of (B, C, h, w) to ``size`` = (H, W), corner pixels aligned."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Let batch norms keep the statistics that they have, until the network is told to train again."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

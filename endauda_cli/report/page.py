@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from endauda_cli import __version__
 from endauda_cli.labels import write_png
+from endauda_cli.masking import masked, printable
 from endauda_cli.report.components import Budget, draw, slug
 from endauda_cli.report.pictures import contact_sheet
 from endauda_cli.report.sections import Gallery, Row, Table
@@ -97,7 +98,7 @@ def html(report: Report) -> str:
         version=__version__,
         date=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-    return page.encode("utf-8", "replace").decode()  # a file's name may be no text
+    return printable(page)  # a file's name may be no text
 
 
 def provenance(inputs: Mapping[str, str | None], title: str = "How this was made") -> Table:
@@ -115,7 +116,7 @@ def provenance(inputs: Mapping[str, str | None], title: str = "How this was made
 def command_line() -> str | None:
     """The line that started this process; ``None`` if that was no ``endauda``."""
     words = sys.argv or [""]
-    return shlex.join(["endauda", *words[1:]]) if Path(words[0]).name in PROGRAMS else None
+    return masked(shlex.join(["endauda", *words[1:]])) if Path(words[0]).name in PROGRAMS else None
 
 
 @cache

@@ -6,6 +6,6 @@ of transformers or segmentation-models-pytorch, a published teacher's, or a pack
 
 from __future__ import annotations
 
-from endauda_cli.students.network import Network, Own, build, deeplab, from_record, to_record
+from endauda_cli.students.network import Network, Own, build, deeplab, from_record, mirrored, to_record
 
-__all__ = ["Network", "Own", "build", "deeplab", "from_record", "to_record"]
+__all__ = ["Network", "Own", "build", "deeplab", "from_record", "mirrored", "to_record"]

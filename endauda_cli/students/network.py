@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.errors import CheckpointError
@@ -70,6 +70,14 @@ def build(network: Network, num_classes: int) -> Student:
     return FAMILIES[network.family](network.settings, num_classes, network.procedure.align_corners)
 
 
+def mirrored(network: Network) -> Network:
+    """The network run over each image and its mirror image; of our DeepLabs a checkpoint could not say so."""
+    if network.family == DEEPLAB:
+        return network
+    runs = {name: replace(getattr(network, name), flip=True) for name in ("procedure", "tested")}
+    return replace(network, **runs)
+
+
 # ---------------------------------------------------------------------------- in a checkpoint
 
 
@@ -86,6 +94,7 @@ def to_record(network: Network) -> dict[str, Any]:
             "align_corners": network.procedure.align_corners,
             "softmax": network.procedure.softmax,
             "windows": None if windows is None else [windows.side, windows.stride, windows.multiple_of],
+            **({"flip": True} if network.procedure.flip else {}),
         },
     }
 
@@ -116,6 +125,7 @@ def from_record(path: Path, record: object) -> Network:
     out = part("output", lambda v: isinstance(v, dict), "a table")
     windows = part("windows", _is_windows, "nothing, or side, stride and multiple of windows", of=out)
     procedure = Procedure(
+        flip=part("flip", lambda v: v is None or isinstance(v, bool), "true or false", of=out) or False,
         align_corners=part("align_corners", lambda v: isinstance(v, bool), "true or false", of=out),
         softmax=part("softmax", lambda v: v in _SOFTMAX, f"one of {', '.join(_SOFTMAX)}", of=out),
         windows=None if windows is None else Windows(*windows),

@@ -24,10 +24,10 @@ _MOST_OF = (
 """Word in the name of a setting -> the most that it can be; a library makes a table or layers for each, at once."""
 _MOST = 1 << 24
 _DEEP = ("layers", "depth", "depths", "blocks")
-_MOST_DEEP = 512
+_MOST_DEEP = 256
 """How a setting ends that says how many layers there are, and the most that all of them together can be: the deepest
-networks have a hundred, and laying out a thousand takes seconds."""
-_LONGEST_LIST = 1_000
+networks have a hundred, and laying out a few hundred takes seconds."""
+_LONGEST_LIST = 300
 _ENCODER = re.compile(r"(tu-)?[A-Za-z0-9][\w.+-]*", re.ASCII)
 """Names of segmentation-models-pytorch and timm. Whatever has a colon or slash leads to a hub or another folder."""
 _WORDS = ("act_layer", "norm_layer", "global_pool")

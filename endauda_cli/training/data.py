@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from endauda_cli.adaptation import size_of
 from endauda_cli.augmentation import drawn
 from endauda_cli.config import SOFT_STRIDE
 from endauda_cli.distributed import barrier, rank, world_size
@@ -40,6 +41,8 @@ MAIN = "main"
 """Name of the stream that a run counts its images and epochs by."""
 LABELLED = "labelled"
 """Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
+TARGET = "target"
+"""Name of the target's stream beside the source's, where a method adapts from one to the other."""
 HISTOGRAM_IMAGES = 200
 """More than twice as many are not all counted, unless the sample lacks a class."""
 
@@ -92,6 +95,8 @@ class Stream:
         labels: folder of the label set, if the files are of one.
         contents: digests of image and label files, if they were looked at before; see ``contents.survey``.
         certainties: of the teachers, if they are learnt from beside the labels.
+        of_source: whether a method adapts from these images to others: they may have a size of their own.
+        rounds: how many of the examples each round takes, one after another, of a method of rounds.
     """
 
     examples: Sequence[Example]
@@ -101,20 +106,45 @@ class Stream:
     labels: Path | None = None
     contents: tuple[str, str] | None = field(default=None, compare=False)
     certainties: Certainties | None = None
+    of_source: bool = False
+    rounds: tuple[int, ...] = ()
 
 
 class Rows(NamedTuple):
     """A stream, decoded and resized, memory mapped where the disk can."""
 
-    images: UInt8 | RowFile
+    images: UInt8 | RowFile | Joined
     """(N, h, w, 3) uint8 RGB."""
-    labels: UInt8 | RowFile
+    labels: UInt8 | RowFile | Joined
     """(N, h, w) uint8 train ids, 255 = none."""
-    certainty: UInt8 | RowFile | None = None
+    certainty: UInt8 | RowFile | Joined | None = None
     """The teachers' mean certainty, uint8 percent: of the labels (N, h, w) with ``--loss weighted``, of all classes
     (N, C, h / 4, w / 4) with ``soft``."""
     beyond: tuple[int, ...] = BEYOND
     """RGB of what lies beyond an image."""
+    centre: Callable[[int, random.Random], tuple[int, int] | None] | None = None
+    """Of an image's number, the (row, column) that its crop is to lie around, if anywhere in particular."""
+
+
+class Joined:
+    """Rows of several kinds one after another, all of them or some: each kind may have its own (h, w)."""
+
+    def __init__(self, *parts: tuple[Rowed, Sequence[int]]) -> None:
+        """Args: the rows of each kind, and which of them."""
+        self._places = [(rows, number) for rows, numbers in parts for number in numbers]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i: int) -> UInt8:
+        rows, number = self._places[i]
+        return rows[number]
+
+
+class Rowed(Protocol):
+    """Rows of uint8 by their number."""
+
+    def __getitem__(self, i: int, /) -> UInt8: ...
 
 
 def load_rows(
@@ -140,18 +170,18 @@ def load_rows(
     Raises:
         DataError: if a file cannot be read, or there is no room.
     """
-    width, height = config.size
+    width, height = size = size_of(config, stream.of_source)
     examples = stream.examples
-    recipes = _recipes(config, contents, preprocessing)
+    recipes = _recipes(config, size, contents, preprocessing)
 
     def image(i: int) -> UInt8:
-        return resize(read_image(examples[i].image), config.size, preprocessing.filter)
+        return resize(read_image(examples[i].image), size, preprocessing.filter)
 
     def label(i: int) -> UInt8:
         file = examples[i].label
         if file is None:
             return np.full((height, width), IGNORE, np.uint8)
-        return resize(stream.read(file, stream.domain), config.size, "nearest")
+        return resize(stream.read(file, stream.domain), size, "nearest")
 
     def use(kind: str) -> Use | None:
         return None if user is None else Use(f"{kind} {width}x{height}", *user)
@@ -182,11 +212,11 @@ def load_rows(
 
 
 def _recipes(
-    config: TrainConfig, contents: tuple[str, str, str], preprocessing: Preprocessing
+    config: TrainConfig, of: tuple[int, int], contents: tuple[str, str, str], preprocessing: Preprocessing
 ) -> tuple[str, str, str]:
     """What the cached rows of images, labels and certainties depend on, beside their files."""
     of_images, of_labels, of_certainties = contents
-    size = f"{DECODING} {config.size}"
+    size = f"{DECODING} {of}"
     return (
         f"{size} {of_images}{filter_word(preprocessing)}",
         f"{size} {config.method} {of_labels}",
@@ -206,8 +236,8 @@ def uncached_bytes(
     Raises:
         DataError: if a file is not there.
     """
-    width, height = config.size
-    images, labels, certainties = _recipes(config, contents, preprocessing)
+    width, height = size = size_of(config, stream.of_source)
+    images, labels, certainties = _recipes(config, size, contents, preprocessing)
     pictures = [example.image for example in stream.examples]
     files = [example.label or example.image for example in stream.examples]
     total = missing_bytes(cache, pictures, images, (height, width, 3))
@@ -223,9 +253,15 @@ def filter_word(preprocessing: Preprocessing) -> str:
 
 
 def batches(
-    config: TrainConfig, rows: Mapping[str, Rows], first: int, pool: ThreadPoolExecutor
+    config: TrainConfig,
+    rows: Mapping[str, Rows],
+    first: int,
+    pool: ThreadPoolExecutor,
+    until: int | None = None,
 ) -> Iterator[Fed]:
     """This rank's part of each batch from step ``first`` on, prepared ahead in threads, on the CPU.
+
+    The last one is that before step ``until``, or of the run.
 
     Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
     classes. In place of certainties, where the others have some, they have ``TRUE``.
@@ -236,7 +272,8 @@ def batches(
         every = images.get(stream, config.batch_size)
         mine = every // world_size()
         start = step * every + rank() * mine
-        draw = "true " if stream == LABELLED else ""  # or it would mirror the main stream's crops
+        # Or it would mirror the main stream's crops.
+        draw = {MAIN: "", LABELLED: "true "}.get(stream, f"{stream} ")
         return [crop_at(config, rows[stream], position, draw) for position in range(start, start + mine)]
 
     def prepare(step: int) -> Fed:
@@ -250,7 +287,8 @@ def batches(
         labelled = sum(int(torch.count_nonzero(found.labels != IGNORE)) for found in batch.values())
         return Fed(step, batch, labelled)
 
-    return ordered_map(pool, prepare, range(first, config.steps), 2 * config.workers)
+    steps = range(first, config.steps if until is None else until)
+    return ordered_map(pool, prepare, steps, 2 * config.workers)
 
 
 def _stacked(crops: Sequence[Crops]) -> Crops:
@@ -266,19 +304,27 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
     Streams with another ``draw`` draw other windows and changes at equal positions.
     """
-    images, labels, certainties, outside = rows
+    images, labels, certainties, outside, centre = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
     scale = scale_at(config, f"{draw}{position}")
     window = max(1, round(height / scale)), max(1, round(width / scale))
-    crop = random_crop((images.shape[1], images.shape[2]), window, rng, config.mirror, beyond=scale < 1)
+    image = images[index]
+    size = (image.shape[0], image.shape[1])
+    crop = random_crop(size, window, rng, config.mirror, beyond=scale < 1)
+    if centre is not None and (around := centre(index, rng)) is not None:
+        row, column = (
+            start if side >= whole else min(max(0, middle - side // 2), whole - side)
+            for start, middle, side, whole in zip(crop, around, window, size, strict=False)
+        )
+        crop = crop._replace(row=row, column=column)
     if config.loss == Loss.SOFT:  # whole rows and columns of the targets
         crop = crop._replace(
             row=crop.row - crop.row % SOFT_STRIDE, column=crop.column - crop.column % SOFT_STRIDE
         )
-    pixels = scaled(cut(images[index], crop, window, outside), (height, width), smooth=True)
+    pixels = scaled(cut(image, crop, window, outside), (height, width), smooth=True)
     classes = scaled(cut(labels[index], crop, window, [IGNORE]), (height, width), smooth=False)
     changes = torch.tensor(drawn(config.augment, config.seed, f"{draw}{position}"))
     if certainties is None:
@@ -287,6 +333,9 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     if percent.ndim == 2:
         known = scaled(cut(percent, crop, window, [0]), (height, width), smooth=False)
         return Crops(pixels, classes, changes, known)
+    if config.loss != Loss.SOFT:  # soft pseudo labels, at their full size
+        known = scaled(cut(percent.transpose(1, 2, 0), crop, window, [0]), (height, width), smooth=False)
+        return Crops(pixels, classes, changes, known.permute(2, 0, 1).contiguous())
     coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
     part = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
     return Crops(pixels, classes, changes, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))))
@@ -312,7 +361,10 @@ def order_of(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
 
 
 def tell_histogram(
-    labels: UInt8 | RowFile, domain: Domain, report: Reporter, true: UInt8 | RowFile | None = None
+    labels: UInt8 | RowFile | Joined,
+    domain: Domain,
+    report: Reporter,
+    true: UInt8 | RowFile | Joined | None = None,
 ) -> None:
     """Say what the labels hold, before hours are spent on them: of a sample, if it shows all classes, else of all.
 
@@ -345,7 +397,7 @@ def tell_histogram(
         report(Note(f"the labels never show {', '.join(absent)}; the student cannot learn them", "warning"))
 
 
-def _count(labels: UInt8 | RowFile, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count(labels: UInt8 | RowFile | Joined, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many pixels of the chosen images have each value."""
     counts = np.zeros(256, np.int64)
     for i in chosen:

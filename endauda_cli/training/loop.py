@@ -30,7 +30,7 @@ from endauda_cli.distributed import (
 )
 from endauda_cli.inference import autocast
 from endauda_cli.losses import Ranks
-from endauda_cli.models.layers import synchronised
+from endauda_cli.models.layers import freeze_norms, synchronised
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.results import TrainResult
 from endauda_cli.signals import Stopped
@@ -44,13 +44,14 @@ from endauda_cli.types import Arch, BestBy, Precision
 from endauda_cli.workspace import BEST_FILE, LAST_FILE, PRETRAINED_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from endauda_cli.config import TrainConfig
-    from endauda_cli.training.feeding import Crops
+    from endauda_cli.training.data import Rows
+    from endauda_cli.training.feeding import Crops, Fed
     from endauda_cli.training.methods import Batch
     from endauda_cli.training.run import Run, TrainState
 
@@ -104,8 +105,8 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
 
     with ThreadPoolExecutor(config.workers) as pool, closing(records), signals.deferred():
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
-        ahead = data.batches(config, rows, config.steps if ended() else first, pool)
-        for step, batch, labelled in feed(ahead, run.device):
+        start = config.steps if ended() else first
+        for step, batch, labelled in _batches(config, run, state, rows, start, pool, report):
             labelled, stopped = _agree(labelled, signals.asked())
 
             # single training step, if there is something to learn
@@ -175,6 +176,23 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
     )
 
 
+def _batches(
+    config: TrainConfig,
+    run: Run,
+    state: TrainState,
+    rows: Mapping[str, Rows],
+    first: int,
+    pool: ThreadPoolExecutor,
+    report: Reporter,
+) -> Iterator[Fed]:
+    """Batches on the device from step ``first`` on; a method of rounds draws from other rows in each."""
+    while first < config.steps:
+        until = state.method.until(first)
+        drawn = state.method.begin(state.student, rows, run.streams[MAIN].rounds, run.out, first, report)
+        yield from feed(data.batches(config, drawn, first, pool, until), run.device)
+        first = until
+
+
 def _keep(run: Run, checkpoint: Path, report: Reporter) -> Path | None:
     """The student as its library keeps it, if it is of one; by the first rank."""
     if run.network is None or rank() > 0:
@@ -232,6 +250,8 @@ def optimise(state: TrainState, model: nn.Module, batch: Batch, config: TrainCon
     """:func:`train_step` from the network's input on."""
     device = batch[MAIN][0].device
     torch.manual_seed(_seed(config.seed, state.step, rank()))  # dropout
+    if config.freeze_norms:
+        freeze_norms(state.student)
     rate = learning_rate(config, state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

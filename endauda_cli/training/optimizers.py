@@ -33,7 +33,7 @@ def make_optimizer(
 
 
 def _sgd(student: Student, config: TrainConfig, layers: Layers | None) -> torch.optim.Optimizer:
-    """Nesterov SGD with the published groups: backbone at the base rate, the rest at a multiple of that."""
+    """SGD with the published groups: backbone at the base rate, the rest at a multiple of that."""
     base, rest = parameter_groups(student)
     groups: list[dict[str, Any]] = [
         {"params": base, "lr_scale": 1.0},
@@ -47,7 +47,7 @@ def _sgd(student: Student, config: TrainConfig, layers: Layers | None) -> torch.
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
+        nesterov=config.nesterov and config.momentum > 0,
     )
 
 

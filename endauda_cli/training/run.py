@@ -129,6 +129,7 @@ def make_state(
     student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = make_loss(config, num_classes).to(device)
     method = METHODS[config.method](config, criterion, student)
+    method.preprocessing = preprocessing
     average = Average(student, config.ema) if config.ema else None
     if config.recompute:
         recompute_encoder(student)  # not those of copies

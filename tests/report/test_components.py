@@ -83,7 +83,7 @@ def sections(name: str) -> list[Section]:
 @pytest.mark.parametrize("name", ["road", HOSTILE, "", "a" * 500, "\ud800 half a letter"])
 def test_whatever_a_name_is_the_page_is_whole(name: str) -> None:
     page = html(Report(name, [name], sections(name), headline=[(name, name)]))
-    assert page.encode() and 'alert("1")' not in page
+    assert page.encode() and 'alert("1")' not in page and "\u202e" not in page
     if name:
         assert_self_contained(page)
 
@@ -210,6 +210,8 @@ def test_what_a_page_says_of_its_making(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "argv", ["/usr/bin/endauda", "fuse", "--name", "a b"])
     told = {row.cells[0]: row.cells[1] for row in provenance({"teacher": "x", "none": None}).rows}
     assert told["command"] == "endauda fuse --name 'a b'" and told["teacher"] == "x" and "none" not in told
+    monkeypatch.setattr(sys, "argv", ["endauda", "test", "https://me:secret@example.org/x"])
+    assert "secret" not in "".join(provenance({}).rows[0].cells)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
     assert "command" not in {row.cells[0] for row in provenance({}).rows}
 

@@ -1,6 +1,6 @@
 """Twenty steps of a tiny network, alone or as one of several ranks: each takes its part of the same batches.
 
-usage: rank_steps.py OUT [LOSS]          (with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: one of several)
+usage: rank_steps.py OUT [LOSS [METHOD]]          (with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT: one of several)
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from endauda_cli.domains import IGNORE
 from endauda_cli.losses import TRUE, Mining
 from endauda_cli.models import build_student
 from endauda_cli.training.loop import _distribute, optimise
-from endauda_cli.training.methods import MAIN
+from endauda_cli.training.methods import MAIN, TARGET
+from endauda_cli.training.methods.dacs import Dacs
 from endauda_cli.training.run import make_state
-from endauda_cli.types import Loss
+from endauda_cli.types import Loss, Method
 from tests.support.training_runs import CONFIG
 
 CPU = torch.device("cpu")
@@ -49,15 +50,25 @@ def certainties(step: int, loss: str) -> tuple[torch.Tensor, ...]:
     return (percent.to(torch.uint8),)
 
 
-def main(out: str, loss: str = Loss.HARD) -> None:
+def main(out: str, loss: str = Loss.HARD, method: str = Method.DISTILL) -> None:
     config = dataclasses.replace(
-        CONFIG, batch_size=IMAGES, steps=100, learning_rate=1e-4, balance_area=200, ramp=0, loss=loss
+        CONFIG,
+        batch_size=IMAGES,
+        steps=100,
+        learning_rate=1e-4,
+        balance_area=200,
+        ramp=0,
+        loss=loss,
+        method=method,
+        hard_percentile=0 if method == Method.DACS else CONFIG.hard_percentile,
+        strong=(),
     )
     with process_group(CPU):
         torch.manual_seed(0)
         state = make_state(build_student("deeplabv3plus", "tiny", CLASSES), config, CLASSES, CPU)
         model = _distribute(state, config, CPU)
-        for module in state.student.modules():
+        copies = [state.method.teacher] if isinstance(state.method, Dacs) else []
+        for module in (module for network in (state.student, *copies) for module in network.modules()):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
             elif isinstance(module, nn.Dropout):
@@ -67,7 +78,11 @@ def main(out: str, loss: str = Loss.HARD) -> None:
         for step in range(STEPS):
             x, labels = batch(step)
             given = tuple(one[mine] for one in (x, labels, *certainties(step, loss)))
-            found = mean_over_ranks(optimise(state, model, {MAIN: given}, config))
+            streams = {MAIN: given}
+            if method == Method.DACS:
+                unknown, nothing = batch(step + STEPS)
+                streams[TARGET] = (unknown[mine], torch.full_like(nothing[mine], IGNORE))
+            found = mean_over_ranks(optimise(state, model, streams, config))
             mining = state.loss.mining or Mining(torch.zeros(()), torch.zeros(()), 0)  # soft has none
             told.append([float(found), float(mining.threshold), float(mining.kept), float(mining.pixels)])
         if rank() == 0:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = tuple(AUGMENTATIONS)
+SOMETIMES = {Augmentation.JITTER, Augmentation.BLUR}
+"""These leave some images as they are, others not."""
 
 
 def pictures(count: int = 6, height: int = 37, width: int = 53) -> torch.Tensor:
@@ -75,7 +77,7 @@ def test_sample_comes_out_the_same_alone_and_in_any_batch(
     assert whole.shape == images.shape
     assert 0 <= float(whole.min()) < float(whole.max()) <= 255
     for image, changed in zip(images, whole, strict=True):
-        assert not torch.equal(image, changed)
+        assert set(names) <= SOMETIMES or not torch.equal(image, changed)
     torch.manual_seed(99)  # no global generator counts
     for number in (1, 3):
         threads(number)
@@ -210,7 +212,7 @@ def test_ranks_draw_what_one_process_draws(monkeypatch: pytest.MonkeyPatch) -> N
         ]
 
     alone = shown(1)
-    assert alone[0].changes.shape == (4, sum(change.numbers for change in AUGMENTATIONS.values()))
+    assert alone[0].changes.shape == (4, sum(AUGMENTATIONS[name].numbers for name in CONFIG.augment))
     for world in (2, 4):
         for one, other in zip(shown(world), alone, strict=True):
             assert all(map(torch.equal, one[:3], other[:3]))

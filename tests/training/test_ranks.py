@@ -83,15 +83,25 @@ def test_two_ranks_are_one_with_certainties(tmp_path: Path, loss: str) -> None:
         torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
 
 
+def test_two_ranks_are_one_with_mixed_images(tmp_path: Path) -> None:
+    found = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.pt"
+        for code, _, err in ended(ranks(number, "-m", "tests.support.rank_steps", str(out), "hard", "dacs")):
+            assert code == 0, err
+        found.append(torch.load(out, weights_only=True))
+    torch.testing.assert_close(found[1]["told"][:, 0], found[0]["told"][:, 0], rtol=1e-5, atol=1e-6)
+    for key, value in found[0]["weights"].items():
+        torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
+
+
 def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
     """Between weights. Masks of attention are thresholds, past which rounding puts a pixel now and then."""
     pairs = [(value.double(), others[key].double()) for key, value in some.items()]
     return float(torch.stack([(one - other).norm() for one, other in pairs]).norm())
 
 
-@pytest.mark.parametrize(
-    "name", ["segformer", "smp:unet/tu-mobilenetv3_small_050", "mask2former", "oneformer", "eomt", "daformer"]
-)
+@pytest.mark.parametrize("name", ["segformer", "mask2former", "oneformer"])
 def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path) -> None:
     """Two ranks learn what one does, and so do parts of a batch; heads that take no part are no hindrance."""
     found = []

@@ -7,13 +7,18 @@ it. The loop around it is the same for all.
 
 from __future__ import annotations
 
-from endauda_cli.training.methods import distill, source
-from endauda_cli.training.methods.method import MAIN, Batch, Forward, Material, Method
+from endauda_cli.training.methods import cbst, crst, dacs, distill, mrnet, source
+from endauda_cli.training.methods.method import MAIN, TARGET, Batch, Forward, Material, Method
 from endauda_cli.types import Method as Name
 
-__all__ = ["MAIN", "METHODS", "Batch", "Forward", "Material", "Method"]
+__all__ = ["MAIN", "METHODS", "TARGET", "Batch", "Forward", "Material", "Method"]
 
 METHODS: dict[str, type[Method]] = {
     Name.DISTILL: distill.Distill,
     Name.SOURCE: source.Source,
+    Name.DACS: dacs.Dacs,
+    Name.CBST: cbst.Cbst,
+    Name.CRST: crst.Crst,
+    Name.MRNET: mrnet.MrNet,
+    Name.RECTIFY: mrnet.Rectify,
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from endauda_cli.datasets import find_samples
+from endauda_cli.labels import read_truth
 from endauda_cli.losses import soft_divergence, soft_targets
-from endauda_cli.training.data import MAIN
+from endauda_cli.training.data import MAIN, TARGET, Example, Stream
+from endauda_cli.transforms import STUDENT, Preprocessing
 from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
@@ -19,10 +22,11 @@ if TYPE_CHECKING:
     from endauda_cli.domains import Task
     from endauda_cli.losses import DistillationLoss
     from endauda_cli.models import Student
-    from endauda_cli.training.data import Stream
+    from endauda_cli.progress import Reporter
+    from endauda_cli.training.data import Rows
     from endauda_cli.workspace import Workspace
 
-__all__ = ["MAIN", "Batch", "Forward", "Material", "Method"]
+__all__ = ["MAIN", "TARGET", "Batch", "Forward", "Material", "Method"]
 
 Batch = Mapping[str, tuple[Tensor, ...]]
 """Per stream the network's input, (B, 3, h, w) float32 on the device, and labels, (B, h, w) uint8, there too; where the
@@ -60,6 +64,12 @@ class Method:
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Fields of ``TrainConfig`` that are something else with this method, unless the user says otherwise."""
+    network: ClassVar[str | None] = None
+    """Its project's network, as ``--network`` names it: trained unless the user says otherwise."""
+    flip: ClassVar[bool] = False
+    """Whether its project's tests average each image with its mirror image."""
+    preprocessing: Preprocessing = STUDENT
+    """What made crops the network's input."""
 
     def __init__(self, config: TrainConfig, criterion: DistillationLoss, student: Student) -> None:
         self.config, self.criterion = config, criterion
@@ -85,6 +95,31 @@ class Method:
         loss: Tensor = self.criterion(logits, labels, *(c.clamp(max=100) / 100 for c in certainties))
         return loss
 
+    def until(self, step: int) -> int:
+        """The step before which batches are drawn from what :meth:`begin` returned for ``step``: here, the end."""
+        return self.config.steps
+
+    def begin(
+        self, student: Student, rows: Mapping[str, Rows], rounds: tuple[int, ...], folder: Path, step: int,
+        report: Reporter,
+    ) -> Mapping[str, Rows]:  # fmt: skip
+        """What batches are drawn from, from a step on: in a method of rounds other pseudo labels in each.
+
+        Args:
+            student: as it is before that step.
+            rows: of the streams.
+            rounds: of the main stream, see ``data.Stream``.
+            folder: of the run.
+            step: at which a round begins, or within it when a run is gone on with.
+            report: told of progress.
+        """
+        return rows
+
+    @staticmethod
+    def narrowed(streams: Mapping[str, Stream], config: TrainConfig) -> dict[str, Stream]:
+        """The streams without the images that a run of this recipe never draws."""
+        return dict(streams)
+
     def after_step(self, student: Student, step: int) -> None:
         """What follows an optimiser step, such as moving an averaged teacher."""
         return
@@ -96,3 +131,23 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
         return
+
+
+def labelled_source(material: Material) -> Stream:
+    """All labelled images of the source's train split; their files hold label ids."""
+    source = material.task.source
+    samples = find_samples(source, material.source_roots, "train", need_labels=True)
+    examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
+    return Stream(examples, source, read_truth)
+
+
+def unlabelled_target(material: Material) -> Stream:
+    """All images of the target's train split; labels that they may have are not looked at."""
+    target = material.task.target
+    samples = find_samples(target, material.target_roots, "train")
+    return Stream([Example(s.id, s.image, None) for s in samples], target, read_truth)
+
+
+def adaptation(material: Material) -> dict[str, Stream]:
+    """The labelled source, which a run counts its images by, and the unlabelled target."""
+    return {MAIN: replace(labelled_source(material), of_source=True), TARGET: unlabelled_target(material)}

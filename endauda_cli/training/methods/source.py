@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from endauda_cli.datasets import find_samples
-from endauda_cli.labels import read_truth
-from endauda_cli.training.data import Example, Stream
-from endauda_cli.training.methods.method import MAIN, Material, Method
+from typing import TYPE_CHECKING
+
+from endauda_cli.training.methods.method import MAIN, Material, Method, labelled_source
+
+if TYPE_CHECKING:
+    from endauda_cli.training.data import Stream
 
 
 class Source(Method):
@@ -14,7 +16,4 @@ class Source(Method):
     @staticmethod
     def streams(material: Material) -> tuple[dict[str, Stream], str]:
         """All labelled images of the source's train split; their files hold label ids."""
-        source = material.task.source
-        samples = find_samples(source, material.source_roots, "train", need_labels=True)
-        examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
-        return {MAIN: Stream(examples, source, read_truth)}, "source"
+        return {MAIN: labelled_source(material)}, "source"

@@ -87,4 +87,4 @@ def seeds() -> Sequence[bytes]:
     return [json.dumps(to_record(network)).encode() for network in networks]
 
 
-TARGETS = (Target("student", read_student, seeds, tries=60),)
+TARGETS = (Target("student", read_student, seeds, tries=30),)
