@@ -132,7 +132,14 @@ def train(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str
     made = endauda(*common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5))
     seconds = time.process_time() - begin
     found = endauda(
-        "test", "--weights", made["checkpoint"], *where, "--target", str(folder / "camvid.toml"), "--size", SIZE
+        "test",
+        "--weights",
+        made["checkpoint"],
+        *where,
+        "--target",
+        str(folder / "camvid.toml"),
+        "--size",
+        SIZE,
     )
     return {"steps": steps, "cpu_minutes": seconds / 60, "miou": found["miou"], "iou": found["iou"]}
 
