@@ -49,8 +49,8 @@ class Merge(Workers, TargetData, OnDevice, Located):
         help="Images that are scored: of the label set, those that --hold-out holds out; or labelled val images.",
     )  # fmt: skip
     statistics: int = option(
-        64, "--statistics", panel=_MERGED, metavar="N",
-        help="Target images that batch statistics are measured on; 0 averages these too.",
+        0, "--statistics", panel=_MERGED, metavar="N",
+        help="Target images that batch statistics are measured on anew; 0 averages these too.",
     )  # fmt: skip
 
 
