@@ -33,6 +33,8 @@ COMMANDS = {
         (PIPELINE, "test", "Score checkpoints, archives, label sets or label PNGs on labelled images of the target."),
         (TOOLS, "merge", "Average the weights of several runs of one network into a further checkpoint."),
         (TOOLS, "deploy", "Write a student as ONNX, .pt2, TorchScript or safetensors, checked against its checkpoint."),
+        (TOOLS, "export-labels", "Write labels in the format of an annotation tool or another program."),
+        (TOOLS, "import-labels", "Take labels back that people corrected in an annotation tool."),
         (TOOLS, "report", "Show the whole workspace on one page: teachers, labels, runs and scores."),
         (TOOLS, "demo", "Show the whole story on a generated street world: archives, labels, student, scores."),
         (TOOLS, "download-weights", "Fetch published weights and pseudo labels, and verify them."),

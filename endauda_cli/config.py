@@ -308,7 +308,7 @@ class TrainConfig(StudentOptions, AdaptationOptions, Workers):
         scale_jitter: least and most of the factor by which crops are enlarged, drawn evenly by its logarithm; ``None``
             is 1.
         augment: keys of ``augmentation.AUGMENTATIONS``, applied to every crop.
-        labelled: whose true labels are mixed into every batch; ``None`` = nobody's.
+        labelled: whose true labels are mixed into every batch, or their folder; ``None`` = nobody's.
         labelled_share: of a batch's images, those with true labels; only with ``labelled``.
         loss: what the teachers' word is taken for; ``soft`` and ``weighted`` read their archives.
         class_balance, often_balance, hard_percentile, max_value, balance_area: see ``losses``; not with ``soft``.
@@ -370,9 +370,9 @@ class TrainConfig(StudentOptions, AdaptationOptions, Workers):
         unset=True, help="Photometric changes: colour, light, texture, jitter, blur. [default: none]",
     )  # fmt: skip
     labelled: str | None = option(
-        None, "--labelled", panel=_LEARNT, typed=Labelled,
-        help="Mix true labels into every batch: of the few target train images that have some, or of the source. "
-        "[default: none]",
+        None, "--labelled", panel=_LEARNT, metavar="target|source|DIR", complete="labelled",
+        help="Mix true labels into every batch: of the few target train images that have some, or of the source; or "
+        "of a folder of corrected labels, such as import-labels writes. [default: none]",
     )  # fmt: skip
     labelled_share: float = option(
         0.2, "--labelled-share", panel=_LEARNT,

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 EXPECTED_RATIO = dict.fromkeys(Codec, 5) | {Codec.GRID: 40, Codec.SOFTMAX: 10, Codec.JPEGLS: 8}
 """How many times smaller than raw bytes an archive is expected to be."""
 
-_FIRST = 3
+FIRST = 3
 """Outputs whose labels are compared with their certainties before anything is stored."""
 
 
@@ -71,15 +71,15 @@ def export_network(
     Raises:
         EndaudaError: if an image cannot be read, the archive holds something else, or the disk is too small.
     """
-    attributes = _attributes(config, task) | {"origin": "network"} | teacher.attributes(task.classes)
-    mine = _share(config, samples)
+    attributes = attributes_of(config, task) | {"origin": "network"} | teacher.attributes(task.classes)
+    mine = share_of(config, samples)
     codec = Codec(config.codec) if has_grid(teacher.segmenter) else Codec(config.codec).of_planes
-    _check_room(task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, codec, report)
+    check_room(task, out, {s.id: s.image for s in (samples if world_size() > 1 else mine)}, codec, report)
     with _writer(config, task, out, attributes) as writer:
         todo = [sample for sample in mine if sample.id not in writer.done]
         files: dict[str, Sequence[Path]] = {sample.id: (sample.image,) for sample in mine}
-        sources = _sources(config, out)
-        _refuse_changed(sources, out, files, writer.done)
+        sources = sources_of(config, out)
+        refuse_changed(sources, out, files, writer.done)
         finish = grid_maps if codec == Codec.GRID else certainty_maps
         paths = [sample.image for sample in todo]
         outputs = run_network(teacher.segmenter, paths, finish, config.inference, device, report)
@@ -143,20 +143,9 @@ def import_outputs(
         DataError: if an output is absent, there twice or not what it should be, or if the disk is too small.
             What was imported before stays.
     """
-    found = _find_outputs(folder, None if samples is None else {sample.id for sample in samples})
-    ids = sorted(found) if samples is None else [sample.id for sample in samples]
-    for image in ids:
-        if image not in found:
-            raise DataError(
-                f"{folder}: teacher {config.teacher} has no output for image {image}; expected {image}.png with "
-                f"{image}.npy or {image}.npz"
-            )
-    if not ids:
-        raise DataError(f"{folder}: no teacher outputs; expected <image>.png with <image>.npy or <image>.npz")
-    if samples is not None:
-        _warn_of_sizes(samples[0], found, report)
-    mine, codec = _share(config, ids), Codec(config.codec).of_planes
-    _check_room(
+    found, ids = outputs_in(folder, config.teacher, samples, report)
+    mine, codec = share_of(config, ids), Codec(config.codec).of_planes
+    check_room(
         task,
         out,
         {i: found[i][0] for i in (ids if world_size() > 1 else mine)},
@@ -174,13 +163,13 @@ def import_outputs(
         return image, (label, certainty)
 
     with (
-        _writer(config, task, out, _attributes(config, task) | {"origin": "import"}) as writer,
+        _writer(config, task, out, attributes_of(config, task) | {"origin": "import"}) as writer,
         ThreadPoolExecutor(config.inference.workers) as pool,
     ):
         todo = [image for image in mine if image not in writer.done]
-        sources = _sources(config, out)
-        _refuse_changed(sources, out, {image: found[image] for image in mine}, writer.done)
-        _refuse_contradictions([found[image] for image in todo[:_FIRST]], num_classes)
+        sources = sources_of(config, out)
+        refuse_changed(sources, out, {image: found[image] for image in mine}, writer.done)
+        refuse_contradictions([found[image] for image in todo[:FIRST]], num_classes)
         loaded = ordered_map(pool, load, todo, config.inference.workers + 2)
         raw = _write_all(
             writer,
@@ -194,12 +183,35 @@ def import_outputs(
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
 
+def outputs_in(
+    folder: Path, teacher: str, samples: Sequence[Sample] | None, report: Reporter
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Label map and certainties of each image by its id, and the ids that are wanted.
+
+    Raises:
+        DataError: if an output is absent or there twice.
+    """
+    found = _find_outputs(folder, None if samples is None else {sample.id for sample in samples})
+    ids = sorted(found) if samples is None else [sample.id for sample in samples]
+    for image in ids:
+        if image not in found:
+            raise DataError(
+                f"{folder}: teacher {teacher} has no output for image {image}; expected {image}.png with "
+                f"{image}.npy or {image}.npz"
+            )
+    if not ids:
+        raise DataError(f"{folder}: no teacher outputs; expected <image>.png with <image>.npy or <image>.npz")
+    if samples is not None:
+        _warn_of_sizes(samples[0], found, report)
+    return found, ids
+
+
 def _read_outputs(files: tuple[Path, Path], num_classes: int) -> tuple[UInt8, UInt8]:
     label = read_train_ids(files[0], num_classes)
     return label, read_certainty(files[1], num_classes, label.shape)
 
 
-def _refuse_contradictions(pairs: Sequence[tuple[Path, Path]], num_classes: int) -> None:
+def refuse_contradictions(pairs: Sequence[tuple[Path, Path]], num_classes: int) -> None:
     """Refuse outputs whose label maps are not what their certainties say, over the first images together."""
     agreed = valid = 0
     causes = []
@@ -217,7 +229,7 @@ def _refuse_contradictions(pairs: Sequence[tuple[Path, Path]], num_classes: int)
         refuse_contradiction(pairs[0][1], agreed, valid, cause, LEAST_AGREEMENT)
 
 
-def _refuse_changed(
+def refuse_changed(
     sources: Sources, out: Path, files: Mapping[str, Sequence[Path]], done: Container[str]
 ) -> None:
     """Refuse to go on with an archive, images of which were made of files that have other content now."""
@@ -230,7 +242,7 @@ def _refuse_changed(
         )
 
 
-def _attributes(config: ExportConfig, task: Task) -> dict[str, Any]:
+def attributes_of(config: ExportConfig, task: Task) -> dict[str, Any]:
     return {
         "teacher": config.teacher,
         "source": task.source.name,
@@ -240,7 +252,7 @@ def _attributes(config: ExportConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _share(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
+def share_of(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
     """Every n-th item: by ``--shard``, or by rank under ``torchrun``."""
     number, of = config.shard
     if world_size() > 1:
@@ -250,7 +262,7 @@ def _share(config: ExportConfig, items: Sequence[Any]) -> Sequence[Any]:
     return items[number - 1 :: of]
 
 
-def _check_room(task: Task, out: Path, files: Mapping[str, Path], codec: Codec, report: Reporter) -> None:
+def check_room(task: Task, out: Path, files: Mapping[str, Path], codec: Codec, report: Reporter) -> None:
     """Warn if the archive may not fit on its disk.
 
     Args:
@@ -264,7 +276,7 @@ def _check_room(task: Task, out: Path, files: Mapping[str, Path], codec: Codec, 
     Raises:
         DataError: if not even half of the expected bytes are free.
     """
-    stored = _stored_ids(out)
+    stored = stored_ids(out)
     left = [path for image, path in files.items() if image not in stored]
     free = free_bytes(out)
     if not left or free is None:
@@ -296,7 +308,7 @@ def stored_temperature(out: Path) -> tuple[float, dict[str, Any]] | None:
     return float(temperature), fit
 
 
-def _stored_ids(out: Path) -> frozenset[str]:
+def stored_ids(out: Path) -> frozenset[str]:
     try:
         with CertaintyReader(out) as reader:
             return frozenset(reader.ids)
@@ -315,7 +327,7 @@ def _tag(config: ExportConfig) -> str:
     return f"{number}-of-{of}"
 
 
-def _sources(config: ExportConfig, out: Path) -> Sources:
+def sources_of(config: ExportConfig, out: Path) -> Sources:
     return Sources(out, _tag(config))
 
 

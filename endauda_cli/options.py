@@ -26,7 +26,7 @@ PASSES, DATA, COMMON = "How the network is run", "Data", "Common"
 SHARED = (
     "--scales", "--flip/--no-flip", "--tile", "--temperature", "--size", "--batch-size", "--amp",
     "--source-data", "--target-data", "--workspace", "--source", "--target",
-    "--workers", "--device", "--json", "--quiet", "--verbose",
+    "--workers", "--device", "--dry-run", "--json", "--quiet", "--verbose",
 )  # fmt: skip
 """Options of the three panels that commands have in common, in the order in which help shows them, after all others."""
 

@@ -178,6 +178,16 @@ class Format(Described):
     SAFETENSORS = "safetensors", "the weights alone, for this program and code of one's own"
 
 
+class LabelFormatName(Described):
+    """What ``export-labels`` writes and ``import-labels`` reads (``annotating.formats.FORMATS``)."""
+
+    CITYSCAPES = "cityscapes", "label ids, as its server takes them"
+    CVAT = "cvat", "CVAT for images 1.1: masks that can be edited"
+    LABEL_STUDIO = "label-studio", "tasks with brushes, by the teachers' agreement"
+    COCO_PANOPTIC = "coco-panoptic", "segments as colours, and a JSON file"
+    ULTRALYTICS = "ultralytics", "images, masks and data.yaml"
+
+
 class Accuracy(Described):
     """What a deployed network computes in."""
 

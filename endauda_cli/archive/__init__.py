@@ -46,12 +46,13 @@ if TYPE_CHECKING:
     from endauda_cli.archive.shard import CodedImage
     from endauda_cli.archive.surveying import Survey, survey
     from endauda_cli.archive.verification import DamagedShard, VerifyResult, verify
-    from endauda_cli.archive.writer import CertaintyWriter
+    from endauda_cli.archive.writer import CertaintyWriter, refuse_other_archive
 
 _HOMES = {
     "CODECS": "codecs",
     "PlaneCodec": "codecs",
     "stored_bytes": "index",
+    "refuse_other_archive": "writer",
     "join_classes": "joined",
     "FORMAT_VERSION": "manifest",
     "CertaintyReader": "reader",
@@ -80,6 +81,7 @@ __all__ = [
     "CodedImage",
     "join_classes",
     "verify",
+    "refuse_other_archive",
     "stored_bytes",
     "survey",
     "Survey",

@@ -171,8 +171,7 @@ class CertaintyWriter:
     def _open_archive(self, classes: tuple[str, ...], attributes: Mapping[str, Attribute]) -> ArchiveInfo:
         """Makes the archive, or makes sure that it is the one meant."""
         given: dict[str, Attribute] = {
-            "scale": "percent, truncated to 0..100",
-            **json.loads(json.dumps(dict(attributes))),  # as it will be read: tuples are lists
+            **_as_stored(attributes),
             "codec": str(self._codec),
             "created_by": f"endauda {__version__}",
         }
@@ -409,6 +408,24 @@ def _complete_orphan(path: Path, classes: Sequence[str]) -> None:
                 file_path.replace(file_path.with_name(f"{file_path.name}.damaged"))
     else:
         write_manifest(layout.manifest_path(path), manifest)
+
+
+def refuse_other_archive(path: Path, classes: Sequence[str], attributes: Mapping[str, Attribute]) -> None:
+    """Raise what a :class:`CertaintyWriter` would raise of classes and attributes; nothing is written.
+
+    Raises ArchiveError if an archive lies there that has others.
+    """
+    check_classes(path, tuple(classes))
+    if (path / layout.ARCHIVE_FILE).exists():
+        stored = read_info(path)
+        _expect_same_classes(path, stored.classes, tuple(classes))
+        _expect_same_attributes(path, stored.attributes, _as_stored(attributes))
+
+
+def _as_stored(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """As they will be read: tuples are lists."""
+    plain: dict[str, Attribute] = json.loads(json.dumps(dict(attributes)))
+    return {"scale": "percent, truncated to 0..100", **plain}
 
 
 def _expect_same_classes(path: Path, stored: tuple[str, ...], given: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import (
+    DryRun,
     Located,
     OnDevice,
     Passes,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from endauda_cli.commands.session import Session
+    from endauda_cli.datasets import Sample
+    from endauda_cli.plan_results import Plan
     from endauda_cli.teachers import Teacher
 
 _TEACHER = "The teacher"
@@ -72,7 +75,7 @@ class _Origin:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class ExportTeacher(_Origin, ArchiveOptions, Passes, SourceData, TargetData, OnDevice, Located):
+class ExportTeacher(_Origin, ArchiveOptions, Passes, SourceData, TargetData, OnDevice, DryRun, Located):
     """Options of ``export-teacher``."""
 
     temperature: str = option(
@@ -110,6 +113,7 @@ def run(options: ExportTeacher) -> None:
     with session.terminal.loading("torch"):
         from endauda_cli.distributed import process_group
         from endauda_cli.exporting import export_network, import_outputs
+        from endauda_cli.rates import Stopwatch
         from endauda_cli.teachers import with_passes
 
     splits = list(dict.fromkeys(options.split or (Split.TRAIN,)))
@@ -124,13 +128,43 @@ def run(options: ExportTeacher) -> None:
             samples = session.target_samples_if_any(splits[0], "importing all outputs of the folder instead")
             if samples is not None:
                 samples += [sample for other in splits[1:] for sample in session.target_samples(other)]
-            terminal.show(import_outputs(config, session.task, folder, samples, out, terminal.report))
-            return
-        teacher = with_passes(_opened(session, options), options.scales, options.flip)
-        samples = [sample for one in splits for sample in session.target_samples(one)]
-        teacher = _with_temperature(session, teacher, options, out, where)
-        result = export_network(config, session.task, teacher, samples, out, where, terminal.report)
+            if options.dry_run:
+                terminal.show(_plan(session, config, folder, samples, out, where))
+                return
+            watch = Stopwatch("exporting", terminal.report)
+            result = import_outputs(config, session.task, folder, samples, out, watch.report)
+        else:
+            teacher = with_passes(_opened(session, options), options.scales, options.flip)
+            samples = [sample for one in splits for sample in session.target_samples(one)]
+            teacher = _with_temperature(session, teacher, options, out, where)
+            if options.dry_run:
+                terminal.show(_plan(session, config, teacher, samples, out, where))
+                return
+            watch = Stopwatch("exporting", terminal.report)
+            result = export_network(config, session.task, teacher, samples, out, where, watch.report)
+        device = "cpu" if options.imported is not None else where.type
+        watch.store(
+            session.workspace.root, "export-teacher", options.name, device, result.images - result.skipped
+        )
         terminal.show(result)
+
+
+def _plan(
+    session: Session,
+    config: ExportConfig,
+    made_of: Teacher | Path,
+    samples: list[Sample] | None,
+    out: Path,
+    device: torch.device,
+) -> Plan:
+    """Of a network, or of a folder of outputs."""
+    from endauda_cli.planning.exports import plan_import, plan_network
+
+    root, report = session.workspace.root, session.terminal.report
+    if isinstance(made_of, Path):
+        return plan_import(config, session.task, made_of, samples, out, root, report)
+    assert samples is not None
+    return plan_network(config, session.task, made_of, samples, out, root, device.type, report)
 
 
 def _opened(session: Session, options: ExportTeacher) -> Teacher:
@@ -177,6 +211,12 @@ def _with_temperature(
     if (stored := stored_temperature(out)) is not None:
         return at_temperature(teacher, *stored)
     report = session.terminal.report
+    if options.dry_run:
+        session.labelled_samples(options.temperature)
+        report(
+            Note(f"--temperature {options.temperature} would be fitted first, which the estimates leave out")
+        )
+        return teacher
     samples, domain, split = session.labelled_samples(options.temperature)
     inference = chosen(InferenceConfig, options)
     fit = fit_temperature(teacher, samples, domain, split, inference, device, report)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from endauda_cli.commands.options import (
+    DryRun,
     InputSize,
     Located,
     OnDevice,
@@ -33,7 +34,10 @@ from endauda_cli.types import CONSENSUS_FILE, Arch, Backbone, FusionRule, Policy
 if TYPE_CHECKING:
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
+    from endauda_cli.fusion.job import Job
     from endauda_cli.fusion.live import NetworkReader
+    from endauda_cli.plan_results import Plan
+    from endauda_cli.results import Advice, FusionResult
 
 _DECIDING, _OUTPUT, _NETWORKS = "How labels are decided", "What is made", "Networks among the teachers"
 
@@ -73,7 +77,9 @@ class _Made:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Fuse(_Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, Located):
+class Fuse(
+    _Chosen, FusionOptions, _Made, FusionOutput, InputSize, Amp, TargetData, OnDevice, DryRun, Located
+):
     """Options of ``fuse``."""
 
     backbone: Backbone | None = backbone_option(_NETWORKS, "checkpoints that do not say")
@@ -96,7 +102,7 @@ def run(options: Fuse) -> None:
     """
     session = open_session("fuse", options, options.device)
     with session.terminal.loading("the rules"):
-        from endauda_cli.fusion.job import Job, advice, fuse
+        from endauda_cli.fusion.job import Job
 
     _check_advise(options)
     split, rule = options.split, options.rule or _rule_for(options.policy)
@@ -130,12 +136,32 @@ def run(options: Fuse) -> None:
             here.device,
             here.others,
         )
-        terminal.show((advice if options.advise else fuse)(config, job, terminal.report))
+        terminal.show(_done(session, options, config, job))
+
+
+def _done(session: Session, options: Fuse, config: FuseConfig, job: Job) -> FusionResult | Advice | Plan:
+    """The labels, or what was asked for in their place."""
+    from endauda_cli.fusion.job import advice, fuse
+    from endauda_cli.planning.fusions import kind_of, plan_fuse
+    from endauda_cli.rates import Stopwatch
+
+    root, report = session.workspace.root, session.terminal.report
+    if options.dry_run:
+        return plan_fuse(config, job, root, report)
+    if options.advise:
+        return advice(config, job, report)
+    watch = Stopwatch("fusing", report)
+    result = fuse(config, job, watch.report)
+    made = result.images - result.skipped
+    watch.store(root, "fuse", kind_of(config.rule, result.teachers), job.device.partition(":")[0], made)
+    return result
 
 
 def _check_advise(options: Fuse) -> None:
     if not options.advise:
         return
+    if options.dry_run:
+        raise ConfigError("--advise writes nothing anyway; leave --dry-run out")
     if options.rule is not None:
         raise ConfigError(f"--advise tries every rule; leave --rule {options.rule} out")
     if options.policy not in (PolicyKind.AUTO, PolicyKind.FEW_SHOT, PolicyKind.VAL):

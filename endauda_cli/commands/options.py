@@ -123,6 +123,15 @@ class OnDevice:
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
+class DryRun:
+    """Whether anything is done at all."""
+
+    dry_run: bool = option(
+        False, "--dry-run", help="Say what would be done, why and what it takes; write nothing.", panel=COMMON
+    )
+
+
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
 class InputSize:
     """What size a network sees."""
 

@@ -8,7 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.commands.options import Located, OnDevice, Passes, TargetData, arch_option, backbone_option
+from endauda_cli.commands.options import (
+    DryRun,
+    Located,
+    OnDevice,
+    Passes,
+    TargetData,
+    arch_option,
+    backbone_option,
+)
 from endauda_cli.commands.scored_rows import (
     PUBLISHED,
     Chosen,
@@ -29,9 +37,11 @@ if TYPE_CHECKING:
 
     import torch
 
+    from endauda_cli.checkpoint import LoadedStudent
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
     from endauda_cli.image_counts import ImageCounts
+    from endauda_cli.plan_results import Plan
     from endauda_cli.score_page import Scored
     from endauda_cli.score_results import ScoreTable
     from endauda_cli.scoring import Maps
@@ -41,7 +51,7 @@ _SCORED = "What is scored"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Test(Passes, TargetData, OnDevice, Located):
+class Test(Passes, TargetData, OnDevice, DryRun, Located):
     """Options of ``test``."""
 
     weights: list[str] | None = option(
@@ -144,6 +154,9 @@ def run(options: Test) -> None:
         for row in rows:
             if row.kind == "run" and not row.path.exists():  # before hours of other rows
                 raise CheckpointError(f"{row.path}: no such file of weights")
+        if options.dry_run:
+            terminal.show(_plan(session, options, rows, samples, where))
+            return
         scored = [*_score_maps(session, options, rows, samples)]
         scored += [
             one
@@ -157,6 +170,30 @@ def run(options: Test) -> None:
             terminal.show(scored[0].score)
             return
         terminal.show(_table(session, options, rows, scored, samples))
+
+
+def _plan(
+    session: Session,
+    options: Test,
+    rows: Sequence[Chosen],
+    samples: list[Sample],
+    where: torch.device | None,
+) -> Plan:
+    """Of the rows that can be opened."""
+    from endauda_cli.planning.scores import PlannedRow, plan_test
+
+    root, planned = session.workspace.root, []
+    for row in rows:
+        if row.kind != "run":
+            if _open(session, options, row, samples):
+                planned.append(PlannedRow(row.name, False))
+        elif (network := _network(session, options, row)) is not None:
+            pictures = _place(session, options, row.path, network)
+            planned.append(PlannedRow(row.name, True, pictures if options.save_images else None))
+    out = root / "scores" / f"{session.task.target.name}-{options.split}"
+    if len(planned) == 1 and planned[0].pictures is not None:
+        out = planned[0].pictures
+    return plan_test(planned, samples, out, root, "cpu" if where is None else where.type)
 
 
 def _table(
@@ -200,6 +237,8 @@ def _score_maps(
     session: Session, options: Test, rows: Sequence[Chosen], samples: list[Sample]
 ) -> list[Scored]:
     """Archives and label PNGs; no network, so torch is not loaded."""
+    from endauda_cli.planning.scores import MAPS
+    from endauda_cli.rates import Stopwatch
     from endauda_cli.scoring import count_maps
 
     opened = [
@@ -207,14 +246,16 @@ def _score_maps(
     ]
     if not opened:
         return []
+    watch = Stopwatch("scoring", session.terminal.report)
     counted = count_maps(
         [maps for _, maps in opened],
         samples,
         session.task.target,
-        session.terminal.report,
+        watch.report,
         options.workers,
         boundaries=options.boundaries,
     )
+    watch.store(session.workspace.root, "test", MAPS, "cpu", len(opened) * len(samples))
     scored = [
         _scored(session, options, row, maps.scored, counts, _labels(maps, session))
         for (row, maps), counts in zip(opened, counted, strict=True)
@@ -288,38 +329,32 @@ def _score_network(
 ) -> Scored | None:
     """A checkpoint, with its report beside it; ``None`` and a warning for one that nobody named and that cannot be
     opened."""
-    from endauda_cli.checkpoint import load_student
     from endauda_cli.config import InferenceConfig
     from endauda_cli.distributed import rank
     from endauda_cli.evaluation import Scoring, count_network, write_evaluation
     from endauda_cli.files import file_sha256
+    from endauda_cli.planning.scores import NETWORK
     from endauda_cli.progress import Note, phase
+    from endauda_cli.rates import Stopwatch
     from endauda_cli.score_table import TABLE_FILE
     from endauda_cli.scoring import COUNTS_FILE
     from endauda_cli.segmenter import Segmenter
 
     assert where is not None
     path, domain, report = row.path, session.task.target, session.terminal.report
-    try:
-        with phase(report, f"opening {path.name}"):
-            network = load_student(
-                path, session.task.classes, options.arch, options.backbone, options.size, report
-            )
-    except CheckpointError as error:
-        if row.typed:
-            raise
-        report(Note(f"{error}; left out", "warning"))
+    network = _network(session, options, row)
+    if network is None:
         return None
-    elsewhere = network.meta.get("target", domain.name) != domain.name
-    name = f"test-{path.stem}-{f'{domain.name}-' if elsewhere else ''}{options.split}"
-    out = session.workspace.report(path, name)
+    out = _place(session, options, path, network)
     if out.parent != path.parent:
         report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
     procedure = network.network.tested.with_passes(options.scales, options.flip)
     segmenter = Segmenter(network.model, network.preprocessing, procedure)
     pictures = out if options.save_images else None
     scoring = Scoring(domain, str(path), options.split, pictures, boundaries=options.boundaries)
-    counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, report)
+    watch = Stopwatch("testing", report)
+    counts = count_network(segmenter, samples, scoring, chosen(InferenceConfig, options), where, watch.report)
+    watch.store(session.workspace.root, "test", NETWORK, where.type, len(samples))
     read = None if pictures is None else partial(_saved, pictures, len(domain.classes))
     scored = _scored(
         session, options, row, str(path), counts, read, pictures=pictures, counts_file=out / COUNTS_FILE
@@ -333,6 +368,30 @@ def _score_network(
             }
             write_evaluation(out, scored.score, samples, domain, counts, stored, inputs)
     return scored
+
+
+def _network(session: Session, options: Test, row: Chosen) -> LoadedStudent | None:
+    """The network of a checkpoint; ``None`` and a warning for one that nobody named and that cannot be opened."""
+    from endauda_cli.checkpoint import load_student
+    from endauda_cli.progress import Note, phase
+
+    report, classes = session.terminal.report, session.task.classes
+    try:
+        with phase(report, f"opening {row.path.name}"):
+            return load_student(row.path, classes, options.arch, options.backbone, options.size, report)
+    except CheckpointError as error:
+        if row.typed:
+            raise
+        report(Note(f"{error}; left out", "warning"))
+        return None
+
+
+def _place(session: Session, options: Test, path: Path, network: LoadedStudent) -> Path:
+    """Folder of the report on a checkpoint."""
+    domain = session.task.target.name
+    elsewhere = network.meta.get("target", domain) != domain
+    name = f"test-{path.stem}-{f'{domain}-' if elsewhere else ''}{options.split}"
+    return session.workspace.report(path, name)
 
 
 def _passes(procedure: Procedure) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from endauda_cli.commands.options import Located, OnDevice, SourceData, TargetData
+from endauda_cli.commands.options import DryRun, Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
 from endauda_cli.config import InferenceConfig, StudentOptions, TrainConfig, check_name
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
     from endauda_cli.commands.session import Session
     from endauda_cli.datasets import Sample
+    from endauda_cli.plan_results import Plan
+    from endauda_cli.results import TrainResult
     from endauda_cli.score_results import EvalResult
     from endauda_cli.students import Network
     from endauda_cli.teachers.starting import Start
     from endauda_cli.training.data import Stream
+    from endauda_cli.training.run import Run
 
     Test = Callable[[nn.Module], EvalResult]
 
@@ -60,7 +63,7 @@ class _Run(StudentOptions):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, Located):
+class Train(_Run, TrainConfig, SourceData, TargetData, OnDevice, DryRun, Located):
     """Options of ``train``."""
 
     drop_mismatched: bool = option(
@@ -91,6 +94,7 @@ def run(options: Train) -> None:
     - `endauda train --labels plf --init gta5/source --validate-every 1000`
     - `endauda train --config runs/gta5/NAME/config.toml --seed 1 --name OTHER`
     - `endauda train --labelled target --labelled-share 0.2`
+    - `endauda train --labelled corrected/cityscapes`
     - `endauda train --method dacs --init runs/gta5/source/last.pt`
     """
     session = open_session("train", options, options.device)
@@ -101,7 +105,6 @@ def run(options: Train) -> None:
         from endauda_cli.training.certainties import with_certainties
         from endauda_cli.training.holding_out import hold_out
         from endauda_cli.training.labelled import with_true_labels
-        from endauda_cli.training.loop import train
         from endauda_cli.training.methods import METHODS, Material
         from endauda_cli.training.pairs import matched
         from endauda_cli.training.run import Run
@@ -158,7 +161,23 @@ def run(options: Train) -> None:
             options.profile,
             None if start is None else network,
         )
-        terminal.show(train(config, run, terminal.report))
+        terminal.show(_done(session, options, config, run, network.word))
+
+
+def _done(session: Session, options: Train, config: TrainConfig, run: Run, word: str) -> TrainResult | Plan:
+    """The run, or what it would be."""
+    from endauda_cli.planning.runs import plan_train
+    from endauda_cli.rates import Stopwatch
+    from endauda_cli.training.loop import train
+
+    root, report = session.workspace.root, session.terminal.report
+    if options.dry_run:
+        return plan_train(config, run, root, word, report)
+    watch = Stopwatch("training", report)
+    result = train(config, run, watch.report)
+    seen = (result.steps - result.resumed_from) * config.batch_size
+    watch.store(root, "train", word, run.device.type, seen)
+    return result
 
 
 def _started(session: Session, options: Train, own: str | None) -> Start | None:
@@ -212,11 +231,13 @@ def _recipe(
         "source_data": options.source_data and workspace.written(options.source_data),
         "target_data": options.target_data and workspace.written(options.target_data),
         "drop_mismatched": options.drop_mismatched,
+        "labelled": config.labelled and _written(session, config.labelled),
     }
     for name, domain in (("source", options.source), ("target", options.target)):
         found[name] = workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
     known = options_of(Train)
-    found |= {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
+    others = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
+    found = others | found
     words = {known[name].name: known[name].words(value) for name, value in found.items()}
     return {key: value for key, value in words.items() if value is not None}
 

@@ -20,6 +20,8 @@ from endauda_cli.types import (
     FittedOn,
     Format,
     FusionRule,
+    LabelFormatName,
+    Labelled,
     MergeBy,
     PolicyKind,
 )
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
 PATHS = dict.fromkeys(
     ("program", "description", "manifest", "from_file", "delta", "policy", "source"), "files"
 )
-PATHS |= dict.fromkeys(("target", "weights", "init", "config", "classes", "run", "runs"), "files")
-PATHS |= dict.fromkeys(("workspace", "source_data", "target_data", "imported", "predictions"), "folders")
+PATHS |= dict.fromkeys(("target", "weights", "init", "config", "classes", "run", "runs", "made"), "files")
+PATHS |= dict.fromkeys(
+    ("workspace", "source_data", "target_data", "imported", "predictions", "labelled"), "folders"
+)
 PATHS |= dict.fromkeys(("out", "export", "cache", "labels", "archive"), "folders")
 """Parameters that take a path, beside the values they may have, and of what."""
 
@@ -279,6 +283,7 @@ commands = _completer(
 )
 policies = _choices(PolicyKind)
 formats, accuracies, merging = _choices(Format), _choices(Accuracy), _choices(MergeBy)
+label_formats, labelled = _choices(LabelFormatName), _choices(Labelled)
 codecs = _choices(Codec)
 class_maps = _choices(ClassMapName)
 temperatures = _choices(FittedOn)

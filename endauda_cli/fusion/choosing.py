@@ -13,7 +13,7 @@ import numpy as np
 
 from endauda_cli.errors import DataError, PolicyError
 from endauda_cli.fusion.array_files import read_arrays, write_arrays
-from endauda_cli.fusion.inputs import file_digest, table_digest
+from endauda_cli.fusion.inputs import NotKeptError, file_digest, table_digest
 from endauda_cli.fusion.policy_files import (
     expected_arrays,
     model_arrays,
@@ -57,6 +57,7 @@ class Evidence:
         labelled: finds the labelled target images (``val``); only called by policies that use labels.
         few_shot: which of them ``few-shot`` may look at: a number, or ids separated by commas.
         store: folder where statistics of archives are kept for the next run; ``None`` keeps none.
+        kept_only: take what is kept there, and compute nothing: ``NotKeptError``.
     """
 
     task: Task
@@ -65,6 +66,7 @@ class Evidence:
     labelled: Callable[[], list[Sample]]
     few_shot: str = "5"
     store: Path | None = None
+    kept_only: bool = False
 
 
 def choose_policy(spec: str, evidence: Evidence, report: Reporter) -> Policy:
@@ -155,6 +157,7 @@ def _auto_of(fitted: _Fitted) -> Policy:
 
 def _certainty(evidence: Evidence, report: Reporter) -> Policy:
     """Means over all pixels of all images, as the follow-up project takes them."""
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     total = np.zeros((len(evidence.readers), num_classes))
     pixels = np.zeros_like(total)
@@ -192,6 +195,7 @@ def _true_overlaps(
     evidence: Evidence, samples: Sequence[Sample], before: NDArray[np.float64] | None, report: Reporter
 ) -> Overlaps:
     """What each teacher has in common with the truth, per labelled image."""
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     common = np.zeros((len(samples), len(evidence.readers), num_classes))
     union = np.zeros_like(common)
@@ -206,6 +210,11 @@ def _true_overlaps(
             union[n, t] = confusion.matrix.sum(0) + confusion.matrix.sum(1) - common[n, t]
     _refuse_empty(labelled, samples)
     return Overlaps(common, union, before)
+
+
+def _refuse_work(evidence: Evidence) -> None:
+    if evidence.kept_only:
+        raise NotKeptError
 
 
 def labelled_samples(spec: str, evidence: Evidence) -> list[Sample]:
@@ -299,6 +308,7 @@ def _fitted(evidence: Evidence, labelled: Sequence[Sample], report: Reporter) ->
         kept = _read_fitted(file, len(evidence.readers), len(evidence.task.classes))
         if kept is not None:
             return kept
+    _refuse_work(evidence)
     num_classes = len(evidence.task.classes)
     sample = _sample(evidence.readers, ids, report)
     shown = _labelled_pixels(evidence, labelled, report) if labelled else None

@@ -29,6 +29,10 @@ JOURNAL_VERSION = 2
 """Grows when the counts in a journal's lines change."""
 
 
+class NotKeptError(Exception):
+    """Archives would have to be read through to know."""
+
+
 def fingerprint(fusion: Fusion) -> str:
     """What all images of a set have in common; another fingerprint means another set."""
     told = asdict(fusion.config) | _told(fusion)

@@ -114,13 +114,13 @@ def fuse(config: FuseConfig, job: Job, report: Reporter) -> FusionResult:
     """
     out = job.out
     with ExitStack() as stack, compiling_told(report):
-        readers, facts = _open(config, job, stack, report)
-        ids = _images(job, readers)
+        readers, facts = open_teachers(config, job, stack, report)
+        ids = images_of(job, readers)
         refuse_other_set(out, job.about)
-        copies = _copies(config, readers, facts, ids, report)
+        copies = copies_among(config, readers, facts, ids, report)
         readers = {name: reader for name, reader in readers.items() if name not in copies}
         config = replace(config, teachers=tuple(readers))
-        fusion, chosen = _prepare(config, job, readers, ids, report)
+        fusion, chosen = prepare(config, job, readers, ids, report)
         stack.enter_context(only_recipe(out, fingerprint(fusion), config.shard, report))
         result, whole = _make(fusion, chosen, job, ids, report)
         if whole:
@@ -151,8 +151,8 @@ def advice(config: FuseConfig, job: Job, report: Reporter) -> Advice:
     from endauda_cli.fusion.advising import advise
 
     with ExitStack() as stack, compiling_told(report):
-        readers, facts = _open(config, job, stack, report)
-        ids = _images(job, readers)
+        readers, facts = open_teachers(config, job, stack, report)
+        ids = images_of(job, readers)
         evidence = Evidence(job.task, readers, ids, job.labelled, config.few_shot)
         labelled = [] if config.policy == PolicyKind.AUTO else labelled_samples(config.policy, evidence)
         _check_images(readers, [*ids, *(sample.id for sample in labelled)])
@@ -188,7 +188,7 @@ def _make(
     return result, True
 
 
-def _open(
+def open_teachers(
     config: FuseConfig, job: Job, stack: ExitStack, report: Reporter
 ) -> tuple[Readers, dict[str, Mapping[str, Any]]]:
     """The teachers, with the task's classes; and what is known of where their outputs are from."""
@@ -208,7 +208,7 @@ def _open(
     return {name: join_classes(reader, job.task.classes) for name, reader in opened.items()}, facts
 
 
-def _images(job: Job, readers: Readers) -> list[str]:
+def images_of(job: Job, readers: Readers) -> list[str]:
     if job.samples is not None:
         ids = [sample.id for sample in job.samples]
     else:
@@ -229,7 +229,7 @@ def _images(job: Job, readers: Readers) -> list[str]:
     return ids
 
 
-def _copies(
+def copies_among(
     config: FuseConfig,
     readers: Readers,
     facts: Mapping[str, Mapping[str, Any]],
@@ -244,16 +244,22 @@ def _copies(
     return one_witness_each(readers, facts, ids, report)
 
 
-def _prepare(
-    config: FuseConfig, job: Job, readers: Readers, ids: list[str], report: Reporter
+def prepare(
+    config: FuseConfig,
+    job: Job,
+    readers: Readers,
+    ids: list[str],
+    report: Reporter,
+    kept_only: bool = False,
 ) -> tuple[Fusion, _Chosen]:
-    """All that the labels depend on, and what was chosen for it."""
+    """All that the labels depend on, and what was chosen for it; with ``kept_only`` ``NotKeptError`` if it would have
+    to be learnt from the archives first."""
     truths = _truths(config, job)
     folders = [teacher for teacher in job.teachers.values() if isinstance(teacher, Path)]
     run = len(folders) < len(job.teachers)
     store = None if run else folders[0].parent / STATISTICS_FOLDER
     seen = _seen_first(ids, run, config.rule, bool(truths), report)
-    evidence = Evidence(job.task, readers, seen, job.labelled, config.few_shot, store)
+    evidence = Evidence(job.task, readers, seen, job.labelled, config.few_shot, store, kept_only)
     chosen = _choose(config, job, evidence, bool(truths), report)
     return Fusion(config, job.task, readers, chosen.recipe, truths, job.device), chosen
 
@@ -271,7 +277,7 @@ def _fuse_all(
         return image, {"id": image, "inputs": digest} | fuse_one(fusion, out, image), False
 
     lines, made = [], 0
-    at_once = _at_once(fusion, images)
+    at_once = images_at_once(fusion, images)
     with ThreadPoolExecutor(at_once) as pool, journal:
         report(Tick("fusing", 0, len(images), kept=0))
         for done, (image, line, old) in enumerate(ordered_map(pool, one, images, at_once + 2), 1):
@@ -390,7 +396,7 @@ def _check_images(readers: Readers, ids: Sequence[str]) -> None:
         common_size(readers, image)
 
 
-def _at_once(fusion: Fusion, ids: Sequence[str]) -> int:
+def images_at_once(fusion: Fusion, ids: Sequence[str]) -> int:
     """How many images are fused at a time: as many as there are workers, if memory allows."""
     if not ids:
         return 1

@@ -170,6 +170,31 @@ class Journal:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in (self.head, *lines)))
 
 
+def finished(folder: Path) -> dict[str, int]:
+    """The images that any journal of the folder tells of, with the bytes of their labels.
+
+    Raises:
+        ConfigError: if a journal has ids that lead out of the folder.
+    """
+    lines = (line for path in _journals(folder) for line in _lines(path))
+    return {line["id"]: size for line in lines if type(size := line.get("bytes")) is int}
+
+
+def disputes(folder: Path) -> dict[str, float]:
+    """Share of the pixels of each finished image that teachers give different classes, 0..1; empty without a journal.
+
+    Raises:
+        ConfigError: if a journal has ids that lead out of the folder.
+    """
+    found = {}
+    for path in _journals(folder):
+        for line in _lines(path):
+            pixels, disputed = line.get("pixels"), line.get("disputed")
+            if type(pixels) is int and type(disputed) is int and 0 <= disputed <= pixels and pixels:
+                found[line["id"]] = disputed / pixels
+    return found
+
+
 def _journals(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(JOURNALS) if path.is_file())
 

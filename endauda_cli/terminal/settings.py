@@ -24,10 +24,21 @@ if TYPE_CHECKING:
 
 PATHS = (
     "source-data", "target-data", "cache", "out", "export", "predictions", "program", "description", "import", "delta",
-    "from-file", "manifest",
+    "from-file", "manifest", "made",
 )  # fmt: skip
 """Options that take a path; from the file it is one in the workspace."""
-NAMES_TOO = ("run", "weights", "classes", "init", "labels", "policy", "teachers", "source", "target")
+NAMES_TOO = (
+    "run",
+    "weights",
+    "classes",
+    "init",
+    "labels",
+    "labelled",
+    "policy",
+    "teachers",
+    "source",
+    "target",
+)
 """Options that take a name or a path."""
 COMMON = (
     "source", "target", "source-data", "target-data", "device", "workers", "amp", "json", "quiet", "verbose",

@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from endauda_cli.files import size_text
+from endauda_cli.label_results import LabelExport, LabelImport
 from endauda_cli.overview_results import WorkspaceReport
+from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
     Advice,
     CheckupResult,
@@ -31,9 +33,9 @@ from endauda_cli.results import (
     WeightsList,
 )
 from endauda_cli.score_results import Calibration, EvalResult, ScoreTable
-from endauda_cli.terminal import judging
+from endauda_cli.terminal import handed, judging
 from endauda_cli.terminal.screens import say
-from endauda_cli.types import Accuracy, BestBy
+from endauda_cli.types import BestBy
 
 if TYPE_CHECKING:
     from endauda_cli.terminal.screens import Screen
@@ -209,27 +211,6 @@ class Page:
         self._line(f"checkpoint: {_relative(r.checkpoint)}")
 
     @show.register
-    def _(self, r: DeployResult) -> None:
-        kind = "any size" if r.dynamic else "fixed size"
-        size = "" if r.size is None else f", images at {r.size[0]}x{r.size[1]}"
-        self._line(f"{r.format} in {r.precision}, {kind}{size}, {_mb(r.bytes)} -> {_relative(r.file)}")
-        self._line(f"classes, pre- and postprocessing: {_relative(r.description)}")
-        if r.precision == Accuracy.INT8:
-            self._line(
-                f"ranges measured on {r.calibrated_on} target images"
-                if r.calibrated_on
-                else "ranges found for each image"
-            )
-        self._line(
-            f"labels {r.equal:.4g} % of the pixels of {r.images} target images as {_relative(r.checkpoint)} does"
-        )
-        if r.images_per_second is not None:
-            self._line(
-                f"{r.images_per_second:.3g} images/s on {r.threads} threads, the checkpoint "
-                f"{r.checkpoint_images_per_second or 0:.3g}; the network alone, one image at a time"
-            )
-
-    @show.register
     def _(self, r: MergeResult) -> None:
         told = {"agreement": "agreement %", "miou": "mIoU %"}.get(r.by)
         table = self._table("run", "used", *((told,) if told else ()), "as the merge %", left=2)
@@ -316,25 +297,23 @@ class Page:
             f"cd {shlex.quote(str(_relative(r.workspace)))} && endauda fuse --rule certainty"
         )
 
+    @show.register(LabelExport)
+    @show.register(LabelImport)
+    @show.register(Plan)
+    @show.register(DeployResult)
+    @show.register(WorkspaceReport)
+    def _(self, r: Any) -> None:
+        for part in handed.parts(r, lambda path: str(_relative(path))):
+            if isinstance(part, str):
+                self._line(part)
+            else:
+                self._rows(part)
+
     def _calibrations(self, found: dict[str, Calibration]) -> None:
         if found:
             self._rows(judging.calibration_table(found))
             for line in judging.calibration_lines(found.values()):
                 self._line(line)
-
-    @show.register
-    def _(self, r: WorkspaceReport) -> None:
-        table = self._table("", "what there is", left=2)
-        table.add_row("teachers", ", ".join(teacher.name for teacher in r.teachers) or "none")
-        table.add_row("label sets", ", ".join(labels.name for labels in r.label_sets) or "none")
-        table.add_row("runs", ", ".join(run.name for run in r.runs) or "none")
-        table.add_row("scores", f"{len(r.scores)}" if r.scores else "none")
-        self._print(table)
-        for lack in r.missing:
-            self._line(f"missing: {lack.what}: {lack.command}")
-        for one in r.unreadable:
-            self._line(f"not read: {_relative(one.file)}: {one.reason}")
-        self._line(f"report: {_relative(r.report)}")
 
     def _published(self, r: ScoreTable) -> None:
         rows = list(r.published[0].differences)

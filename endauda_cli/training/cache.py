@@ -66,15 +66,7 @@ def cached_rows(
         DataError: if there is no room on the disk, rows are missing where nothing can be written, or a file cannot be
             read.
     """
-    key, names = hashlib.sha256(recipe.encode()), []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(f"{file}: no such file") from error
-        names.append(str(file.resolve()))
-        key.update(f"{names[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    path = folder / f"{key.hexdigest()[:24]}{ROWS}"
+    path, names = _place(folder, files, recipe)
     if use is not None:
         supersede(path, names, use, report)
     rows = RowFile(path, (len(files), *shape), read, report)
@@ -92,6 +84,33 @@ def cached_rows(
             report(Tick(title, done, len(todo), kept=done))
     rows.map()
     return rows
+
+
+def missing_bytes(folder: Path, files: Sequence[Path], recipe: str, shape: tuple[int, ...]) -> int:
+    """What :func:`cached_rows` would write; nothing is.
+
+    Raises:
+        DataError: if a file is not there.
+    """
+    path, names = _place(folder, files, recipe)
+    sums, row = _sums(path.with_suffix(SUMS), len(names)), math.prod(shape)
+    with suppress(OSError):
+        if path.stat().st_size >= len(names) * row:
+            return int(np.count_nonzero(sums == 0)) * row
+    return len(names) * row
+
+
+def _place(folder: Path, files: Sequence[Path], recipe: str) -> tuple[Path, list[str]]:
+    """Where a cache lies, and what its rows are made of."""
+    key, names = hashlib.sha256(recipe.encode()), []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"{file}: no such file") from error
+        names.append(str(file.resolve()))
+        key.update(f"{names[-1]}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return folder / f"{key.hexdigest()[:24]}{ROWS}", names
 
 
 class RowFile:

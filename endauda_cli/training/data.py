@@ -20,7 +20,7 @@ from endauda_cli.labels import read_image
 from endauda_cli.losses import TRUE
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.threads import ordered_map
-from endauda_cli.training.cache import RowFile, cached_rows
+from endauda_cli.training.cache import RowFile, cached_rows, missing_bytes
 from endauda_cli.training.feeding import Crops, Fed
 from endauda_cli.training.pruning import Use
 from endauda_cli.transforms import STUDENT, Crop, Preprocessing, cut, random_crop, resize, scaled
@@ -172,7 +172,7 @@ def load_rows(
     """
     width, height = size = size_of(config, stream.of_source)
     examples = stream.examples
-    of_images, of_labels, of_certainties = contents
+    recipes = _recipes(config, size, contents, preprocessing)
 
     def image(i: int) -> UInt8:
         return resize(read_image(examples[i].image), size, preprocessing.filter)
@@ -190,25 +190,61 @@ def load_rows(
         barrier()  # the first rank fills the cache
     images = cached_rows(
         cache, "caching images", [e.image for e in examples],
-        f"{DECODING} {size} {of_images}{filter_word(preprocessing)}",
+        recipes[0],
         (height, width, 3), image, config.workers, report, use("images"),
     )  # fmt: skip
     labels = cached_rows(
         cache, "caching labels", [e.label or e.image for e in examples],
-        f"{DECODING} {size} {config.method} {of_labels}", (height, width), label, config.workers,
+        recipes[1], (height, width), label, config.workers,
         report, use(f"labels of {stream.domain.name} for {config.method}"),
     )  # fmt: skip
     certainties, said = None, stream.certainties
     if said is not None:
         certainties = cached_rows(
             cache, "caching certainties", [e.label or e.image for e in examples],
-            f"{DECODING} {size} {config.loss} {of_labels} {of_certainties}",
+            recipes[2],
             said.shape((height, width)), lambda i: said.row(examples[i].id, labels[i]), config.workers, report,
             use(f"certainties of {stream.domain.name} for {config.loss}"),
         )  # fmt: skip
     if rank() == 0:
         barrier()
     return Rows(images, labels, certainties, beyond(preprocessing))
+
+
+def _recipes(
+    config: TrainConfig, of: tuple[int, int], contents: tuple[str, str, str], preprocessing: Preprocessing
+) -> tuple[str, str, str]:
+    """What the cached rows of images, labels and certainties depend on, beside their files."""
+    of_images, of_labels, of_certainties = contents
+    size = f"{DECODING} {of}"
+    return (
+        f"{size} {of_images}{filter_word(preprocessing)}",
+        f"{size} {config.method} {of_labels}",
+        f"{size} {config.loss} {of_labels} {of_certainties}",
+    )
+
+
+def uncached_bytes(
+    config: TrainConfig,
+    stream: Stream,
+    contents: tuple[str, str, str],
+    cache: Path,
+    preprocessing: Preprocessing,
+) -> int:
+    """What :func:`load_rows` would write into the cache; nothing is.
+
+    Raises:
+        DataError: if a file is not there.
+    """
+    width, height = size = size_of(config, stream.of_source)
+    images, labels, certainties = _recipes(config, size, contents, preprocessing)
+    pictures = [example.image for example in stream.examples]
+    files = [example.label or example.image for example in stream.examples]
+    total = missing_bytes(cache, pictures, images, (height, width, 3))
+    total += missing_bytes(cache, files, labels, (height, width))
+    if stream.certainties is not None:
+        total += missing_bytes(cache, files, certainties, stream.certainties.shape((height, width)))
+    return total
 
 
 def filter_word(preprocessing: Preprocessing) -> str:

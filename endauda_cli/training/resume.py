@@ -126,8 +126,12 @@ def data_record(run: Run, contents: Mapping[str, Contents]) -> dict[str, str]:
     }
 
 
-def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter) -> TrainState:
+def start(
+    config: TrainConfig, run: Run, data: dict[str, str], report: Reporter, write: bool = True
+) -> TrainState:
     """A fresh state, or that of ``last.pt`` if the folder holds a run with these options.
+
+    Without ``write`` nothing is written, for a plan.
 
     Raises:
         EndaudaError: if the folder holds another run, or weights do not fit.
@@ -177,7 +181,7 @@ def start(config: TrainConfig, run: Run, data: dict[str, str], report: Reporter)
             state.best_agreement, state.last_agreement, state.idle = None, None, 0
             report(Note(_other_truth(state.step, config), "warning"))
     state.origin = origin(run, data, content["meta"] if content is not None else {})
-    if state.step < config.steps and rank() == 0:
+    if write and state.step < config.steps and rank() == 0:
         told = {ORDER: next_order(run.out, RUN_FILE), **describe(config, run, data, None), **state.origin}
         write_text(run.out / RUN_FILE, json.dumps(told, indent=1, default=str) + "\n")
     return state

@@ -93,8 +93,10 @@ COMMANDS = {
     "deploy",
     "doctor",
     "download-weights",
+    "export-labels",
     "export-teacher",
     "fuse",
+    "import-labels",
     "inspect",
     "merge",
     "report",
@@ -130,6 +132,9 @@ OFFERS = {
     "endauda --install-completion ": set(SHELLS),
     "endauda --show-completion=z": {"--show-completion=zsh"},
     "A=1 endauda train --labels ma": {"majority"},
+    "endauda train --labelled ": {"target", "source"},
+    "endauda export-labels --labels ma": {"majority"},
+    "endauda import-labels x --format c": {"cityscapes", "cvat", "coco-panoptic"},
     "endauda train -- ": set(),
     "endauda fuse --teachers dacs c": {"cbst", "crst"},
     "endauda fuse --teachers dacs cbst cr": {"crst"},
@@ -228,7 +233,7 @@ def test_every_path_is_known_as_one() -> None:
     paths = {name for name, kind in parameters if Path in (kind, *get_args(kind))}
     assert paths <= set(values.PATHS)
     assert set(values.PATHS) - paths <= {
-        *("labels", "policy", "predictions", "source", "target", "archive", "classes")
+        *("labels", "labelled", "policy", "predictions", "source", "target", "archive", "classes")
     }  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from endauda_cli import overview_results, results, score_results
+from endauda_cli import label_results, overview_results, plan_results, results, score_results
+from endauda_cli.label_results import LabelExport, LabelImport
 from endauda_cli.overview_results import WorkspaceReport
+from endauda_cli.plan_results import Plan
 from endauda_cli.results import (
     Advice,
     CheckupResult,
@@ -35,14 +37,16 @@ from endauda_cli.terminal import answer
 from endauda_cli.terminal.answer import SCHEMA, Failure
 
 RESULTS: dict[str, tuple[type, ...]] = {
-    "export-teacher": (ExportResult,),
-    "fuse": (FusionResult, Advice),
-    "train": (TrainResult,),
-    "test": (EvalResult, ScoreTable),
+    "export-teacher": (ExportResult, Plan),
+    "fuse": (FusionResult, Advice, Plan),
+    "train": (TrainResult, Plan),
+    "test": (EvalResult, ScoreTable, Plan),
     "download-weights": (WeightsList, DownloadResult),
     "inspect": (InspectResult,),
     "merge": (MergeResult,),
     "deploy": (DeployResult,),
+    "export-labels": (LabelExport,),
+    "import-labels": (LabelImport,),
     "report": (WorkspaceReport,),
     "demo": (DemoResult,),
     "doctor": (CheckupResult,),
@@ -57,7 +61,7 @@ def schema() -> dict[str, Any]:
     for kind in (*dict.fromkeys(kind for kinds in RESULTS.values() for kind in kinds), Failure):
         made = TypeAdapter(kind).json_schema(mode="serialization", ref_template="#/$defs/{model}")
         definitions |= made.pop("$defs", {}) | {kind.__name__: made}
-    told = (results, score_results, overview_results, answer)
+    told = (results, score_results, overview_results, label_results, plan_results, answer)
     for name, docs in {name: docs for module in told for name, docs in _field_docs(module).items()}.items():
         for field, text in docs.items():
             if name in definitions:
