@@ -33,17 +33,7 @@ from endauda_cli.results import (
     WeightsList,
 )
 from endauda_cli.score_results import Calibration, EvalResult, ScoreTable
-from endauda_cli.terminal import handed
-from endauda_cli.terminal.judging import (
-    Rows,
-    advice_lines,
-    advice_tables,
-    between,
-    calibration_lines,
-    calibration_table,
-    compared,
-    reliability_table,
-)
+from endauda_cli.terminal import handed, judging
 from endauda_cli.terminal.screens import say
 from endauda_cli.types import BestBy
 
@@ -122,9 +112,9 @@ class Page:
 
     @show.register
     def _(self, r: Advice) -> None:
-        for rows in advice_tables(r):
+        for rows in judging.advice_tables(r):
             self._rows(rows)
-        for line in advice_lines(r):
+        for line in judging.advice_lines(r):
             self._line(line)
 
     @show.register
@@ -159,9 +149,9 @@ class Page:
         self._line(", ".join(more))
         for one in r.intervals:
             if one.low is not None:
-                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {between(one)}")
+                self._line(f"95 % interval of the mIoU over {one.units} {one.over}: {judging.between(one)}")
         if r.calibration is not None:
-            self._rows(reliability_table(r.calibration))
+            self._rows(judging.reliability_table(r.calibration))
             self._calibrations({"": r.calibration})
         if r.pictures is not None:
             self._line(f"predictions and report: {_relative(r.pictures)}")
@@ -179,7 +169,7 @@ class Page:
             table.add_row(
                 f"{row.kind} {_relative(Path(row.name))}",
                 _figure(s.miou),
-                between(s.intervals[0]),
+                judging.between(s.intervals[0]),
                 *(_figure(m.miou) for m in s.means if m.title in means),
                 _figure(s.pixel_accuracy),
                 *(_figure(b.mean) for b in s.boundary[:1]),
@@ -189,7 +179,7 @@ class Page:
         self._line(f"on {r.images} images of {r.target} {r.split}")
         self._calibrations({row.name: c for row in r.rows if (c := row.score.calibration) is not None})
         for comparison in r.comparisons:
-            self._line(compared(comparison))
+            self._line(judging.compared(comparison))
         if r.published:
             self._published(r)
         self._line(f"report: {_relative(r.report)}")
@@ -321,8 +311,8 @@ class Page:
 
     def _calibrations(self, found: dict[str, Calibration]) -> None:
         if found:
-            self._rows(calibration_table(found))
-            for line in calibration_lines(found.values()):
+            self._rows(judging.calibration_table(found))
+            for line in judging.calibration_lines(found.values()):
                 self._line(line)
 
     def _published(self, r: ScoreTable) -> None:
@@ -341,7 +331,7 @@ class Page:
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         return table
 
-    def _rows(self, rows: Rows) -> None:
+    def _rows(self, rows: judging.Rows) -> None:
         table = self._table(*rows.columns, left=rows.left)
         for cells in rows.cells:
             table.add_row(*cells)
