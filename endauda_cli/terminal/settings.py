@@ -48,8 +48,8 @@ COMMON = (
 PREFIX = "ENDAUDA_"
 CONFIG = "config"
 """The option that names a further file of options."""
-IN_NO_FILE = ("workspace", CONFIG)
-"""Options that say where a file of options is."""
+IN_NO_FILE = ("workspace", CONFIG, "advise", "dry-run")
+"""Options that say where a file of options is, and what is asked for once and not for good."""
 
 
 @dataclass(frozen=True)
