@@ -94,7 +94,8 @@ def export_network(
             len(todo),
             config.inference.workers,
             report,
-            lambda image: sources.add(image, files[image]),
+            sources,
+            files,
         )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
@@ -178,7 +179,8 @@ def import_outputs(
             len(todo),
             config.inference.workers,
             report,
-            lambda image: sources.add(image, found[image]),
+            sources,
+            found,
         )
     return _result(config, out, len(mine), len(mine) - len(todo), raw)
 
@@ -338,17 +340,22 @@ def _write_all(
     total: int,
     workers: int,
     report: Reporter,
-    about_to_store: Callable[[str], None],
+    sources: Sources,
+    files: Mapping[str, Sequence[Path]],
 ) -> int:
     """Compress in threads, at most two images ahead of them, and store in order; returns the raw bytes.
 
-    ``code`` returns those of an image, and the image.
+    ``code`` returns those of an image, and the image; ``files`` are what each was made of.
     """
+
+    def whole(output: tuple[str, Any]) -> tuple[int, CodedImage, str]:
+        return *code(output), sources.line(output[0], files[output[0]])
+
     raw = 0
     with compiling_told(report), ThreadPoolExecutor(workers) as pool:
         report(Tick("exporting", 0, total, kept=0))
-        for done, (size, coded) in enumerate(ordered_map(pool, code, outputs, workers + 2), 1):
-            about_to_store(coded.id)
+        for done, (size, coded, line) in enumerate(ordered_map(pool, whole, outputs, workers + 2), 1):
+            sources.add(line)
             writer.store(coded)
             raw += size
             report(Tick("exporting", done, total, coded.id, kept=done))

@@ -247,9 +247,13 @@ class Sources:
     def __init__(self, archive: Path, tag: str) -> None:
         self._archive, self._path = archive, archive / _SOURCES.format(tag=tag)
 
-    def add(self, image: str, files: Sequence[Path]) -> None:
+    @staticmethod
+    def line(image: str, files: Sequence[Path]) -> str:
+        """What is recorded of an image; hashing takes its time, so a thread that compresses does it."""
+        return json.dumps({"id": image, "files": [[*_stamp(file), file_sha256(file)] for file in files]})
+
+    def add(self, line: str) -> None:
         """To be called before the image is stored: a line too many does no harm, one too few does."""
-        line = json.dumps({"id": image, "files": [[*_stamp(file), file_sha256(file)] for file in files]})
         with self._path.open("a", encoding="utf-8") as record:
             record.write(f"{line}\n")
 

@@ -159,7 +159,7 @@ def test_outputs_and_images_written_anew(tmp_path: Path) -> None:
 def test_records_of_sources_that_are_damaged(tmp_path: Path) -> None:
     sources = Sources(tmp_path, "1-of-1")
     (tmp_path / "x").write_bytes(b"1")
-    sources.add("x", [tmp_path / "x"])
+    sources.add(sources.line("x", [tmp_path / "x"]))
     assert sources.changed({"x": [tmp_path / "x"]}) == []
     (tmp_path / "x").write_bytes(b"22")
     assert sources.changed({"x": [tmp_path / "x"]}) == ["x"]
