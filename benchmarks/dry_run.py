@@ -8,6 +8,7 @@ then for good: seconds, CPU seconds and bytes written, of a process of its own e
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -97,4 +98,8 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
+    main(parser.parse_args().folder)

@@ -8,6 +8,7 @@ thread, out and back again, and kB an image without the image itself.
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -54,6 +55,9 @@ BACK: dict[str, Callable[[Path], Path]] = {
 
 def main() -> None:
     """One row per format."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         samples = []

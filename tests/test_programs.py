@@ -269,7 +269,7 @@ def test_probabilities_and_merged_classes_on_the_command_line(tmp_path: Path) ->
         ('[input]\nchannels = "gbr"', r"channels = 'gbr': one of rgb, bgr"),
         ("[input]\nsize = 512", "size = 512 is of another type than expected"),
         ("[input]\nlonger_side = true", "longer_side = True is of another type"),
-        ('[output]\nkind = "scores"', "kind = 'scores': one of logits, probabilities"),
+        ('[output]\nkind = "votes"', "kind = 'votes': one of logits, probabilities, scores"),
         ("classes = [1, 2]", r"classes, absent and \[map\] hold names of classes, so strings"),
         (
             'classes = ["a"]\n[map]\nb = "a"',

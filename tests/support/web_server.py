@@ -145,6 +145,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if manner.chunked else block)
             answer.sent += len(block)
             time.sleep(manner.pause_s)
+        if manner.cut_after is not None:
+            time.sleep(0.05)  # what was sent arrives before the end does
         if manner.chunked and end == len(content):
             self.wfile.write(b"0\r\n\r\n")
         if manner.reset:
