@@ -17,7 +17,7 @@ from endauda_cli.threads import ordered_map
 from endauda_cli.workspace import JOURNALS, make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from endauda_cli.annotating.kinds import Returned
@@ -52,17 +52,10 @@ def import_labels(
     """
     if any(out.glob(JOURNALS)):
         raise ConfigError(f"{out}: labels of 'endauda fuse' lie there; name another folder with --out")
-    known = {sample.image.name: sample for sample in samples} | {sample.id: sample for sample in samples}
-    seen: set[str] = set()
     make_folder(out)
 
-    def one(returned: Returned) -> tuple[str, bool]:
-        sample = known.get(returned.image) or known.get(PurePosixPath(returned.image).stem)
-        if sample is None:
-            raise DataError(
-                f"{source}: holds labels of {printable(returned.image)[:80]!r}, which is none of the {len(samples):,} "
-                f"images of {domain.name} that were asked for; name their split with --split"
-            )
+    def one(found: tuple[Sample, Returned]) -> tuple[str, bool]:
+        sample, returned = found
         label = returned.load(image_size(sample.image))
         if (label == IGNORE).all():
             return sample.id, False
@@ -72,10 +65,7 @@ def import_labels(
     empty = done = 0
     with ThreadPoolExecutor(workers) as pool:
         report(Tick("reading labels", 0, None))
-        for image, labelled in ordered_map(pool, one, FORMATS[name].read(source, domain), workers + 2):
-            if image in seen:
-                raise DataError(f"{source}: image {image} is in it twice; leave one of them out")
-            seen.add(image)
+        for image, labelled in ordered_map(pool, one, _of_images(source, name, domain, samples), workers + 2):
             empty += not labelled
             done += 1
             report(Tick("reading labels", done, None, image, kept=done))
@@ -83,3 +73,22 @@ def import_labels(
     if done == empty:
         raise DataError(f"{source}: no label of any image in it; it is to be {FORMATS[name].reads}")
     return LabelImport(out, name, done - empty, empty)
+
+
+def _of_images(
+    source: Path, name: str, domain: Domain, samples: Sequence[Sample]
+) -> Iterator[tuple[Sample, Returned]]:
+    """What came back beside its image. No image comes twice: two threads would write one file."""
+    known = {sample.image.name: sample for sample in samples} | {sample.id: sample for sample in samples}
+    seen: set[str] = set()
+    for returned in FORMATS[name].read(source, domain):
+        sample = known.get(returned.image) or known.get(PurePosixPath(returned.image).stem)
+        if sample is None:
+            raise DataError(
+                f"{source}: holds labels of {printable(returned.image)[:80]!r}, which is none of the {len(samples):,} "
+                f"images of {domain.name} that were asked for; name their split with --split"
+            )
+        if sample.id in seen:
+            raise DataError(f"{source}: image {sample.id} is in it twice; leave one of them out")
+        seen.add(sample.id)
+        yield sample, returned
