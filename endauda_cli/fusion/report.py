@@ -243,11 +243,14 @@ def _galleries(
     owned = RULES[result.rule].owned
     winners = [f"won by {name}{'' if owned else ' alone'}" for name in result.teachers]
     teachers = list(zip(winners, _teacher_colours(len(winners)), strict=True))
-    others = [("no label", BLACK)] if owned else [("given by several", SEVERAL), ("no label", BLACK)]
+    others = (
+        [("no label", BLACK)] if owned else [("given by several", SEVERAL), ("by nobody, or no label", BLACK)]
+    )
     won_by = (
         "The winner map shows from whom each label was taken (black: nobody, no label was kept)."
         if owned
-        else "The winner map shows who alone gave the label (grey: several did; black: no label was kept)."
+        else "The winner map shows who alone gave the label (grey: several did; black: no label was "
+        "kept, or one that none of them has there)."
     )
     text = [
         "The images on which the teachers disagree most, most first.",
