@@ -192,6 +192,17 @@ def test_from_the_same_input_the_same_scores(made: Made, images: list[Path]) -> 
         assert torch.equal(labels.long(), scores.argmax(0)) or (near[0] - near[1]).min() < 1e-4
 
 
+def test_an_image_is_told_the_same_beside_others(made: Made) -> None:
+    """On a card several are run at once unless the user says otherwise. Rounding of random weights, which ``Made``
+    multiplied, is all that may differ."""
+    segmenter = open_teacher(made.folder, CLASSES).segmenter
+    assert segmenter.batches
+    x = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together, alone = segmenter.network(x), torch.cat([segmenter.network(one[None]) for one in x])
+    torch.testing.assert_close(together, alone, rtol=1e-2, atol=1e-3)
+
+
 def test_every_family_is_tested() -> None:
     assert {name.removesuffix("_dinov3") for name in UNIVERSAL} == MODELS.keys()
 
