@@ -30,6 +30,7 @@ from endauda_cli.distributed import (
 )
 from endauda_cli.inference import autocast
 from endauda_cli.losses import Ranks
+from endauda_cli.models.grouping import unreached
 from endauda_cli.models.layers import freeze_norms, synchronised
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.results import TrainResult
@@ -40,7 +41,7 @@ from endauda_cli.training.feeding import feed
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.records import Records, all_finite, diverged, save_best, save_last, scalars
-from endauda_cli.types import Arch, BestBy, Precision
+from endauda_cli.types import BestBy, Precision
 from endauda_cli.workspace import BEST_FILE, LAST_FILE, PRETRAINED_FOLDER
 
 if TYPE_CHECKING:
@@ -331,12 +332,20 @@ def _distribute(state: TrainState, config: TrainConfig, device: torch.device) ->
     model: nn.Module = state.student
     if world_size() > 1:
         state.loss.ranks = Ranks(world_size(), sum_over_ranks, gather_over_ranks)
+        some = _leaves_some_out(state, config, device)
         if device.type == "cuda":  # the CPU has no synchronised batch norm
             model = synchronised(model)
-        # DeepLabv2 has parameters that the output does not depend on, and networks of others may.
-        some = config.arch == Arch.DEEPLABV2 or state.student.network is not state.student
         model = DistributedDataParallel(model, find_unused_parameters=some)
     return torch.compile(model) if config.compile else model  # type: ignore[return-value]
+
+
+def _leaves_some_out(state: TrainState, config: TrainConfig, device: torch.device) -> bool:
+    """Whether ranks have to look, at each step, which parameters got no gradient: as those of DeepLabv2 that its output
+    does not depend on, or of a folder's second head."""
+    width, height = config.crop
+    images = torch.zeros(2, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
+    with autocast(device, state.half):
+        return state.student.varies or bool(unreached(state.student, images))
 
 
 def _seed(*parts: int) -> int:
