@@ -93,7 +93,9 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         for name, stream in run.streams.items()
     }
     true = rows[data.LABELLED].labels if data.LABELLED in rows else None
-    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report, true)
+    learnt = data.of_sources(run.streams)
+    labels = data.Joined(*((rows[name].labels, range(len(rows[name].labels))) for name in learnt))
+    data.tell_histogram(labels, run.streams[MAIN].domain, report, true)
     with phase(report, "opening the run's records"):
         records = Records(config, run, state, rows[MAIN], report)
     model = _distribute(state, config, run.device)
@@ -159,7 +161,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         backbone=run.trained(config).backbone,
         steps=state.step,
         resumed_from=first,
-        images=len(run.streams[MAIN].examples),
+        images=sum(len(run.streams[name].examples) for name in learnt),
         held_out_images=config.hold_out,
         last_agreement=state.last_agreement,
         best_agreement=state.best_agreement,
