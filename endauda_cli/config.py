@@ -411,7 +411,10 @@ class TrainConfig(StudentOptions, AdaptationOptions, Workers):
         "[default: 0 with --init, else all steps]",
     )  # fmt: skip
     seed: int = option(0, "--seed", help="Of order, crops, dropout and initial weights.", panel=_SCHEDULE)
-    save_every: int = option(1000, "--save-every", help="Steps between checkpoints.", panel=_SCHEDULE)
+    save_every: int = option(
+        1000, "--save-every", panel=_SCHEDULE,
+        help="Steps between checkpoints; ten minutes after one there is the next anyway.",
+    )  # fmt: skip
     validate_every: int = option(
         0, "--validate-every", panel=_SCHEDULE,
         help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",

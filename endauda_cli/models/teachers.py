@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from endauda_cli.models.daformer import daformer, segformer
 from endauda_cli.models.hrda import hrda
 from endauda_cli.models.layers import Bottleneck, init_convs
+from endauda_cli.models.tiny_mrnet import TinyMRNet
 from endauda_cli.models.wide_resnet import WideResNet38
 
 if TYPE_CHECKING:
@@ -210,6 +211,7 @@ TEACHER_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mrnet-gn": partial(_mrnet, norm=group_norm, excite=False),
     "mrnet-bn": partial(_mrnet, norm=nn.BatchNorm2d, excite=False),
     "mrnet-bn-se": partial(_mrnet, norm=nn.BatchNorm2d, excite=True),
+    "mrnet-tiny": TinyMRNet,  # our own, for the demo's world
     "cbst-mxnet": WideResNet38,  # the original CBST
     "daformer": daformer,
     "hrda": hrda,

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from endauda_cli.training.run import Run, TrainState
 
 LOG_EVERY = 10
+SAVE_SECONDS = 600.0
+"""A checkpoint is written after so long, whatever ``save_every`` says: on a CPU a thousand steps can take hours."""
 
 
 def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
@@ -91,12 +93,14 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         for name, stream in run.streams.items()
     }
     true = rows[data.LABELLED].labels if data.LABELLED in rows else None
-    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report, true)
+    learnt = data.of_sources(run.streams)
+    labels = data.Joined(*((rows[name].labels, range(len(rows[name].labels))) for name in learnt))
+    data.tell_histogram(labels, run.streams[MAIN].domain, report, true)
     with phase(report, "opening the run's records"):
         records = Records(config, run, state, rows[MAIN], report)
     model = _distribute(state, config, run.device)
     first, started, loss = state.step, time.monotonic(), math.nan
-    saved, loss_now = first, None
+    saved, saved_at, loss_now = first, started, None
 
     def ended() -> bool:
         return state.step >= config.steps or 0 < config.patience <= state.idle
@@ -108,7 +112,8 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
         start = config.steps if ended() else first
         for step, batch, labelled in _batches(config, run, state, rows, start, pool, report):
-            labelled, stopped = _agree(labelled, signals.asked())
+            overdue = time.monotonic() - saved_at >= SAVE_SECONDS
+            labelled, overdue, stopped = _agree(labelled, overdue, signals.asked())
 
             # single training step, if there is something to learn
             if labelled:
@@ -133,10 +138,10 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
                 _validate(state, config, run, record, records)
             if world_size() == 1:  # others have to agree, which they do before a step
                 stopped = signals.asked()
-            if due(config.save_every) or stopped:
+            if due(config.save_every) or overdue or stopped:
                 if all_finite(state):
                     save_last(run.out, state, resume.describe(config, run, record, state), config.keep)
-                    saved = state.step
+                    saved, saved_at = state.step, time.monotonic()
                     records.saved()
                 elif not stopped:  # rather than overwrite a good checkpoint
                     raise diverged("the weights became infinite or no numbers", step, saved, run.out, config)
@@ -156,7 +161,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         backbone=run.trained(config).backbone,
         steps=state.step,
         resumed_from=first,
-        images=len(run.streams[MAIN].examples),
+        images=sum(len(run.streams[name].examples) for name in learnt),
         held_out_images=config.hold_out,
         last_agreement=state.last_agreement,
         best_agreement=state.best_agreement,
@@ -208,17 +213,18 @@ def _keep(run: Run, checkpoint: Path, report: Reporter) -> Path | None:
     return folder
 
 
-def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
-    """Pixels with a label over all ranks, and whether any of them was asked to stop: then all stop after this step."""
+def _agree(labelled: int, overdue: bool, asked: Stopped | None) -> tuple[int, bool, Stopped | None]:
+    """Pixels with a label over all ranks; whether any of them finds that a checkpoint is overdue, and whether any was
+    asked to stop: then all save, or stop, after this step."""
     if world_size() == 1:
-        return labelled, asked
+        return labelled, overdue, asked
     numbers = [int(asked is not None and asked.number == number) for number in signals.SIGNALS]
-    labelled, *came = total_over_ranks(labelled, *numbers)
+    labelled, late, *came = total_over_ranks(labelled, int(overdue), *numbers)
     for number, n in zip(signals.SIGNALS, came, strict=True):
         if n:
             signals.heed(Stopped(number))
-            return labelled, Stopped(number)
-    return labelled, None
+            return labelled, late > 0, Stopped(number)
+    return labelled, late > 0, None
 
 
 def train_step(

@@ -1,0 +1,125 @@
+"""Whether each method that trains teachers beats training on the source alone, in the demo's world.
+
+    OMP_NUM_THREADS=1 python benchmarks/methods.py FOLDER [--seeds 1 2 3] [--only dacs cbst]
+
+For each seed, the demo's world is drawn anew (96 labelled images of noon, 96 unlabelled ones and 32 val images of
+dusk), and every method learns by the command lines of ``METHODS``; mIoU is that of the last step's network on val,
+whose labels nothing else reads. A method begins with the weights of its row ``after``, whose steps and CPU seconds are
+not counted again. ``source-longer`` is the source alone for as many steps as a method has together with that. What is
+done is not done again: FOLDER keeps the worlds and the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from contextlib import chdir
+from pathlib import Path
+from typing import NamedTuple
+
+from realdata import endauda
+from rich.console import Console
+from rich.table import Table
+
+from endauda_cli.demo.story import write_world
+from endauda_cli.progress import silent
+from endauda_cli.workspace import Workspace
+
+
+class Row(NamedTuple):
+    """How one method is trained.
+
+    Attributes:
+        words: options of ``train``; the world's ``endauda.toml`` has the network, the size and the crop.
+        after: the row whose weights it begins with; ``None`` is random ones.
+        against: the row that it is compared with; ``None`` compares with nothing.
+    """
+
+    words: str
+    after: str | None = None
+    against: str | None = "source"
+
+
+_LONG = "--steps 280 --no-often-balance --seed {seed}"
+_ADAPTED = f"{_LONG} --source-size 192x96"
+METHODS: dict[str, Row] = {
+    "source": Row(f"--method source {_LONG}", against=None),
+    "source-longer": Row(f"--method source {_LONG}", "source"),
+    "dacs": Row(f"--method dacs --lr 0.02 --sure 0.9 {_ADAPTED}", "source"),
+}
+"""Chosen on seed 0, which takes no part in the figures."""
+
+
+class Found(NamedTuple):
+    """Of one run: mIoU in percent, and CPU seconds."""
+
+    miou: float
+    seconds: float
+
+
+def measured(folder: Path, name: str, seed: int) -> Found:
+    """Trains and tests one method, or reads what that gave before."""
+    kept = folder / f"{name}.json"
+    if kept.exists():
+        return Found(**json.loads(kept.read_text()))
+    row = METHODS[name]
+    init = [] if row.after is None else ["--init", f"runs/noon/{row.after}/last.pt"]
+    words = [*row.words.format(seed=seed).split(), *init, "--name", name, "--device", "cpu"]
+    with chdir(folder):  # where the world's defaults are read
+        begin = time.process_time()
+        made = endauda("train", *words)
+        seconds = time.process_time() - begin
+        found = Found(endauda("test", "--weights", made["checkpoint"], "--device", "cpu")["miou"], seconds)
+    kept.write_text(json.dumps(found._asdict()))
+    return found
+
+
+def world(folder: Path, seed: int) -> None:
+    """The demo's, without its teachers."""
+    if not (folder / "drawn").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_world(Workspace(folder), seed, silent)
+        (folder / "drawn").touch()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    given = parser.parse_args()
+    wanted = _with_what_they_need(given.only)
+    results: dict[str, list[Found]] = {name: [] for name in wanted}
+    for seed in given.seeds:
+        folder = given.folder.resolve() / f"seed-{seed}"
+        world(folder, seed)
+        for name in wanted:
+            results[name].append(measured(folder, name, seed))
+    Console(width=100).print(_table(results, given.seeds))
+
+
+def _with_what_they_need(names: list[str]) -> list[str]:
+    """In the order of the table, with the rows that they begin with or are compared with."""
+    needed = set(names)
+    for name in reversed(METHODS):  # rows name rows above them
+        if name in needed:
+            needed |= {METHODS[name].after or name, METHODS[name].against or name}
+    return [name for name in METHODS if name in needed]
+
+
+def _table(results: dict[str, list[Found]], seeds: list[int]) -> Table:
+    table = Table("mIoU", *(f"seed {seed}" for seed in seeds), "mean", "difference", "CPU s")
+    means = {name: statistics.mean(run.miou for run in runs) for name, runs in results.items()}
+    for name, runs in results.items():
+        against = METHODS[name].against
+        difference = "" if against is None else f"{means[name] - means[against]:+.1f} to {against}"
+        scores = [f"{run.miou:.1f}" for run in runs]
+        seconds = statistics.mean(run.seconds for run in runs)
+        table.add_row(name, *scores, f"{means[name]:.1f}", difference, f"{seconds:.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
