@@ -121,8 +121,6 @@ def eomt(library: Any) -> Any:
 
 
 def eomt_dinov3(library: Any) -> Any:
-    if not hasattr(library, "EomtDinov3Config"):
-        pytest.skip("transformers before 5.0 has no EoMT on DINOv3")
     return library.EomtDinov3Config(
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
         num_upscale_blocks=1, num_blocks=1, num_queries=7, num_register_tokens=1,
