@@ -313,7 +313,7 @@ def _tests(
 
         def test(model: nn.Module) -> EvalResult:
             images.fill()
-            segmenter = Segmenter(model, preprocessing, network.tested)
+            segmenter = Segmenter(model, preprocessing, network.tested, batches=True)
             return evaluate(segmenter, samples, scoring, inference, device, report, images)
 
         return test if samples else None
