@@ -16,6 +16,11 @@ class Demo(OnDevice, Told):
 
     out: Path = option(Path("demo"), "--out", help="Folder for the demo's workspace.")
     seed: int = option(0, "--seed", help="Of the world and of all training.")
+    full: bool = option(
+        False,
+        "--full",
+        help="Adapt four teachers by published methods (dacs, cbst, crst, mrnet) instead of three simulated ones.",
+    )
 
 
 def run(options: Demo) -> None:
@@ -27,17 +32,21 @@ def run(options: Demo) -> None:
 
     - `endauda demo`
     - `endauda demo --out streets --seed 1`
+    - `endauda demo --full --out full`
     """
     from endauda_cli.config import check_seed
 
     check_seed(options.seed)
     terminal = options.terminal("demo")
     with terminal.loading("torch"):
-        from endauda_cli.demo.story import run_demo
+        from endauda_cli.demo.full import ADAPTED
+        from endauda_cli.demo.story import SPECIALISTS, run_demo
         from endauda_cli.distributed import pick_device
 
     with terminal:
-        terminal.show(run_demo(options.out, options.seed, pick_device(options.device), terminal.report))
+        ensemble = ADAPTED if options.full else SPECIALISTS
+        device = pick_device(options.device)
+        terminal.show(run_demo(options.out, options.seed, device, terminal.report, ensemble))
 
 
 command = make_command(Demo, run)

@@ -1,11 +1,12 @@
 """Engine: the whole story on a generated street world, through the same engines as the other commands.
 
 A labelled source (``noon``) and an unlabelled target (``dusk``) show the same kind of streets in different
-looks. Three teachers were each adapted by an image translation of the source towards the target, simulated
-here, that gets a third of the classes right and the rest wrong in its own way; so each is strong in other
-classes and over-confident in the rest. Their certainties are exported and fused without any label of the
-target, the student learns the fused labels, and all are scored on the target's val images, whose truth
-serves for nothing else.
+looks. The teachers' certainties are exported and fused without any label of the target, the student learns the
+fused labels, and all are scored on the target's val images, whose truth serves for nothing else.
+
+Who the teachers are is an ``Ensemble``. The one here has three, each adapted by an image translation of the source
+towards the target, simulated, that gets a third of the classes right and the rest wrong in its own way; so each is
+strong in other classes and over-confident in the rest. ``full`` has one of the published methods.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,15 +24,16 @@ from endauda_cli.checkpoint import load_student
 from endauda_cli.config import ExportConfig, FuseConfig, InferenceConfig, TrainConfig
 from endauda_cli.datasets import find_samples, load_domain
 from endauda_cli.demo import street
-from endauda_cli.domains import CITYSCAPES_CLASSES, Task, make_task
+from endauda_cli.demo.page import write_page
+from endauda_cli.demo.parts import Demo, Ensemble, Translation
+from endauda_cli.domains import CITYSCAPES_CLASSES, make_task
 from endauda_cli.errors import ConfigError
 from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
 from endauda_cli.exporting import export_network
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
-from endauda_cli.labels import colourise, read_image, read_train_ids, read_truth, write_label, write_png
+from endauda_cli.labels import read_truth, write_label, write_png
 from endauda_cli.progress import Note, Reporter, Tick
-from endauda_cli.report import Gallery, PictureRow, Report, Row, Table, number, provenance, write_report
 from endauda_cli.results import DemoResult, Score
 from endauda_cli.score_table import with_intervals
 from endauda_cli.scoring import result_of, score_predictions
@@ -48,10 +49,10 @@ from endauda_cli.workspace import CONFIG_FILE, Workspace, read_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from endauda_cli.datasets import Sample
-    from endauda_cli.domains import Colour
     from endauda_cli.score_results import EvalResult
+    from endauda_cli.students import Network
 
     LookOf = Callable[[np.random.Generator], street.Look]
 
@@ -62,24 +63,6 @@ NETWORK_SIZE = (192, 96)
 CROP = (144, 72)
 DUSK = (0.5, 1.0)
 """How far the target's images are from the source, each by its own degree: 0 is noon, 1 the full shift."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """How a teacher was adapted: it learnt source images that were translated towards the target.
-
-    Attributes:
-        right: the classes that the translation gets right.
-        turn, dim: what it does to the colour and brightness of all others.
-    """
-
-    right: tuple[str, ...]
-    turn: float
-    dim: float
-
-    def look(self, rng: np.random.Generator) -> street.Look:
-        """Of one translated image, by its own degree."""
-        return street.translated(street.SOURCE_LOOK, self.right, self.turn, self.dim, rng.uniform(0, 1))
 
 
 def dusk_look(rng: np.random.Generator) -> street.Look:
@@ -119,22 +102,9 @@ MARKER_FILE = "demo.json"
 """Says that a folder is a demo's, and its seed."""
 
 
-@dataclass(frozen=True)
-class _Demo:
-    """What every part of the demo needs."""
-
-    workspace: Workspace
-    task: Task
-    seed: int
-    device: torch.device
-    report: Reporter
-
-    def samples(self, split: str) -> list[Sample]:
-        roots = self.workspace.data_roots(self.task.target)
-        return find_samples(self.task.target, roots, split, need_labels=split == "val")
-
-
-def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> DemoResult:
+def run_demo(
+    out: Path, seed: int, device: torch.device, report: Reporter, ensemble: Ensemble | None = None
+) -> DemoResult:
     """Run the demo.
 
     Args:
@@ -142,49 +112,63 @@ def run_demo(out: Path, seed: int, device: torch.device, report: Reporter) -> De
         seed: of the world and of all training; the same seed gives the same world.
         device: where networks run.
         report: told of progress.
+        ensemble: of teachers; ``None`` is the three here.
 
     Raises:
         EndaudaError: if the folder holds something else, or a file cannot be written.
     """
     started = time.monotonic()
     workspace = Workspace(out.resolve())
-    _claim(workspace, seed)
+    ensemble = ensemble or SPECIALISTS
+    _claim(workspace, seed, ensemble)
     with _one_thread():
-        scores = _run(workspace, seed, device, report)
+        scores = _run(workspace, seed, device, report, ensemble)
     return DemoResult(workspace.root, seed, scores, workspace.root / PAGE, time.monotonic() - started)
 
 
-def _run(workspace: Workspace, seed: int, device: torch.device, report: Reporter) -> tuple[Score, ...]:
+def _run(
+    workspace: Workspace, seed: int, device: torch.device, report: Reporter, ensemble: Ensemble
+) -> tuple[Score, ...]:
     report(Note("1/5 drawing a street world at noon and at dusk; all in all this takes minutes"))
-    write_world(workspace, seed, report)
+    write_world(workspace, seed, report, ensemble)
     task = make_task(
         load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
     )
-    demo = _Demo(workspace, task, seed, device, report)
-    report(Note(f"2/5 training {len(TRANSLATIONS)} teachers, each on noon translated to dusk in its own way"))
-    checkpoints = {name: _train_teacher(demo, name) for name in TRANSLATIONS}
+    demo = Demo(workspace, task, seed, device, report)
+    report(Note(f"2/5 training {len(ensemble.teachers)} teachers, {ensemble.how}"))
+    checkpoints = ensemble.train(demo)
     report(Note("3/5 storing how certain they are of the dusk images"))
-    for name, checkpoint in checkpoints.items():
+    for name in ensemble.teachers:
         for split in TARGET_IMAGES:
-            _export(demo, name, checkpoint, split)
+            _export(demo, name, checkpoints[name], split)
     report(Note(f"4/5 fusing them by {len(FusionRule)} rules"))
     for rule in FusionRule:
-        _fuse(demo, rule, "train", "auto")
+        _fuse(demo, ensemble, rule, "train", "auto")
         # The policy was chosen on the train images; val is only scored.
         policy = workspace.labels(task.target, rule) / POLICY_FILE
-        _fuse(demo, rule, "val", str(policy))
-    report(Note("5/5 training the student on the plf labels, then scoring everybody"))
-    student = _train_student(demo)
-    results = {f"teacher {name}": _test(demo, path) for name, path in checkpoints.items()}
+        _fuse(demo, ensemble, rule, "val", str(policy))
+    report(Note(f"5/5 training the student on the {ensemble.rule} labels, then scoring everybody"))
+    student = _train_student(demo, ensemble, checkpoints)
+    results = {
+        f"teacher {name}" if name in ensemble.teachers else name: _test(demo, path)
+        for name, path in checkpoints.items()
+    }
     for rule in FusionRule:
         folder = workspace.labels(task.target, f"{rule}-val")
         results[f"{rule} labels"] = score_predictions(folder, demo.samples("val"), task.target, report)
     results["student"] = _test(demo, student)
     scores = tuple(
-        Score(name, r.miou, r.coverage, r.iou, ours=name in ("plf labels", "student"))
+        Score(name, r.miou, r.coverage, r.iou, ours=name in (f"{ensemble.rule} labels", "student"))
         for name, r in results.items()
     )
-    _write_page(demo, workspace.root / PAGE, scores, results)
+    intro = [
+        f"A generated street world, seed {seed}: {SOURCE_IMAGES} labelled source images (noon), "
+        f"{TARGET_IMAGES['train']} unlabelled target images (dusk), scored on {TARGET_IMAGES['val']} others.",
+        ensemble.intro,
+        "Labels were fused without any label of the target (policy auto, threshold 0: every pixel counts); "
+        f"the student learnt the {ensemble.rule} labels of the unlabelled images.",
+    ]
+    write_page(demo, ensemble, workspace.root / PAGE, intro, scores, results, PICTURED_SCENES)
     return scores
 
 
@@ -200,14 +184,19 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _claim(workspace: Workspace, seed: int) -> None:
-    """Take an empty folder, or go on in that of a demo with the same seed; never touch anything else."""
+def _claim(workspace: Workspace, seed: int, ensemble: Ensemble) -> None:
+    """Take an empty folder, or go on in that of the same demo with the same seed; never touch anything else."""
     marker = workspace.root / MARKER_FILE
     found = read_json(marker)
     if found is None:
         if workspace.root.exists() and (not workspace.root.is_dir() or any(workspace.root.iterdir())):
             raise ConfigError(f"{workspace.root}: not an empty folder; name a new one with --out")
-        write_text(marker, json.dumps({"seed": seed}) + "\n")
+        write_text(marker, json.dumps({"seed": seed} | ({"full": True} if ensemble.full else {})) + "\n")
+    elif bool(found.get("full")) != ensemble.full:
+        raise ConfigError(
+            f"{workspace.root}: holds the demo {'without' if ensemble.full else 'with'} --full; name another folder "
+            "with --out, or delete this one"
+        )
     elif found.get("seed") != seed:
         raise ConfigError(
             f"{workspace.root}: holds the demo with --seed {found.get('seed')}; name another folder with --out, or "
@@ -215,8 +204,9 @@ def _claim(workspace: Workspace, seed: int) -> None:
         )
 
 
-def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
+def write_world(workspace: Workspace, seed: int, report: Reporter, ensemble: Ensemble | None = None) -> None:
     """Write the images, the labels (of the source and of the target's val images) and the TOML files."""
+    ensemble = ensemble or SPECIALISTS
     total = SOURCE_IMAGES + sum(TARGET_IMAGES.values())
     done = 0
     report(Tick("drawing the world", 0, total))
@@ -241,15 +231,15 @@ def write_world(workspace: Workspace, seed: int, report: Reporter) -> None:
             report(Tick("drawing the world", done, total))
 
     noon: dict[str, LookOf] = {"noon": lambda rng: street.SOURCE_LOOK}
-    noon |= {f"noon-{name}": translation.look for name, translation in TRANSLATIONS.items()}
+    noon |= {f"noon-{name}": translation.look for name, translation in ensemble.translations.items()}
     draw(0, "noon", "train", SOURCE_IMAGES, noon, True)
     for stream, (split, count) in enumerate(TARGET_IMAGES.items(), 1):
         draw(stream, "dusk", split, count, {"dusk": dusk_look}, split == "val")
-    for name in TRANSLATIONS:
+    for name in ensemble.translations:
         write_text(workspace.root / f"noon-{name}.toml", _toml("noon", ("train",), f"noon-{name}"))
     for name, splits in (("noon", ("train",)), ("dusk", ("train", "val"))):
         write_text(workspace.root / f"{name}.toml", _toml(name, splits))
-    write_text(workspace.root / CONFIG_FILE, _defaults())
+    write_text(workspace.root / CONFIG_FILE, _defaults(ensemble))
 
 
 def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
@@ -261,48 +251,75 @@ def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _defaults() -> str:
+def _defaults(ensemble: Ensemble) -> str:
     """Defaults that make the plain command lines work in the demo's workspace."""
+    student = ensemble.student()
     lines = [
         "# Defaults of the commands in this folder; run them from here.",
         'source = "noon.toml"',
         'target = "dusk.toml"',
         "[fuse]",
-        f"teachers = {list(TRANSLATIONS)}".replace("'", '"'),
+        f"teachers = {list(ensemble.teachers)}".replace("'", '"'),
         "threshold = 0",
         "[train]",
-        f'backbone = "{STUDENT.backbone}"',
-        f"steps = {STUDENT.steps}",
-        f"lr = {STUDENT.learning_rate}",
-        f'size = "{STUDENT.size[0]}x{STUDENT.size[1]}"',
-        f'crop = "{STUDENT.crop[0]}x{STUDENT.crop[1]}"',
-        f"batch-size = {STUDENT.batch_size}",
-        f"class-balance = {str(STUDENT.class_balance).lower()}",
-        f"hard-percentile = {STUDENT.hard_percentile}",
+        f'backbone = "{student.backbone}"',
+        f"steps = {student.steps}",
+        f"lr = {student.learning_rate}",
+        f'size = "{student.size[0]}x{student.size[1]}"',
+        f'crop = "{student.crop[0]}x{student.crop[1]}"',
+        f"batch-size = {student.batch_size}",
+        f"class-balance = {str(student.class_balance).lower()}",
+        f"hard-percentile = {student.hard_percentile}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _train_teacher(demo: _Demo, name: str) -> Path:
+def _train_specialists(demo: Demo) -> dict[str, Path]:
+    return {name: _train_specialist(demo, name) for name in TRANSLATIONS}
+
+
+def _train_specialist(demo: Demo, name: str) -> Path:
     domain = load_domain(str(demo.workspace.root / f"noon-{name}.toml"))
     samples = find_samples(domain, demo.workspace.data_roots(domain), "train", need_labels=True)
     examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
-    return _train(demo, f"teacher-{name}", TEACHER, {MAIN: Stream(examples, domain, read_truth)})
+    return train_run(demo, f"teacher-{name}", TEACHER, {MAIN: Stream(examples, domain, read_truth)})
 
 
-def _train_student(demo: _Demo) -> Path:
+SPECIALISTS = Ensemble(
+    tuple(TRANSLATIONS),
+    _train_specialists,
+    "each on noon translated to dusk in its own way",
+    "Each teacher learnt from source images translated towards the target. Its translation gets right what it is named "
+    f"after ({', '.join(TRANSLATIONS)}), and the other classes wrong.",
+    FusionRule.PLF,
+    lambda: STUDENT,
+    translations=TRANSLATIONS,
+)
+"""The demo's teachers, unless ``--full`` is said."""
+
+
+def _train_student(demo: Demo, ensemble: Ensemble, checkpoints: dict[str, Path]) -> Path:
     roots = demo.workspace.data_roots(demo.task.target)
-    streams, _ = Distill.streams(Material(demo.task, demo.workspace, (), roots, FusionRule.PLF))
-    return _train(demo, "student", STUDENT, streams)
+    streams, _ = Distill.streams(Material(demo.task, demo.workspace, (), roots, ensemble.rule))
+    init = None if ensemble.start is None else checkpoints[ensemble.start]
+    return train_run(demo, "student", ensemble.student(), streams, init)
 
 
-def _train(demo: _Demo, name: str, recipe: TrainConfig, streams: dict[str, Stream]) -> Path:
+def train_run(
+    demo: Demo,
+    name: str,
+    recipe: TrainConfig,
+    streams: dict[str, Stream],
+    init: Path | None = None,
+    network: Network | None = None,
+) -> Path:
+    """The checkpoint of a run of the demo's."""
     out = demo.workspace.run(demo.task.source.name, name)
-    run = Run(demo.task, streams, out, demo.workspace.root / "cache", demo.device)
+    run = Run(demo.task, streams, out, demo.workspace.root / "cache", demo.device, init, network=network)
     return train(replace(recipe, seed=demo.seed), run, _named(demo.report, name)).checkpoint
 
 
-def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
+def _export(demo: Demo, name: str, checkpoint: Path, split: str) -> None:
     teacher = open_teacher(checkpoint, demo.task.classes)
     archive = demo.workspace.archive(demo.task.source.name, name)
     config = ExportConfig(teacher=name, inference=INFERENCE)
@@ -311,16 +328,16 @@ def _export(demo: _Demo, name: str, checkpoint: Path, split: str) -> None:
     export_network(config, demo.task, teacher, samples, archive, demo.device, report)
 
 
-def _fuse(demo: _Demo, rule: str, split: str, policy: str) -> None:
-    archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in TRANSLATIONS}
+def _fuse(demo: Demo, ensemble: Ensemble, rule: str, split: str, policy: str) -> None:
+    archives = {name: demo.workspace.archive(demo.task.source.name, name) for name in ensemble.teachers}
     name = rule if split == "train" else f"{rule}-{split}"
-    config = FuseConfig(teachers=tuple(TRANSLATIONS), rule=rule, policy=policy, threshold=0.0)
+    config = FuseConfig(teachers=ensemble.teachers, rule=rule, policy=policy, threshold=0.0)
     out = demo.workspace.labels(demo.task.target, name)
     report = _named(demo.report, name)
     fuse(config, Job(demo.task, archives, demo.samples(split), list, split, out), report)
 
 
-def _test(demo: _Demo, checkpoint: Path) -> EvalResult:
+def _test(demo: Demo, checkpoint: Path) -> EvalResult:
     network = load_student(checkpoint, demo.task.classes)
     samples, domain, out = demo.samples("val"), demo.task.target, checkpoint.parent / "test-last-val"
     segmenter = Segmenter(network.model, network.preprocessing, PROCEDURE)
@@ -340,85 +357,3 @@ def _named(report: Reporter, name: str) -> Reporter:
             report(replace(event, task=f"{name}: {event.task}"))
 
     return named
-
-
-def _write_page(demo: _Demo, page: Path, scores: tuple[Score, ...], results: dict[str, EvalResult]) -> None:
-    """The report: mIoU table, IoU per class with the policy, and scenes as everybody labels them."""
-    classes, palette = demo.task.classes, demo.task.target.palette
-    owners = {c: t for c, t in _policy_pairs(demo)}
-    best = max(range(len(scores)), key=lambda i: scores[i].miou or 0)
-    summary = [Row([s.name, number(s.miou), number(s.coverage, 1)], frozenset([1] if i == best else []), s.ours)
-               for i, s in enumerate(scores)]  # fmt: skip
-    per_class = []
-    for name in classes:
-        values = [s.iou[name] for s in scores]
-        top = max((v for v in values if v is not None), default=None)
-        marked = frozenset(i + 1 for i, v in enumerate(values) if v is not None and v == top)
-        per_class.append(Row([name, *(number(v, 1) for v in values), owners[name]], marked))
-    report = Report(
-        title="endauda demo",
-        intro=[
-            f"A generated street world, seed {demo.seed}: {SOURCE_IMAGES} labelled source images (noon), "
-            f"{TARGET_IMAGES['train']} unlabelled target images (dusk), scored on {TARGET_IMAGES['val']} others.",
-            "Each teacher learnt from source images translated towards the target. Its translation gets right what it "
-            f"is named after ({', '.join(TRANSLATIONS)}), and the other classes wrong.",
-            "Labels were fused without any label of the target (policy auto, threshold 0: every pixel counts); "
-            "the student learnt the plf labels of the unlabelled images.",
-        ],
-        sections=[
-            Table("mIoU in percent", ["", "mIoU", "coverage"], summary),
-            _looks(demo),
-            _gallery(demo, results, palette),
-            Table("IoU in percent per class", ["class", *(s.name for s in scores), "owner"], per_class),
-            provenance({"workspace": str(demo.workspace.root), "device": str(demo.device)}),
-        ],
-    )
-    write_report(page, report)
-
-
-def _policy_pairs(demo: _Demo) -> list[tuple[str, str]]:
-    record = read_json(demo.workspace.labels(demo.task.target, FusionRule.PLF) / POLICY_FILE)
-    assert record is not None
-    return [(c, t) for c, t in record["pairs"]]
-
-
-def _looks(demo: _Demo) -> Gallery:
-    """Source images, what each teacher learnt from, and target images."""
-    folders = {
-        "noon (source)": "noon",
-        **{f"for {name}": f"noon-{name}" for name in TRANSLATIONS},
-        "dusk (target)": "dusk",
-    }
-    rows = []
-    for i in range(2):
-        files = [
-            demo.workspace.root / "Warehouse" / folder / "images" / "train" /
-            f"{'dusk' if folder == 'dusk' else 'noon'}_train_{i:03}.png" for folder in folders.values()
-        ]  # fmt: skip
-        rows.append(PictureRow(f"street {i}", [read_image(file) for file in files]))
-    return Gallery(
-        "The two looks of the world, and the source as translated for each teacher",
-        list(folders),
-        rows,
-        side_by_side=True,
-    )
-
-
-def _gallery(demo: _Demo, results: dict[str, EvalResult], palette: tuple[Colour, ...]) -> Gallery:
-    """Scenes as everybody labels them: the story from left to right, then the rules that were not trained on."""
-    folders = {name.removesuffix(" labels"): r.pictures or Path(r.scored) for name, r in results.items()}
-    others = [rule.value for rule in FusionRule if rule != FusionRule.PLF]
-    story = [name for name in folders if name not in others]
-    rows = []
-    for sample in demo.samples("val")[:PICTURED_SCENES]:
-        assert sample.label is not None
-        maps = {
-            name: read_train_ids(folder / f"{sample.id}.png", len(demo.task.classes))
-            for name, folder in folders.items()
-        }
-        shown = [*(maps[name] for name in story), read_truth(sample.label, demo.task.target)]
-        shown += [maps[name] for name in others]
-        pictures = [read_image(sample.image), *(colourise(one, palette) for one in shown)]
-        rows.append(PictureRow(sample.id, pictures))
-    legend = list(zip(demo.task.classes, palette, strict=True))
-    return Gallery("Target scenes", ["image", *story, "truth", *others], rows, legend, side_by_side=True)

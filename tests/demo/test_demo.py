@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from endauda_cli import checkpoint
 from endauda_cli.archive import CertaintyReader
+from endauda_cli.demo import full
 from endauda_cli.demo import story as demo
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.workspace import Workspace
@@ -29,17 +31,19 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         return out, result_of("demo", "--out", out, "--seed", "3", "--device", "cpu")
 
 
+TINY: dict[str, Any] = {
+    "size": (64, 32),
+    "crop": (48, 24),
+    "batch_size": 2,
+    "steps": 3,
+    "balance_area": 48 * 24 // 32,
+}
+
+
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    tiny: dict[str, Any] = {
-        "size": (64, 32),
-        "crop": (48, 24),
-        "batch_size": 2,
-        "steps": 3,
-        "balance_area": 48 * 24 // 32,
-    }
     small = {
         "SOURCE_IMAGES": 4, "TARGET_IMAGES": IMAGES, "SIZE": (64, 32), "PICTURED_SCENES": 2,
-        "TEACHER": replace(demo.TEACHER, **tiny), "STUDENT": replace(demo.STUDENT, **tiny),
+        "TEACHER": replace(demo.TEACHER, **TINY), "STUDENT": replace(demo.STUDENT, **TINY),
     }  # fmt: skip
     for name, value in small.items():
         patch.setattr(demo, name, value)
@@ -139,3 +143,60 @@ def test_seed_makes_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         worlds[name] = files_of(tmp_path / name / "Warehouse")
     assert worlds["a"] == worlds["b"] and worlds["a"].keys() == worlds["c"].keys()
     assert all(worlds["a"][path] != worlds["c"][path] for path in worlds["a"])
+
+
+# ---------------------------------------------------------------------------- the published methods
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The same of ``--full``."""
+    out = tmp_path_factory.mktemp("demo") / "full"
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        patch.setattr(full, "STUDENT", demo.STUDENT)
+        patch.setattr(full, "BASE", replace(full.BASE, **TINY))
+        runs = {
+            name: replace(run, changes={**run.changes, "steps": TINY["steps"]})
+            for name, run in full.RUNS.items()
+        }
+        patch.setattr(full, "RUNS", runs)
+        return out, result_of("demo", "--full", "--out", out, "--device", "cpu")
+
+
+@pytest.mark.slow
+def test_four_methods_are_an_ensemble(adapted: tuple[Path, Any]) -> None:
+    out, result = adapted
+    names = [score["name"] for score in result["scores"]]
+    teachers = ["dacs", "cbst", "crst", "mrnet"]
+    assert names[:6] == [full.SOURCE, full.TWO_HEADS, *(f"teacher {name}" for name in teachers)]
+    assert names[-1] == "student"
+    assert [score["name"] for score in result["scores"] if score["ours"]] == ["consensus labels", "student"]
+    for name in teachers:
+        meta = checkpoint.read_meta(out / f"runs/noon/teacher-{name}/last.pt")
+        before = "source-only-two-heads" if name == "mrnet" else "source-only"
+        assert (meta["config"]["method"], meta["step"]) == (name, TINY["steps"])
+        assert Path(meta["initialised_from"]).parent.name == before
+        with CertaintyReader(out / "certainty/noon" / name) as reader:
+            assert len(reader) == sum(IMAGES.values())
+    record = json.loads((out / "labels/dusk/consensus/fusion.json").read_text())
+    assert (record["teachers"], record["used_labels"]) == (teachers, False)
+    assert not list(out.glob("noon-*.toml")), "nothing is translated"
+    page = (out / "report.html").read_text()
+    assert_self_contained(page)
+    assert "by a published method (DACS, CBST, CRST, R-MRNet)" in page
+    student = checkpoint.read_meta(out / "runs/noon/student/last.pt")
+    assert Path(student["initialised_from"]).parent.name == "source-only"
+
+
+@pytest.mark.slow
+def test_the_two_demos_do_not_share_a_folder(adapted: tuple[Path, Any], shown: tuple[Path, Any]) -> None:
+    assert "holds the demo with --full" in refused("demo", "--out", adapted[0])
+    assert "holds the demo without --full" in refused("demo", "--full", "--out", shown[0], "--seed", "3")
+
+
+def test_settings_are_of_the_methods() -> None:
+    assert full.TEACHERS == ("dacs", "cbst", "crst", "mrnet")
+    for name, run in full.RUNS.items():
+        replace(full.BASE, method=run.method, **run.changes)  # each is an option with a value that it takes
+        assert run.after is None or list(full.RUNS).index(run.after) < list(full.RUNS).index(name)

@@ -2,7 +2,8 @@
 
 usage: training_runs.py SET OUT WORKERS [KILL_AT [OPTIONS]]      (with torchrun: as many processes as it starts)
 
-KILL_AT is a step that is reported, or seconds of training, such as 0.3; OPTIONS are fields of the recipe as JSON.
+KILL_AT is a step that is reported, or seconds of training, such as 0.3, or a task, which is then half done; OPTIONS are
+fields of the recipe as JSON.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from endauda_cli.progress import Note, Reporter, Tick, silent
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
-from endauda_cli.training.methods import MAIN
+from endauda_cli.training.methods import MAIN, METHODS, Material
 from endauda_cli.training.methods.distill import read_fused
 from endauda_cli.training.run import Run
 from endauda_cli.transforms import Preprocessing
-from endauda_cli.types import Arch, Backbone
+from endauda_cli.types import Arch, Backbone, Method
+from endauda_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,15 +144,21 @@ def run(
 ) -> TrainResult:
     """A run with ``CONFIG``, or with some of it changed."""
     config = dataclasses.replace(CONFIG, **changes)
-    stream = (
-        Stream(data.examples(), data.domain, read_fused)
-        if config.method == "distill"
-        else Stream(data.source_examples(), data.domain, read_truth)
-    )
     validate = data.validate if config.validate_every else None
     cpu = torch.device("cpu")
-    whole = Run(data.task, {MAIN: stream}, out, out.parent / "cache", cpu, None, resume, validate)
+    whole = Run(data.task, _streams(data, config), out, out.parent / "cache", cpu, None, resume, validate)
     return train(config, whole, report)
+
+
+def _streams(data: TinySet, config: TrainConfig) -> dict[str, Stream]:
+    """Of a method that adapts: from the set to itself, whose labels are then not looked at."""
+    if config.method == Method.DISTILL:
+        return {MAIN: Stream(data.examples(), data.domain, read_fused)}
+    if config.method == Method.SOURCE:
+        return {MAIN: Stream(data.source_examples(), data.domain, read_truth)}
+    method, roots = METHODS[config.method], (data.root,)
+    streams, _ = method.streams(Material(data.task, Workspace(data.root), roots, roots))
+    return method.narrowed(streams, config)
 
 
 def after(step: int, act: Any) -> Reporter:
@@ -158,6 +166,16 @@ def after(step: int, act: Any) -> Reporter:
 
     def report(event: Tick | Note) -> None:
         if isinstance(event, Tick) and event.task == "training" and event.done == step > 0:
+            act()
+
+    return report
+
+
+def halfway(task: str, act: Any) -> Reporter:
+    """A reporter that acts once half of a task so called is done."""
+
+    def report(event: Tick | Note) -> None:
+        if isinstance(event, Tick) and event.task == task and event.total and 2 * event.done >= event.total:
             act()
 
     return report
@@ -188,7 +206,10 @@ def main(data: str, out: str, workers: str, kill_at: str = "0", options: str = "
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    report = in_the_midst(float(kill_at), kill) if "." in kill_at else after(int(kill_at), kill)
+    if kill_at.isdecimal():
+        report = after(int(kill_at), kill)
+    else:
+        report = halfway(kill_at, kill) if kill_at[0].isalpha() else in_the_midst(float(kill_at), kill)
     with process_group(torch.device("cpu")):
         given = {"workers": int(workers), "batch_size": 2 * world_size(), **json.loads(options)}
         run(TinySet(Path(data)), Path(out), report, **given)

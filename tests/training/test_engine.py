@@ -8,6 +8,7 @@ import random
 import signal
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -323,6 +324,45 @@ def test_killed_at_random_moments(
     assert kills
     run(tiny_set, tmp_path / "killed", workers=workers, **told)
     assert_same(state_of(tmp_path / "killed/last.pt"), state_of(tmp_path / "whole/last.pt"))
+
+
+ADAPTING: dict[str, Any] = {
+    "steps": 14, "save_every": 4, "validate_every": 0, "size": [64, 32], "source_size": [48, 24], "crop": [32, 16],
+    "power": 0.9, "rounds": 2, "source_portion": 0.5, "source_portion_step": 0.25, "source_portion_most": 1.0,
+    "mine_below": 0.3, "freeze_norms": False,
+}  # fmt: skip
+ROUND = "pseudo labels of round 2: labelling"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "moments", "options"),
+    [
+        ("cbst", ("0.05", "11"), {}),  # within the second round, which begins at step 7
+        ("cbst", (ROUND, "11"), {}),  # while it is labelled, from the checkpoint of step 4
+        ("cbst", (ROUND, ROUND, "11"), {"save_every": 7}),  # and from that of its own first step, twice
+        ("crst", (ROUND, "11"), {"regulariser": "lrent"}),
+        ("dacs", ("11",), {}),
+        ("dacs", ("0.05", "0.1", "11"), {"save_every": 1}),
+    ],
+)  # fmt: skip
+def test_a_killed_adaptation_goes_on(
+    tiny_set: TinySet, tmp_path: Path, method: str, moments: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Kill -9 within a round, while its labels are made, and between steps; what comes out is the run left alone."""
+    told = {"method": method, **ADAPTING, **options}
+    run(tiny_set, tmp_path / "whole", workers=1, **told)
+    for moment in moments:
+        done = program(tiny_set.root, tmp_path / "killed", 2, moment, json.dumps(told))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    result = run(tiny_set, tmp_path / "killed", workers=2, **told)
+    assert (result.resumed_from > 0, result.steps) == (True, 14)
+    killed, whole = (checkpoint.load(tmp_path / name / "last.pt") for name in ("killed", "whole"))
+    for part in ("weights", "optimizer", "method"):
+        assert_same(killed.get(part), whole.get(part))
+    if method != "dacs":
+        labels = [np.load(tmp_path / name / "rounds/1/labels.npy") for name in ("killed", "whole")]
+        assert np.array_equal(*labels)
 
 
 def test_the_recipe_sets_in_where_there_is_nothing_to_start_from(tiny_set: TinySet, tmp_path: Path) -> None:
