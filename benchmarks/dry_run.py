@@ -3,7 +3,7 @@
     python benchmarks/dry_run.py [FOLDER]
 
 FOLDER is as in ``realdata.py``. Each line is first run on something else, so that the workspace has a rate, then dry,
-then for good: seconds, CPU seconds and bytes written, of a process of its own each time, whose start is not expected.
+then for good: seconds, CPU seconds and bytes written, of a process of its own each time.
 """
 
 from __future__ import annotations

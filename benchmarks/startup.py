@@ -2,16 +2,18 @@
 
     python benchmarks/startup.py
     python benchmarks/startup.py --repeat 31 --json
-    python benchmarks/startup.py --networks --repeat 5
+    python benchmarks/startup.py --networks
+    python benchmarks/startup.py --networks test "fuse, live" --device cuda --repeat 1
 
 What is timed is a process from its start to its end. The empty program answers TAB after its name in Typer's own
 protocol, ``endauda`` answers it in that of its scripts: after its name, after ``fuse --teachers`` and after
 ``test --weights``, in a workspace of three archives and a run. fish asks the empty program twice for one TAB; one call
 is counted. The programs take turns within each repeat; medians, and the median of the ratios within the repeats.
 
-``--networks`` counts the CPU seconds of commands on one tiny image, from start to end, how many of them are beyond
-those of ``python -c "import torch"`` in the same repeat, and how many a process spends between its own import of torch
-and the first layer of a network that has run; medians again. A first, untimed round fills numba's cache.
+``--networks`` counts the CPU seconds of commands (all, or those named) on one tiny image, from start to end, how many
+of them are beyond those of ``python -c "import torch"`` in the same repeat, and how many the same process spends
+between its import of torch and the first layer of a network that has run; medians again. What has not run by then
+is run once, untimed, to fill numba's cache.
 """
 
 from __future__ import annotations
@@ -197,8 +199,10 @@ COMMANDS = {
     "test --predictions": "test --predictions predictions",
 }
 """Lines of words, with a name that is new in each repeat."""
-WITHOUT_SIZE = ("fuse, archives", "test --predictions")
+WITHOUT_NETWORK = ("fuse, archives", "test --predictions")
 MADE_FIRST = ("train, 1 step", "student"), ("export-teacher", "stored"), ("export-teacher", "other")
+REPEATS, NETWORK_REPEATS = 15, 3
+"""By default; a command with a network takes seconds, on a card most of all."""
 
 
 def make_images(root: Path) -> None:
@@ -242,40 +246,45 @@ def spent_by(program: str, words: Sequence[str], workspace: Path) -> Spent:
     return Spent(used.ru_utime + used.ru_stime, time.perf_counter() - begin)
 
 
-def measure_networks(repeat: int, device: str) -> list[dict[str, object]]:
+class Begun(NamedTuple):
+    """What a process spent, and how many CPU seconds of it before the first layer, after torch."""
+
+    spent: Spent
+    first_layer: float = math.nan
+
+
+def measure_networks(commands: Sequence[str], repeat: int, device: str) -> list[dict[str, object]]:
     """Of each command, its CPU seconds and those beyond an import of torch in the same repeat."""
 
-    def spent(command: str, name: str, program: str = OURS[1]) -> Spent:
-        size = () if command in WITHOUT_SIZE else ("--size", "64x32")
-        words = [*COMMANDS[command].format(name).split(), "--device", device, "--quiet", *size]
-        return spent_by(program, words, workspace)
-
-    def until_network(command: str, name: str) -> float:
-        if command in WITHOUT_SIZE:
-            return math.nan
+    def begun(command: str, name: str) -> Begun:
+        words = [*COMMANDS[command].format(name).split(), "--device", device, "--quiet"]
+        if command in WITHOUT_NETWORK:
+            return Begun(spent_by(OURS[1], words, workspace))
         note = workspace / "first_layer"
-        spent(command, name, FIRST_LAYER.format(path=str(note)))
-        return float(note.read_text())
+        spent = spent_by(FIRST_LAYER.format(path=str(note)), [*words, "--size", "64x32"], workspace)
+        return Begun(spent, float(note.read_text()))
 
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         make_images(workspace)
         for command, name in MADE_FIRST:
-            spent(command, name)
-        rounds, first_layers = [], []
-        for number in range(repeat + 1):  # the first for the caches
-            torch = spent_by(TORCH, (), workspace)
-            rounds.append({TORCH: torch} | {command: spent(command, f"n{number}") for command in COMMANDS})
-            first_layers.append({command: until_network(command, f"m{number}") for command in COMMANDS})
+            begun(command, name)
+        for command in commands:  # for the caches
+            if command not in dict(MADE_FIRST):
+                begun(command, "first")
+        rounds = []
+        for number in range(repeat):
+            torch = Begun(spent_by(TORCH, (), workspace))
+            rounds.append({TORCH: torch} | {command: begun(command, f"n{number}") for command in commands})
     return [
         {
             "call": name,
-            "cpu_s": statistics.median(one[name].cpu for one in rounds[1:]),
-            "beyond_torch_s": statistics.median(one[name].cpu - one[TORCH].cpu for one in rounds[1:]),
-            "clock_s": statistics.median(one[name].clock for one in rounds[1:]),
-            "first_layer_s": statistics.median(one.get(name, math.nan) for one in first_layers[1:]),
+            "cpu_s": statistics.median(one[name].spent.cpu for one in rounds),
+            "beyond_torch_s": statistics.median(one[name].spent.cpu - one[TORCH].spent.cpu for one in rounds),
+            "clock_s": statistics.median(one[name].spent.clock for one in rounds),
+            "first_layer_s": statistics.median(one[name].first_layer for one in rounds),
         }
-        for name in (TORCH, *COMMANDS)
+        for name in (TORCH, *commands)
     ]
 
 
@@ -283,21 +292,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeat", type=int, default=15, help="how often each is run (default: 15)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        help=f"how often each is run (default: {REPEATS}; {NETWORK_REPEATS} with --networks)",
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
-        "--networks", action="store_true", help="the commands that need a network, CPU seconds"
-    )
+        "--networks", nargs="*", choices=COMMANDS, metavar="COMMAND",
+        help=f"CPU seconds of commands that need a network, all without any: {'; '.join(COMMANDS)}",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="of the networks (default: cpu)")
     given = parser.parse_args()
-    rows = measure_networks(given.repeat, given.device) if given.networks else measure(given.repeat)
+    of_networks = given.networks is not None
+    repeat = given.repeat or (NETWORK_REPEATS if of_networks else REPEATS)
+    rows = (
+        measure_networks(given.networks or list(COMMANDS), repeat, given.device)
+        if of_networks
+        else measure(repeat)
+    )
     about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if given.json:
-        print(json.dumps({"repeat": given.repeat, "machine": about, "calls": rows}, indent=1))
+        print(json.dumps({"repeat": repeat, "machine": about, "calls": rows}, indent=1))
         return 0
-    table = Table(title=f"Start to end, medians of {given.repeat}")
+    table = Table(title=f"Start to end, medians of {repeat}")
     table.add_column("")
-    columns = NETWORK_COLUMNS if given.networks else COLUMNS
+    columns = NETWORK_COLUMNS if of_networks else COLUMNS
     for title, _, _ in columns:
         table.add_column(title, justify="right")
     for row in rows:

@@ -20,6 +20,7 @@ class AdaptationOptions:
     """Options of methods that adapt from source to target.
 
     Attributes:
+        domains: labelled sources that are learnt together, as many images of each in every batch; empty is one source.
         source_size: (width, height) of the source's images; ``None`` is ``size``.
         freeze_norms: batch norms keep their statistics.
         sure, teacher_decay, mixed_weight, strong: see ``training.methods.dacs``.
@@ -31,6 +32,11 @@ class AdaptationOptions:
         as_published: repeat what was wrong in the published programs and changed their figures.
     """
 
+    domains: tuple[str, ...] = option(
+        (), "--domains", panel="What is learnt", metavar="A B", complete="sources", typed=list[str], parse=tuple,
+        unset=True, help="Labelled sources to learn together, equal parts of every batch: gta5 synthia, or .toml files "
+        "(source). [default: that of --source]",
+    )  # fmt: skip
     source_size: tuple[int, int] | None = option(
         None, "--source-size", panel=_ADAPTED, metavar="WxH", complete="sizes", parse=parse_size("--source-size"),
         help="The source's images are resized to this. [default: as --size; 1280x720 with --method dacs, mrnet]",
@@ -143,6 +149,8 @@ def check_adaptation(config: Any) -> None:
             f"--labelled {config.labelled}: --method {config.method} learns from the source's labels and no others; "
             "leave one of them out"
         )
+    if config.domains:
+        _check_domains(config)
     if config.source_size is not None:
         width, height = config.source_size
         if not adapts:
@@ -165,6 +173,24 @@ def check_adaptation(config: Any) -> None:
         raise ConfigError(f"--label-scale {config.label_scale:g}: must be from 0.05 to 4")
     if config.rounds < 1 or (config.method in ROUNDS and config.steps < config.rounds):
         raise ConfigError(f"--rounds {config.rounds}: at least 1, and --steps at most")
+
+
+def _check_domains(config: Any) -> None:
+    told, number = f"--domains {' '.join(config.domains)}", len(config.domains)
+    if config.method != Method.SOURCE:
+        raise ConfigError(
+            f"{told}: several sources are learnt by --method source alone; train on them so first, then --method "
+            f"{config.method} with that run as --init"
+        )
+    if number < 2:
+        raise ConfigError(f"{told}: one source alone is named with --source")
+    images = config.batch_size - config.true_images
+    if images % number:
+        others = f" without those of --labelled {config.labelled}" if config.true_images else ""
+        raise ConfigError(
+            f"{told}: the {images} images of a batch{others} do not divide into {number} equal parts; change "
+            "--batch-size"
+        )
 
 
 _SHARES = (

@@ -17,6 +17,7 @@ from endauda_cli.options import (
     COMMON,
     PASSES,
     option,
+    parse_batch_size,
     parse_jitter,
     parse_shard,
     parse_size,
@@ -191,7 +192,7 @@ class InferenceConfig(Amp, Workers):
     """How a network is run over images: ``export-teacher``, ``test`` and validation.
 
     Attributes:
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; ``None``: as many as ``inference.images_at_once`` says.
         amp: autocast to bfloat16.
         workers: threads that decode images ahead.
         tile: (height, width) of the pieces in which larger network inputs are run; ``None`` runs them whole.
@@ -201,11 +202,15 @@ class InferenceConfig(Amp, Workers):
         None, "--tile", panel=PASSES, metavar="WxH", complete="sizes", parse=parse_tile,
         help="Run larger inputs in overlapping pieces, to save memory.",
     )  # fmt: skip
-    batch_size: int = option(1, "--batch-size", help="Images per forward pass.", panel=PASSES)
+    batch_size: int | None = option(
+        "auto", "--batch-size", panel=PASSES, metavar="N|auto", parse=parse_batch_size,
+        help="Images of one size per forward pass; auto: 1 on the CPU, up to 8 on a card, as its free memory allows.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _at_least(self.batch_size, 1, "--batch-size")
-        _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
+        if self.batch_size is not None:
+            _at_least(self.batch_size, 1, "--batch-size")
+            _at_most(self.batch_size, MOST_IMAGES, "--batch-size")
         if self.tile is not None and min(self.tile) < 32:
             raise ConfigError(f"--tile {self.tile[1]}x{self.tile[0]}: at least 32x32, better half the image")
         _at_least(self.workers, 1, "--workers")
@@ -406,7 +411,10 @@ class TrainConfig(StudentOptions, AdaptationOptions, Workers):
         "[default: 0 with --init, else all steps]",
     )  # fmt: skip
     seed: int = option(0, "--seed", help="Of order, crops, dropout and initial weights.", panel=_SCHEDULE)
-    save_every: int = option(1000, "--save-every", help="Steps between checkpoints.", panel=_SCHEDULE)
+    save_every: int = option(
+        1000, "--save-every", panel=_SCHEDULE,
+        help="Steps between checkpoints; ten minutes after one there is the next anyway.",
+    )  # fmt: skip
     validate_every: int = option(
         0, "--validate-every", panel=_SCHEDULE,
         help="Steps between tests on labelled target images, by which best.pt is chosen; 0 = never look at them.",

@@ -135,6 +135,27 @@ def load_task(source: str | None, target: str, folder: Path) -> Task:
     return make_task(None if source is None else load_domain(_in_folder(source, folder)), target_domain)
 
 
+def load_together(sources: Sequence[str], target: str, folder: Path) -> tuple[Task, tuple[Domain, ...]]:
+    """Several labelled sources with one list of classes: that of the first which knows the classes of all.
+
+    Returns:
+        The task of that source, and the others among its classes: what they lack, their labels never show.
+
+    Raises:
+        EndaudaError: if one cannot be found, is named twice, or none knows the classes of all.
+    """
+    domains = [load_domain(_in_folder(name, folder)) for name in sources]
+    for i, domain in enumerate(domains):
+        for before in domains[:i]:
+            if before.name == domain.name or (before.roots, before.layouts) == (domain.roots, domain.layouts):
+                raise ConfigError(
+                    f"--domains: {before.name} and {domain.name} are the same images; name them once"
+                )
+    widest = max(domains, key=lambda domain: len(domain.classes))
+    others = tuple(domain.labelled_by(widest) for domain in domains if domain is not widest)
+    return make_task(widest, load_domain(_in_folder(target, folder))), others
+
+
 def _in_folder(name: str, folder: Path) -> str:
     inside = folder / name
     return str(inside) if inside.suffix == ".toml" and inside.is_file() and not Path(name).exists() else name

@@ -110,6 +110,23 @@ class Domain:
         palette = tuple(self.palette[self.classes.index(name)] for name in other.classes)
         return replace(self, classes=other.classes, palette=palette, subsets=other.subsets)
 
+    def labelled_by(self, other: Domain) -> Domain:
+        """This domain with another's classes, of which it may lack some: its labels never show these.
+
+        Raises:
+            DataError: if it has a class that the other lacks.
+        """
+        absent = [name for name in self.classes if name not in other.classes]
+        if absent:
+            raise DataError(
+                f"{other.name} and {self.name} disagree: class {absent[0]!r} of {self.name} is not in {other.name} "
+                f"({', '.join(other.classes)}); give both the same class names"
+            )
+        ids = {i: name if name in self.classes else IGNORED for i, name in self.label_ids.items()}
+        return replace(
+            self, classes=other.classes, palette=other.palette, label_ids=ids, subsets=other.subsets
+        )
+
 
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",

@@ -169,7 +169,7 @@ class _Pot:
         """The mean of those runs; valid until the next is asked for. A single one is what it is, unless its
         statistics are to be ``measured``, too."""
         self._model.load_state_dict(mean_of([self._states[i] for i in chosen]))
-        segmenter = Segmenter(self._model.eval(), self._preprocessing, PROCEDURE)
+        segmenter = Segmenter(self._model.eval(), self._preprocessing, PROCEDURE, batches=True)
         if (measured or len(chosen) > 1) and self.norms:
             measure_statistics(segmenter, self.norms, self._wanted.images, self._device, self._report)
         return segmenter

@@ -164,6 +164,20 @@ def parse_workers(number: int) -> int:
     return max(1, min(MOST_WORKERS, cores() // max(1, int(processes) if processes.isdecimal() else 1)))
 
 
+def parse_batch_size(text: str) -> int | None:
+    """``"4"`` as 4; ``"auto"`` as ``None``: ``inference.images_at_once`` decides.
+
+    Raises:
+        ConfigError: if it is of another form.
+    """
+    if text.lower() == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"--batch-size {text:.80}: expected auto or a number of images") from error
+
+
 def parse_tile(text: str) -> tuple[int, int]:
     """``"1024x512"`` as (512, 1024): height, width.
 

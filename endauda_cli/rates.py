@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.files import open_regular
@@ -19,7 +20,6 @@ from endauda_cli.progress import Tick
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from endauda_cli.progress import Note, Reporter
 
@@ -100,6 +100,17 @@ class Stopwatch:
         rate = Rate(command, what, device, _machine(), images, setup, setup_cpu, took, cpu, _peak())
         with suppress(OSError), (root / RATES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(rate)) + "\n")
+
+
+def spent() -> tuple[float, float]:
+    """Seconds since this process began, and those of all cores together."""
+    cpu = time.process_time()
+    try:
+        # The 20th number behind the name, which is in brackets and may hold anything; see proc(5).
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), cpu
+    except (OSError, ValueError, IndexError, AttributeError):
+        return cpu, cpu
 
 
 def find_rate(root: Path, command: str, what: str, device: str) -> Rate | None:

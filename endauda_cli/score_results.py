@@ -170,7 +170,7 @@ class PublishedScore:
     """A figure that somebody published, and how far rows are from it."""
 
     name: str
-    """Of ``download-weights``."""
+    """Of ``download-weights``, or a paper's."""
     what: str
     page: str
     classes: int

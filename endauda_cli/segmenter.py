@@ -196,6 +196,8 @@ class Segmenter:
     procedure: Procedure = field(default_factory=Procedure)
     class_map: ClassMap | None = None
     temperature: float = 1.0
+    batches: bool = False
+    """Whether it is known to take several images at once, and to say of each what it says of it alone."""
 
 
 # ---------------------------------------------------------------------------- running

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.config import InferenceConfig
 from endauda_cli.errors import ConfigError, DataError
-from endauda_cli.inference import autocast, run_network
+from endauda_cli.inference import autocast, images_at_once, run_network
 from endauda_cli.progress import Note, Tick, silent
 from endauda_cli.segmenter import Procedure, Segmenter, certainty_maps
 from endauda_cli.transforms import Preprocessing
@@ -73,7 +73,7 @@ def put_images(folder: Path, sizes: list[tuple[int, int]]) -> list[Path]:
 def run(
     network: nn.Module, images: list[Path], report: Reporter = silent, **config: Any
 ) -> list[tuple[NDArray[Any], ...]]:
-    segmenter = Segmenter(network, OWN_SIZE)
+    segmenter = Segmenter(network, OWN_SIZE, batches=True)
     return list(run_network(segmenter, images, certainty_maps, InferenceConfig(**config), CPU, report))
 
 
@@ -104,6 +104,44 @@ def test_memory_that_does_not_suffice_halves_the_batch(error: type[RuntimeError]
     assert [shape[0] for shape in network.batches] == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [note.level for note in told if isinstance(note, Note)] == ["warning", "warning"]
     assert "8 images of 32x24 do not fit into the memory of cpu; going on with 4 at once" in str(told[0])
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "free", "batches", "expected"),
+    [
+        (None, "cpu", 64 * GIB, True, 1),
+        (None, "cuda", 139 * GIB, True, 8),
+        (None, "cuda", 16 * GIB, True, 8),
+        (None, "cuda", 7 * GIB, True, 3),
+        (None, "cuda", GIB // 2, True, 1),
+        (None, "cuda", 139 * GIB, False, 1),
+        (16, "cuda", GIB // 2, False, 16),
+        (3, "cpu", 0, True, 3),
+    ],
+)
+def test_how_many_images_at_once(
+    asked: int | None, kind: str, free: int, batches: bool, expected: int
+) -> None:
+    assert images_at_once(asked, kind, free, batches) == expected
+
+
+def test_a_card_takes_what_fits_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun with eight, images of one size together; halved without a warning, for nobody asked for eight."""
+    monkeypatch.setattr("endauda_cli.inference._free_memory", lambda _: 24 * GIB)
+    monkeypatch.setattr(
+        "endauda_cli.inference.images_at_once",
+        lambda asked, kind, free, batches: images_at_once(asked, "cuda", free, batches),
+    )
+    images = put_images(tmp_path, [(32, 24)] * 9 + [(40, 24)])
+    told: list[Tick | Note] = []
+    network = Small(limit=4)
+    found = run(network, images, told.append)
+    assert [shape[0] for shape in network.batches] == [8, 4, 4, 1, 1]
+    assert [note.level for note in told if isinstance(note, Note)] == ["info"]
+    assert same(found, run(Small(), images, batch_size=1))
 
 
 def test_memory_that_a_program_runs_out_of_halves_the_batch_too(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_opened_teachers_say_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save(dacs_layout(numbered("dacs", 19)), path)
     teacher = open_teacher(path, CITYSCAPES_CLASSES)  # DACS tells by its wrapper
+    assert teacher.segmenter.batches
     assert teacher.facts["teacher_of"] == "DACS" and not teacher.segmenter.network.training
     facts = teacher.attributes(CITYSCAPES_CLASSES)
     assert json.loads(json.dumps(facts)) == facts
@@ -395,6 +396,7 @@ def test_entry_points_add_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert teacher_names()[-2:] == ["nothing", "red"]
     (tmp_path / "weights.bin").write_bytes(b"red")
     teacher = open_teacher(tmp_path / "weights.bin", ("a", "b", "c"), "red")
+    assert not teacher.segmenter.batches, "others' code may take one image at a time"
     assert teacher.facts["network"] == "red" and len(teacher.facts["weights_sha256"]) == 64
     image = np.zeros((4, 6, 3), np.uint8)
     image[:, :3, 0] = 255

@@ -12,6 +12,7 @@ from PIL import Image
 
 from endauda_cli.archive import CertaintyReader
 from endauda_cli.config import InferenceConfig
+from endauda_cli.deploying.formats import FORMATS, Wish
 from endauda_cli.errors import CheckpointError
 from endauda_cli.exporting import teacher_maps
 from endauda_cli.gridding import has_grid
@@ -19,6 +20,8 @@ from endauda_cli.models.universal import UNIVERSAL, semantic_scores, windows
 from endauda_cli.progress import silent
 from endauda_cli.segmenter import Procedure, Segmenter, bands, certainty_maps, log_probabilities, tempered
 from endauda_cli.teachers import open_teacher
+from endauda_cli.teachers.programs import open_program
+from endauda_cli.types import Format
 from tests.support.networks import tokenizer
 
 if TYPE_CHECKING:
@@ -192,6 +195,17 @@ def test_from_the_same_input_the_same_scores(made: Made, images: list[Path]) -> 
         assert torch.equal(labels.long(), scores.argmax(0)) or (near[0] - near[1]).min() < 1e-4
 
 
+def test_an_image_is_told_the_same_beside_others(made: Made) -> None:
+    """On a card several are run at once unless the user says otherwise. Rounding of random weights, which ``Made``
+    multiplied, is all that may differ."""
+    segmenter = open_teacher(made.folder, CLASSES).segmenter
+    assert segmenter.batches
+    x = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together, alone = segmenter.network(x), torch.cat([segmenter.network(one[None]) for one in x])
+    torch.testing.assert_close(together, alone, rtol=1e-2, atol=1e-3)
+
+
 def test_every_family_is_tested() -> None:
     assert {name.removesuffix("_dinov3") for name in UNIVERSAL} == MODELS.keys()
 
@@ -217,6 +231,26 @@ def test_archives_hold_percents(made: Made, workspace_of: Any) -> None:
             assert (
                 certainty.sum(0).max() <= 100 and (certainty.argmax(0) == archive.labels(image)).mean() > 0.9
             )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", [Format.PT2, Format.ONNX])
+def test_written_as_a_program(made: Made, format: Format, tmp_path: Path) -> None:
+    """Of EoMT two squares beside each other; TorchScript is tried with students."""
+    network = open_teacher(made.folder, CLASSES).segmenter.network
+    before = dict(network.state_dict())
+    path = tmp_path / f"network{FORMATS[format].ending}"
+    FORMATS[format].write(Wish(network, path, (32, 64), False, made.folder))
+    program, size = open_program(path, len(CLASSES), says="scores")
+    x = torch.randn(3, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        (found,), expected = program(x), network(x)
+    assert size == (64, 32)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    after = network.state_dict()
+    assert list(after) == list(before) and all(
+        torch.equal(after[key], value) for key, value in before.items()
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from endauda_cli.types import Split
 from endauda_cli.workspace import Workspace, checkpoint_in, find_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -34,6 +34,8 @@ class Session:
     device_name: str
     source_roots: tuple[Path, ...]
     target_roots: tuple[Path, ...]
+    further: tuple[tuple[Domain, tuple[Path, ...]], ...] = ()
+    """Labelled sources that are learnt beside the task's, each with its folders."""
 
     def device(self) -> torch.device:
         """The device that was asked for."""
@@ -162,18 +164,30 @@ class Session:
         return path
 
 
-def open_session(command: str, options: Located, device: str = "cpu") -> Session:
+def open_session(
+    command: str, options: Located, device: str = "cpu", together: Sequence[str] = ()
+) -> Session:
     """Resolve the options that say where a command works.
+
+    Args:
+        command: its name.
+        options: all it was told.
+        device: as it was named.
+        together: sources in place of ``--source``, to be learnt at once.
 
     Raises:
         EndaudaError: if the workspace or a domain cannot be found, or class tables disagree.
     """
-    from endauda_cli.datasets import load_task
+    from endauda_cli.datasets import load_task, load_together
     from endauda_cli.limits import check_space
 
     check_space()
     found = find_workspace(options.workspace)
-    task = load_task(options.source, options.target, found.root)
+    further: tuple[Domain, ...] = ()
+    if together:
+        task, further = load_together(together, options.target, found.root)
+    else:
+        task = load_task(options.source, options.target, found.root)
     source_data, target_data = (getattr(options, name, None) for name in ("source_data", "target_data"))
     return Session(
         workspace=found,
@@ -182,6 +196,7 @@ def open_session(command: str, options: Located, device: str = "cpu") -> Session
         device_name=device,
         source_roots=_roots(found, task.source, source_data, "--source-data"),
         target_roots=_roots(found, task.target, target_data, "--target-data"),
+        further=tuple((domain, found.data_roots(domain)) for domain in further),
     )
 
 

@@ -349,7 +349,7 @@ def _score_network(
     if out.parent != path.parent:
         report(Note(f"{path.parent} cannot be written, so the report goes to {out}"))
     procedure = network.network.tested.with_passes(options.scales, options.flip)
-    segmenter = Segmenter(network.model, network.preprocessing, procedure)
+    segmenter = Segmenter(network.model, network.preprocessing, procedure, batches=True)
     pictures = out if options.save_images else None
     scoring = Scoring(domain, str(path), options.split, pictures, boundaries=options.boundaries)
     watch = Stopwatch("testing", report)

@@ -96,8 +96,10 @@ def run(options: Train) -> None:
     - `endauda train --labelled target --labelled-share 0.2`
     - `endauda train --labelled corrected/cityscapes`
     - `endauda train --method dacs --init runs/gta5/source/last.pt`
+    - `endauda train --method source --domains gta5 synthia`
     """
-    session = open_session("train", options, options.device)
+    together = _together(options)
+    session = open_session("train", options, options.device, together)
     with session.terminal.loading("torch"):
         from endauda_cli.augmentation import AUGMENTATIONS
         from endauda_cli.distributed import process_group
@@ -121,8 +123,10 @@ def run(options: Train) -> None:
     area = options.crop[0] * options.crop[1]
     defaults = {"balance_area": max(1, area // 32), **_suiting(start, options.steps), **method.defaults}
     own = {name: value for name, value in defaults.items() if name not in options.given}
+    own["domains"] = (task.source.name, *(domain.name for domain, _ in session.further)) if together else ()
     config = chosen(TrainConfig, options, **own)
-    material = Material(task, workspace, session.source_roots, session.target_roots, options.labels)
+    roots = session.source_roots, session.target_roots
+    material = Material(task, workspace, *roots, options.labels, session.further)
     streams, word = method.streams(material)
     if options.name is not None:
         check_name(options.name, "--name")
@@ -180,6 +184,24 @@ def _done(session: Session, options: Train, config: TrainConfig, run: Run, word:
     return result
 
 
+def _together(options: Train) -> tuple[str, ...]:
+    """The sources that are learnt at once; what was typed beats what a file or the environment says.
+
+    Raises:
+        ConfigError: if one source was named too, or the folder of one.
+    """
+    told = f"--domains {' '.join(options.domains)}"
+    if not options.domains or ("source" in options.typed and "domains" not in options.typed):
+        return ()
+    if "source" in options.typed:
+        raise ConfigError(f"{told}: takes the place of --source {options.source}; leave one of them out")
+    if options.source_data is not None:
+        raise ConfigError(
+            f"{told}: --source-data is of one source; put the data sets where the workspace has them"
+        )
+    return options.domains
+
+
 def _started(session: Session, options: Train, own: str | None) -> Start | None:
     """What is trained, where that is no DeepLab; ``own`` is the method's network, unless a DeepLab is asked for."""
     from endauda_cli.progress import phase
@@ -233,8 +255,13 @@ def _recipe(
         "drop_mismatched": options.drop_mismatched,
         "labelled": config.labelled and _written(session, config.labelled),
     }
-    for name, domain in (("source", options.source), ("target", options.target)):
-        found[name] = workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
+
+    def named(domain: str | None) -> str | None:
+        return workspace.written(Path(domain)) if domain and domain.endswith(".toml") else domain
+
+    found["source"] = None if config.domains else named(options.source)
+    found["target"] = named(options.target)
+    found["domains"] = [named(domain) for domain in options.domains] if config.domains else []
     known = options_of(Train)
     others = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if f.name in known}
     found = others | found
@@ -286,7 +313,7 @@ def _tests(
 
         def test(model: nn.Module) -> EvalResult:
             images.fill()
-            segmenter = Segmenter(model, preprocessing, network.tested)
+            segmenter = Segmenter(model, preprocessing, network.tested, batches=True)
             return evaluate(segmenter, samples, scoring, inference, device, report, images)
 
         return test if samples else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from endauda_cli import checkpoint
 from endauda_cli.errors import CheckpointError, ConfigError, EndaudaError
 from endauda_cli.models.reading import SAID
+from endauda_cli.models.universal import asked_in_numbers
 from endauda_cli.types import Format
 
 if TYPE_CHECKING:
@@ -95,10 +97,11 @@ def _onnx(wish: Wish) -> None:
     if missing:
         raise ConfigError(f"--format onnx needs {' and '.join(missing)}; pip install 'endauda[deploy]'")
     network, example = _traced(wish)
-    torch.onnx.export(
-        network, (example,), wish.path, dynamo=True, external_data=False, verbose=False,
-        input_names=["image"], output_names=["logits"], dynamic_shapes=_shapes(wish),
-    )  # fmt: skip
+    with _unchecked():
+        torch.onnx.export(
+            network, (example,), wish.path, dynamo=True, external_data=False, verbose=False,
+            input_names=["image"], output_names=["logits"], dynamic_shapes=_shapes(wish),
+        )  # fmt: skip
 
 
 def _pt2(wish: Wish) -> None:
@@ -165,7 +168,7 @@ class Writer:
             EndaudaError: if the network cannot be written so.
         """
         try:
-            with _quiet(), torch.no_grad():
+            with _quiet(), torch.no_grad(), asked_in_numbers(wish.network):
                 self.make(wish)
         except (EndaudaError, OSError, MemoryError):
             raise
@@ -183,6 +186,23 @@ FORMATS = {
     Format.TORCHSCRIPT: Writer(".ts", _torchscript),
     Format.SAFETENSORS: Writer(".safetensors", _safetensors, is_program=False),
 }
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """While open, transformers leaves out its checks of values within a network, for which ONNX has no operator."""
+    before = os.environ.get(_NO_CHECKS)
+    os.environ[_NO_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_CHECKS]
+        else:
+            os.environ[_NO_CHECKS] = before
+
+
+_NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Engine: a teacher that is run when it is asked, and looks like its archive: nothing is stored.
 
-``fuse`` takes it in place of an archive. What it says of an image is, bit for bit, what an archive made with
-``export-teacher --weights`` holds.
+``fuse`` takes it in place of an archive. What it says of an image is, bit for bit on the CPU, what an archive made with
+``export-teacher --weights`` holds; on a card, where that runs several images at once, up to rounding.
 """
 
 from __future__ import annotations

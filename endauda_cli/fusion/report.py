@@ -52,6 +52,7 @@ TEACHER_COLOURS: tuple[Colour, ...] = (
 )  # fmt: skip
 """Of the winner map; told apart also by the colour-blind (Okabe and Ito)."""
 SEVERAL: Colour = (150, 150, 150)
+BLACK: Colour = (0, 0, 0)
 
 
 def write_fusion_report(
@@ -239,19 +240,24 @@ def _galleries(
         rows = list(pool.map(lambda line: _row(fusion, result, line, images.get(line["id"])), lines))
     photographs = any(line["id"] in images for line in lines)
     columns = [*(["image"] if photographs else []), result.rule, "winner", "certainty", *result.teachers]
-    winners = [f"won by {name}" for name in result.teachers]
+    owned = RULES[result.rule].owned
+    winners = [f"won by {name}{'' if owned else ' alone'}" for name in result.teachers]
     teachers = list(zip(winners, _teacher_colours(len(winners)), strict=True))
+    others = (
+        [("no label", BLACK)] if owned else [("given by several", SEVERAL), ("by nobody, or no label", BLACK)]
+    )
     won_by = (
         "The winner map shows from whom each label was taken (black: nobody, no label was kept)."
-        if RULES[result.rule].owned
-        else "The winner map shows who alone gave the label (grey: several did; black: no label was kept)."
+        if owned
+        else "The winner map shows who alone gave the label (grey: several did; black: no label was "
+        "kept, or one that none of them has there)."
     )
     text = [
         "The images on which the teachers disagree most, most first.",
         f"{won_by} Certainty, before the threshold, is white at 100 % and black at 0: "
-        + ("the owner's." if RULES[result.rule].owned else "the teachers' mean for the label."),
+        + ("the owner's." if owned else "the teachers' mean for the label."),
     ]
-    legend = [*zip(fusion.task.classes, fusion.task.target.palette, strict=True), *teachers]
+    legend = [*zip(fusion.task.classes, fusion.task.target.palette, strict=True), *teachers, *others]
     return [Gallery("Greatest disagreement", columns, rows, legend, text)] if rows else []
 
 
@@ -277,7 +283,7 @@ def _small(values: UInt8) -> UInt8:
 
 def _winners(fusion: Fusion, labels: UInt8, fused: UInt8) -> UInt8:
     """(H, W, 3): the colour of the teacher whose label each pixel carries."""
-    colours = np.array([*_teacher_colours(len(labels)), SEVERAL, (0, 0, 0)], np.uint8)
+    colours = np.array([*_teacher_colours(len(labels)), SEVERAL, BLACK], np.uint8)
     several, nobody = len(labels), len(labels) + 1
     if RULES[fusion.config.rule].owned:
         owner = np.full(256, nobody, np.uint8)

@@ -33,6 +33,8 @@ class Student(nn.Module):
     """Whether the optimiser moves the weights and biases of batch norms."""
     encoder_parts: tuple[str, ...] = ("backbone",)
     """Modules of ``network`` that learn at the base rate; empty is all of it."""
+    varies: bool = False
+    """Whether what its logits depend on may be another at each step."""
 
     def __init__(self, backbone: FeatureExtractor) -> None:
         super().__init__()

@@ -22,13 +22,17 @@ class Foreign(Student):
         reader: images to logits; ``reader.model`` is the network whose weights are kept.
         encoder_parts: modules of the network that learn at the base rate; empty is all of it.
         align_corners: convention by which its family enlarges logits.
+        varies: what the logits depend on may be another at each step.
     """
 
-    def __init__(self, reader: nn.Module, encoder_parts: Sequence[str], align_corners: bool) -> None:
+    def __init__(
+        self, reader: nn.Module, encoder_parts: Sequence[str], align_corners: bool, varies: bool = False
+    ) -> None:
         nn.Module.__init__(self)
         self.reader = reader
         self.encoder_parts = tuple(encoder_parts)
         self.align_corners = align_corners
+        self.varies = varies
 
     @property
     def network(self) -> nn.Module:

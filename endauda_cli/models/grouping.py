@@ -1,4 +1,4 @@
-"""What the optimiser sees: every trained parameter in one group, by where it stands in the network."""
+"""What the optimiser sees: every trained parameter in one group, by where it stands in the network; and which learn."""
 
 from __future__ import annotations
 
@@ -130,3 +130,26 @@ def run_once(student: Student, images: Tensor) -> tuple[Tensor, Layers]:
         for hook in hooks:
             hook.remove()
     return logits, Layers(len(begun), of)
+
+
+def unreached(student: Student, images: Tensor) -> list[nn.Parameter]:
+    """Trained parameters that the logits of some images (B, 3, H, W), B of 2 or more, do not depend on in train mode.
+
+    Generators of random numbers go on; all else of the student is left as it was.
+    """
+    training, before = student.training, [(buffer, buffer.clone()) for buffer in student.buffers()]
+    with torch.enable_grad():
+        logits: Tensor = student.train()(images)
+    student.train(training)
+    for buffer, value in before:
+        buffer.copy_(value)
+    waiting, seen, reached = [logits.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (parameter := getattr(node, "variable", None)) is not None:
+            reached.add(id(parameter))
+        waiting += [one for one, _ in node.next_functions]
+    return [p for p in student.parameters() if p.requires_grad and id(p) not in reached]

@@ -9,6 +9,7 @@ Legend of shapes: B batch, Q masks ("queries"), K classes, h and w the masks' gr
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,27 @@ def semantic_scores(classes: Tensor, masks: Tensor, size: tuple[int, int] | None
                 some = F.interpolate(some, shape, mode="bilinear", align_corners=False)
             scores.baddbmm_(shares[:, :, first : first + step], some.sigmoid().flatten(2))
     return scores.view(*scores.shape[:2], *shape)
+
+
+_ASKED = "attn_mask_probs"
+"""EoMT's buffer of how often each of its last blocks sees by its masks: 0 in the end of its own training, else 1."""
+
+
+@contextmanager
+def asked_in_numbers(network: nn.Module) -> Iterator[None]:
+    """While open, EoMT asks numbers whether a block sees by its masks: no exporter follows what a tensor decides."""
+    kept = [
+        (module, module._buffers.pop(_ASKED)) for module in network.modules() if _ASKED in module._buffers
+    ]
+    try:
+        for module, value in kept:
+            assert value is not None
+            setattr(module, _ASKED, value.tolist())
+        yield
+    finally:
+        for module, value in kept:
+            delattr(module, _ASKED)
+            module._buffers[_ASKED] = value
 
 
 def windows(size: tuple[int, int], side: int) -> Iterator[tuple[Any, ...]]:

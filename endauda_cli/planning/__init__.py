@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from endauda_cli.files import free_bytes
 from endauda_cli.plan_results import Expected, Plan
-from endauda_cli.rates import find_rate
+from endauda_cli.rates import find_rate, spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,8 @@ def expected(
 ) -> Plan:
     """A plan with the time and memory that the workspace's own rates let expect.
 
+    The real line starts, opens and checks what this one did; what that took until here is known.
+
     Args:
         root: the workspace.
         command: its name.
@@ -53,7 +55,8 @@ def expected(
     known = [(rate, what, images) for rate, what, images in rates if rate is not None]
     if len(known) < len(rates):
         return plan
-    told = "; ".join(
+    seconds, cpu = spent()
+    told = f"{seconds:.2g} s to start; " + "; ".join(
         f"{rate.images_per_second:.3g} images/s{'' if rate.what == what else f' of {rate.what}'} over "
         f"{rate.images:,} images here, {rate.setup:.2g} s before them"
         for rate, what, _ in known
@@ -61,6 +64,6 @@ def expected(
     peak = max(rate.peak_bytes for rate, _, _ in known)
     return plan.with_(
         memory=Expected(peak, f"the most that {command} had here") if peak else UNKNOWN,
-        time=Expected(sum(rate.time_of(images) for rate, _, images in known), told),
-        cpu=Expected(sum(rate.cpu_of(images) for rate, _, images in known), told),
+        time=Expected(seconds + sum(rate.time_of(images) for rate, _, images in known), told),
+        cpu=Expected(cpu + sum(rate.cpu_of(images) for rate, _, images in known), told),
     )

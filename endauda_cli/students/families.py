@@ -63,11 +63,12 @@ def _of_transformers(settings: Settings, num_classes: int, align_corners: bool) 
         config.num_labels = num_classes
         kind = auto_model(config.model_type)
         model = kind.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    varies = any(getattr(module, "layerdrop", 0) for module in model.modules())
     family = UNIVERSAL.get(config.model_type)
     if family is None:
-        return Foreign(Logits(model), encoder_of(model), align_corners)
+        return Foreign(Logits(model), encoder_of(model), align_corners, varies)
     task = torch.tensor(task_in(settings, config.task_seq_len)) if family.task else None
-    return Foreign(Scores(model, family, task), family.encoder, align_corners)
+    return Foreign(Scores(model, family, task), family.encoder, align_corners, varies)
 
 
 TASK = "task_tokens"
@@ -225,7 +226,7 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_package(settings: Settings, num_classes: int, align_corners: bool) -> Student:
     own = own_network(str(settings.get("name")), num_classes)
-    return Foreign(HeadSum(own.network), own.encoder, align_corners)
+    return Foreign(HeadSum(own.network), own.encoder, align_corners, varies=True)  # for all we know
 
 
 def own_network(name: str, num_classes: int) -> Own:

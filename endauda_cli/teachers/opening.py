@@ -159,7 +159,7 @@ def _from_checkpoint(
     if ours or network is None:
         student = load_student(path, outputs, arch, backbone, report=report, content=content)
         facts: dict[str, Any] = {"arch": student.arch, "backbone": student.backbone}
-        segmenter = Segmenter(student.model, student.preprocessing, student.network.procedure)
+        segmenter = Segmenter(student.model, student.preprocessing, student.network.procedure, batches=True)
     else:
         spec = TEACHERS[network]
         key = variant_of(spec.network, path, content)
@@ -173,7 +173,7 @@ def _from_checkpoint(
         _refuse_other_project(path, network, content)
         if told := load_checkpoint(module, path, content):
             report(Note(told))
-        segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure)
+        segmenter = Segmenter(module.eval(), spec.preprocessing, spec.procedure, batches=True)
     class_map = join_classes(path, None, classes, said and fitted(said, None, classes, path))
     facts["weights_sha256"] = sha256(path)
     return Teacher(replace(segmenter, class_map=class_map), facts)
@@ -262,7 +262,7 @@ def _from_folder(
     class_map = join_classes(path, found.outputs, classes, said)
     network = _CountsClasses(found.network, path, class_map, len(classes))
     return Teacher(
-        Segmenter(network, found.preprocessing, found.procedure, class_map),
+        Segmenter(network, found.preprocessing, found.procedure, class_map, batches=True),
         {"network": found.library, "weights_sha256": sha256(path)},
     )
 

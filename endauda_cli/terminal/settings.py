@@ -37,6 +37,7 @@ NAMES_TOO = (
     "policy",
     "teachers",
     "source",
+    "domains",
     "target",
 )
 """Options that take a name or a path."""

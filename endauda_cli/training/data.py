@@ -27,7 +27,7 @@ from endauda_cli.transforms import STUDENT, Crop, Preprocessing, cut, random_cro
 from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
@@ -41,6 +41,8 @@ MAIN = "main"
 """Name of the stream that a run counts its images and epochs by."""
 LABELLED = "labelled"
 """Name of the stream of true labels beside it: its crops take places in the main stream's batches."""
+FURTHER = "source "
+"""What names of streams of further labelled sources begin with: their crops take places there likewise."""
 TARGET = "target"
 """Name of the target's stream beside the source's, where a method adapts from one to the other."""
 HISTOGRAM_IMAGES = 200
@@ -266,10 +268,9 @@ def batches(
     Crops with true labels follow those of the main stream in one batch: one forward pass, one loss, one count of
     classes. In place of certainties, where the others have some, they have ``TRUE``.
     """
-    images = {MAIN: config.batch_size - config.true_images, LABELLED: config.true_images}
 
     def crops_of(stream: str, step: int) -> list[Crops]:
-        every = images.get(stream, config.batch_size)
+        every = images_of(config, stream)
         mine = every // world_size()
         start = step * every + rank() * mine
         # Or it would mirror the main stream's crops.
@@ -278,6 +279,8 @@ def batches(
 
     def prepare(step: int) -> Fed:
         crops = {stream: crops_of(stream, step) for stream in rows}
+        for further in of_sources(rows)[1:]:
+            crops[MAIN] += crops.pop(further)
         for true in crops.pop(LABELLED, []):
             known = crops[MAIN][0].certainties
             crops[MAIN].append(
@@ -289,6 +292,20 @@ def batches(
 
     steps = range(first, config.steps if until is None else until)
     return ordered_map(pool, prepare, steps, 2 * config.workers)
+
+
+def images_of(config: TrainConfig, stream: str) -> int:
+    """How many images of a stream a batch has, over all devices: of several labelled sources, equally many."""
+    if stream == LABELLED:
+        return config.true_images
+    if stream == MAIN or stream.startswith(FURTHER):
+        return (config.batch_size - config.true_images) // max(1, len(config.domains))
+    return config.batch_size
+
+
+def of_sources(streams: Iterable[str]) -> list[str]:
+    """The names of the main stream and of further sources' beside it."""
+    return [MAIN, *(name for name in streams if name.startswith(FURTHER))]
 
 
 def _stacked(crops: Sequence[Crops]) -> Crops:

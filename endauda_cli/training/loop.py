@@ -30,6 +30,7 @@ from endauda_cli.distributed import (
 )
 from endauda_cli.inference import autocast
 from endauda_cli.losses import Ranks
+from endauda_cli.models.grouping import unreached
 from endauda_cli.models.layers import freeze_norms, synchronised
 from endauda_cli.progress import Note, Reporter, Tick, phase
 from endauda_cli.results import TrainResult
@@ -40,7 +41,7 @@ from endauda_cli.training.feeding import feed
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.precision import chosen_precision, set_precision
 from endauda_cli.training.records import Records, all_finite, diverged, save_best, save_last, scalars
-from endauda_cli.types import Arch, BestBy, Precision
+from endauda_cli.types import BestBy, Precision
 from endauda_cli.workspace import BEST_FILE, LAST_FILE, PRETRAINED_FOLDER
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from endauda_cli.training.run import Run, TrainState
 
 LOG_EVERY = 10
+SAVE_SECONDS = 600.0
+"""A checkpoint is written after so long, whatever ``save_every`` says: on a CPU a thousand steps can take hours."""
 
 
 def train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
@@ -90,12 +93,14 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         for name, stream in run.streams.items()
     }
     true = rows[data.LABELLED].labels if data.LABELLED in rows else None
-    data.tell_histogram(rows[MAIN].labels, run.streams[MAIN].domain, report, true)
+    learnt = data.of_sources(run.streams)
+    labels = data.Joined(*((rows[name].labels, range(len(rows[name].labels))) for name in learnt))
+    data.tell_histogram(labels, run.streams[MAIN].domain, report, true)
     with phase(report, "opening the run's records"):
         records = Records(config, run, state, rows[MAIN], report)
     model = _distribute(state, config, run.device)
     first, started, loss = state.step, time.monotonic(), math.nan
-    saved, loss_now = first, None
+    saved, saved_at, loss_now = first, started, None
 
     def ended() -> bool:
         return state.step >= config.steps or 0 < config.patience <= state.idle
@@ -107,7 +112,8 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         report(Tick("training", first, config.steps, unit="steps", kept=saved))
         start = config.steps if ended() else first
         for step, batch, labelled in _batches(config, run, state, rows, start, pool, report):
-            labelled, stopped = _agree(labelled, signals.asked())
+            overdue = time.monotonic() - saved_at >= SAVE_SECONDS
+            labelled, overdue, stopped = _agree(labelled, overdue, signals.asked())
 
             # single training step, if there is something to learn
             if labelled:
@@ -132,10 +138,10 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
                 _validate(state, config, run, record, records)
             if world_size() == 1:  # others have to agree, which they do before a step
                 stopped = signals.asked()
-            if due(config.save_every) or stopped:
+            if due(config.save_every) or overdue or stopped:
                 if all_finite(state):
                     save_last(run.out, state, resume.describe(config, run, record, state), config.keep)
-                    saved = state.step
+                    saved, saved_at = state.step, time.monotonic()
                     records.saved()
                 elif not stopped:  # rather than overwrite a good checkpoint
                     raise diverged("the weights became infinite or no numbers", step, saved, run.out, config)
@@ -155,7 +161,7 @@ def _train(config: TrainConfig, run: Run, report: Reporter) -> TrainResult:
         backbone=run.trained(config).backbone,
         steps=state.step,
         resumed_from=first,
-        images=len(run.streams[MAIN].examples),
+        images=sum(len(run.streams[name].examples) for name in learnt),
         held_out_images=config.hold_out,
         last_agreement=state.last_agreement,
         best_agreement=state.best_agreement,
@@ -207,17 +213,18 @@ def _keep(run: Run, checkpoint: Path, report: Reporter) -> Path | None:
     return folder
 
 
-def _agree(labelled: int, asked: Stopped | None) -> tuple[int, Stopped | None]:
-    """Pixels with a label over all ranks, and whether any of them was asked to stop: then all stop after this step."""
+def _agree(labelled: int, overdue: bool, asked: Stopped | None) -> tuple[int, bool, Stopped | None]:
+    """Pixels with a label over all ranks; whether any of them finds that a checkpoint is overdue, and whether any was
+    asked to stop: then all save, or stop, after this step."""
     if world_size() == 1:
-        return labelled, asked
+        return labelled, overdue, asked
     numbers = [int(asked is not None and asked.number == number) for number in signals.SIGNALS]
-    labelled, *came = total_over_ranks(labelled, *numbers)
+    labelled, late, *came = total_over_ranks(labelled, int(overdue), *numbers)
     for number, n in zip(signals.SIGNALS, came, strict=True):
         if n:
             signals.heed(Stopped(number))
-            return labelled, Stopped(number)
-    return labelled, None
+            return labelled, late > 0, Stopped(number)
+    return labelled, late > 0, None
 
 
 def train_step(
@@ -327,12 +334,20 @@ def _distribute(state: TrainState, config: TrainConfig, device: torch.device) ->
     model: nn.Module = state.student
     if world_size() > 1:
         state.loss.ranks = Ranks(world_size(), sum_over_ranks, gather_over_ranks)
+        some = _leaves_some_out(state, config, device)
         if device.type == "cuda":  # the CPU has no synchronised batch norm
             model = synchronised(model)
-        # DeepLabv2 has parameters that the output does not depend on, and networks of others may.
-        some = config.arch == Arch.DEEPLABV2 or state.student.network is not state.student
         model = DistributedDataParallel(model, find_unused_parameters=some)
     return torch.compile(model) if config.compile else model  # type: ignore[return-value]
+
+
+def _leaves_some_out(state: TrainState, config: TrainConfig, device: torch.device) -> bool:
+    """Whether ranks have to look, at each step, which parameters got no gradient: as those of DeepLabv2 that its output
+    does not depend on, or of a folder's second head."""
+    width, height = config.crop
+    images = torch.zeros(2, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
+    with autocast(device, state.half):
+        return state.student.varies or bool(unreached(state.student, images))
 
 
 def _seed(*parts: int) -> int:

@@ -20,6 +20,7 @@ from endauda_cli.report import (
     write_report,
 )
 from endauda_cli.report.diagrams import curve
+from endauda_cli.training.data import of_sources
 from endauda_cli.training.methods import MAIN
 from endauda_cli.workspace import REPORT_FILE
 
@@ -79,9 +80,10 @@ def _intro(config: TrainConfig, run: Run, state: TrainState) -> list[str]:
     done = (
         f"Step {state.step:,} of {config.steps:,}, method {config.method}, {config.batch_size} images a step"
     )
-    told = [
-        f"{done} of {len(run.streams[MAIN].examples):,}; source {run.task.source.name}, target {run.task.target.name}."
-    ]
+    learnt = [run.streams[name] for name in of_sources(run.streams)]
+    images = " and ".join(f"{len(stream.examples):,}" for stream in learnt)
+    sources = " and ".join([run.task.source.name, *(stream.domain.name for stream in learnt[1:])])
+    told = [f"{done} of {images}; source {sources}, target {run.task.target.name}."]
     if state.best_miou is not None:
         told.append(
             f"mIoU on labelled target images: last {number(state.last_miou)}, best {number(state.best_miou)} at step "

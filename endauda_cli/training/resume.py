@@ -20,6 +20,7 @@ from endauda_cli.models.compat import fill
 from endauda_cli.options import options_of
 from endauda_cli.progress import Note, Reporter
 from endauda_cli.students import build, to_record
+from endauda_cli.training.data import images_of
 from endauda_cli.training.methods import MAIN
 from endauda_cli.training.parentage import origin
 from endauda_cli.training.run import make_state
@@ -71,6 +72,11 @@ def check(config: TrainConfig, run: Run) -> None:
         raise ConfigError(
             f"--labelled-share {config.labelled_share:g}: {config.true_images} of the {config.batch_size} images of a "
             f"batch, which do not divide over {world_size()} processes"
+        )
+    if images_of(config, MAIN) % world_size():
+        raise ConfigError(
+            f"--domains {' '.join(config.domains)}: {images_of(config, MAIN)} images of each in a batch, which do not "
+            f"divide over {world_size()} processes"
         )
     for examples in (stream.examples for stream in streams.values()):
         missing = [(e.id, e.label) for e in examples if e.label is not None and not e.label.is_file()]

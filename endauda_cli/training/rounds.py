@@ -187,7 +187,7 @@ def probabilities_of(
     x = preprocessing.normalise(pixels)
     if scale != 1:
         x = F.interpolate(
-            x, [max(1, int(side * scale)) for side in size], mode="bilinear", align_corners=False
+            x, [max(1, round(side * scale)) for side in size], mode="bilinear", align_corners=False
         )
 
     def said(x: Tensor) -> Tensor:

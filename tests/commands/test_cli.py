@@ -90,7 +90,7 @@ def test_plain_lines_mean_the_reference_recipe() -> None:
     assert (recipe.class_balance, recipe.often_balance, recipe.hard_percentile) == (True, True, 80)
     assert (recipe.power, recipe.momentum, recipe.weight_decay) == (0.9, 0.9, 5e-4)
     assert (rule.window, rule.threshold, rule.border, rule.unclaimed) == ((5, 5), 90, "reference", "vote")
-    assert InferenceConfig().batch_size == 1
+    assert InferenceConfig().batch_size is None
 
 
 def test_what_is_not_named_is_the_newest(trained: Path) -> None:
@@ -578,7 +578,7 @@ def test_exit_codes(city: Path) -> None:
         ("fuse", "--nothing"),
         ("fuse", "--rule", "best"),
         ("nothing",),
-        ("test", "--batch-size", "x"),
+        ("train", "--batch-size", "x"),
     ):
         outcome = endauda(*usage)
         assert outcome.code == 2 and outcome.out == ""

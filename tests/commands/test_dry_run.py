@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -300,3 +302,13 @@ def test_a_workspace_that_cannot_be_written_to_keeps_no_rates(tmp_path: Path) ->
     watch.store(tmp_path, "fuse", "plf", "cpu", 2)
     found = find_rate(tmp_path, "fuse", "plf", "cpu")
     assert isinstance(found, Rate) and found.images == 2 and found.peak_bytes > 1e6
+
+
+def test_what_this_process_took_is_known() -> None:
+    line = (
+        "import time; began = time.time(); from endauda_cli.rates import spent; time.sleep(0.3); "
+        "print(time.time() - began, *spent())"
+    )
+    run = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    least, seconds, cpu = map(float, run.stdout.split())
+    assert least - 0.02 <= seconds < least + 60 and 0 < cpu < seconds + 0.1

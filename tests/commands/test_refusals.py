@@ -223,6 +223,7 @@ def test_output_without_its_partner(
         (("--import", ".", "--shard", "2/²"), "--shard 2/²: expected NUMBER/OF"),
         (("--import", ".", "--shard", "2"), "--shard 2: expected NUMBER/OF, such as 2/8"),
         (("--import", ".", "--batch-size", "0"), "--batch-size 0: must be at least 1"),
+        (("--import", ".", "--batch-size", "many"), "--batch-size many: expected auto or a number of images"),
         (("--import", ".", "--target-data", "nowhere"), "--target-data nowhere: no such folder"),
         (
             ("--import", ".", "--workspace", "nowhere"),

@@ -174,6 +174,10 @@ def test_the_published_means_are_over_as_many_classes(city: Path) -> None:
     thirteen = row["score"]["subset_miou"]["mIoU-13"]
     assert published["synthia/ours/drn"]["differences"]["crst"] == pytest.approx(thirteen - 59.95)
     assert "synthia/source/resnet" not in published
+    paper = published["EnD-UDA (paper)"]
+    assert (paper["classes"], paper["miou"]) == (16, 52.58)
+    sixteen = next(mean["miou"] for mean in row["score"]["means"] if len(mean["classes"]) == 16)
+    assert paper["differences"]["crst"] == pytest.approx(sixteen - 52.58)
     shutil.rmtree(city / "certainty/synthia")
 
 

@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="targets; all without any")
     parser.add_argument("--runs", type=int, default=500_000, help="executions of each")
     parser.add_argument("--minutes", type=float, default=20, help="of each, at most")
+    parser.add_argument(
+        "--hang", type=int, default=2, help="seconds that one input may take; more on a busy machine"
+    )
     parser.add_argument("--corpus", type=Path, help="folder that keeps what reaches new code")
     parser.add_argument("--jobs", type=int, default=1, help="targets at once")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -50,7 +53,11 @@ def _run(name: str, arguments: argparse.Namespace) -> tuple[str, int, float, int
     before = set(findings.iterdir())
     command = [
         *(sys.executable, "-m", "tests.fuzz", "--one", name, "--corpus", str(corpus)),
-        *(f"-runs={arguments.runs}", f"-max_total_time={int(arguments.minutes * 60)}", "-timeout=2"),
+        *(
+            f"-runs={arguments.runs}",
+            f"-max_total_time={int(arguments.minutes * 60)}",
+            f"-timeout={arguments.hang}",
+        ),
         *(f"-artifact_prefix={findings}/", "-rss_limit_mb=0", "-print_final_stats=1", "-max_len=65536"),
     ]
     began = time.monotonic()

@@ -43,11 +43,11 @@ def still(student: Student) -> Student:
 
 def learnt(
     student: Student, side: int, accumulate: int = 1, loss: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Its weights after the steps."""
+) -> tuple[dict[str, Any], bool | None]:
+    """Its weights after the steps, and whether ranks searched for parameters without a gradient."""
     config = dataclasses.replace(
-        CONFIG, batch_size=IMAGES, steps=100, learning_rate=1e-3, ramp=0, accumulate=accumulate, balance_area=200,
-        **(loss or {}),
+        CONFIG, batch_size=IMAGES, steps=100, size=(side, side), crop=(side, side), learning_rate=1e-3, ramp=0,
+        accumulate=accumulate, balance_area=200, **(loss or {}),
     )  # fmt: skip
     torch.manual_seed(0)
     state = make_state(copy.deepcopy(student), config, CLASSES, CPU)
@@ -59,18 +59,19 @@ def learnt(
         x = torch.randn(IMAGES, 3, side, side, generator=generator)
         labels = torch.randint(0, CLASSES, (IMAGES, side, side), generator=generator).to(torch.uint8)
         optimise(state, model, {MAIN: (x[mine], labels[mine])}, config)
-    return dict(state.student.state_dict())
+    return dict(state.student.state_dict()), getattr(model, "find_unused_parameters", None)
 
 
 def main(out: str, name: str) -> None:
     with process_group(CPU):
         torch.manual_seed(0)
         student, side = student_of(name), 32 if name == "eomt" else SIDE
-        made = {"whole": learnt(student, side)}
+        whole, searches = learnt(student, side)
+        made = {"whole": whole, "searches": searches, "before": dict(student.state_dict())}
         if world_size() == 1:
-            made |= {"plain": learnt(student, side, 1, PLAIN), "parts": learnt(student, side, 2, PLAIN)}
+            made |= {"plain": learnt(student, side, 1, PLAIN)[0], "parts": learnt(student, side, 2, PLAIN)[0]}
         if rank() == 0:
-            torch.save(made | {"before": dict(student.state_dict())}, out)
+            torch.save(made, out)
 
 
 if __name__ == "__main__":

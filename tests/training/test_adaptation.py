@@ -310,6 +310,36 @@ def test_a_small_network_has_two_heads(tmp_path: Path) -> None:
         assert not any(name.startswith(other) for name in learning)
 
 
+def test_the_second_stage_alone_teaches_batch_norms() -> None:
+    for method, expected in (("mrnet", 0), ("rectify", 2)):
+        student = Foreign(HeadSum(Two(3), (0.5, 1.0)), ("trunk",), True)
+        norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.requires_grad_(False)
+        optimizer = make_state(student, dataclasses.replace(CONFIG, method=method), 3, CPU).optimizer
+        taught = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        found = [id(parameter) in taught for norm in norms for parameter in norm.parameters()]
+        assert sum(found) == expected
+
+
+def test_images_for_pseudo_labels_are_as_large_as_opencv_makes_them() -> None:
+    """Cityscapes' 2048x1024 by 0.9 is 1843x922: sides are rounded, not cut."""
+    seen: list[tuple[int, int]] = []
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parameter = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((x.shape[3], x.shape[2]))
+            return torch.zeros(1, 3, 4, 8)
+
+    said = probabilities_of(Looks(), np.zeros((1024, 2048, 3), np.uint8), STUDENT, 0.9)  # type: ignore[arg-type]
+    assert seen == [(1843, 922)] * 2
+    assert said.shape == (3, 1024, 2048)
+
+
 def test_one_head_is_too_few(tiny_set: TinySet) -> None:
     config = dataclasses.replace(CONFIG, method="mrnet")
     with pytest.raises(ConfigError, match="--method mrnet: a network of two heads"):

@@ -35,6 +35,7 @@ def batches(number: int) -> Iterator[Fed]:
         yield Fed(step, {MAIN: Crops(pixels, labels, torch.zeros(4, 0))}, labels.numel())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_a_step_does_not_wait_for_the_card() -> None:
     device = torch.device("cuda")
     options: dict[str, Any] = {"augment": (), "ema": 0.99, "clip": 10.0, "steps": 100, "batch_size": 4}

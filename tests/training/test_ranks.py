@@ -49,7 +49,7 @@ def ranks(number: int, *words: str, cwd: Path = ROOT) -> list[subprocess.Popen[s
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    told = [process.communicate(timeout=180) for process in processes]
+    told = [process.communicate(timeout=600) for process in processes]
     return [(process.returncode, *said) for process, said in zip(processes, told, strict=True)]
 
 
@@ -111,9 +111,26 @@ def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path)
             assert code == 0, err
         found.append(torch.load(out, weights_only=True))
     alone, both = found
+    assert both["searches"] == (name != "segformer")
     learnt = [apart(alone[kind], alone["before"]) for kind in ("whole", "plain")]
     assert apart(both["whole"], alone["whole"]) < 1e-2 * learnt[0]
     assert apart(alone["parts"], alone["plain"]) < 1e-2 * learnt[1]
+
+
+@pytest.mark.parametrize("name", ["smp:unet/mobilenet_v2", "eomt", "daformer"])
+def test_networks_that_leave_nothing_out_learn_the_same_in_two_processes(name: str, tmp_path: Path) -> None:
+    """Ranks need not look for parameters without a gradient then; a network with some would end at the second step."""
+    found = []
+    for number in (1, 2):
+        out = tmp_path / f"{number}.pt"
+        for code, _, err in ended(ranks(number, "-m", "tests.support.family_steps", str(out), name)):
+            assert code == 0, err
+        found.append(torch.load(out, weights_only=True))
+    alone, both = found
+    assert (alone["searches"], both["searches"]) == (None, False)
+    assert apart(alone["whole"], alone["before"]) > 0.01
+    for key, value in alone["whole"].items():
+        torch.testing.assert_close(both["whole"][key], value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

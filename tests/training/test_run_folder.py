@@ -24,7 +24,7 @@ from endauda_cli.models import build_student
 from endauda_cli.options import options_of
 from endauda_cli.progress import silent
 from endauda_cli.report.diagrams import POINTS, curve, thinned
-from endauda_cli.training import parentage, records
+from endauda_cli.training import loop, parentage, records
 from endauda_cli.training.data import Rows, Stream
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import MAIN
@@ -276,6 +276,22 @@ def test_the_page_is_written_at_each_save_and_validation(
     written.clear()
     run(tiny_set, tmp_path / "run", steps=7, save_every=3, validate_every=2)
     assert not written, "nothing is new"
+
+
+def test_a_slow_run_is_saved_by_the_clock(
+    tiny_set: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(name: str) -> list[str]:
+        return sorted(path.name for path in (tmp_path / name / "earlier").iterdir())
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    run(tiny_set, tmp_path / "run", steps=4, save_every=1000, validate_every=0, keep=3)
+    assert kept("run") == ["step-2.pt", "step-3.pt", "step-4.pt"]
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 600.0)
+    run(tiny_set, tmp_path / "not", steps=4, save_every=1000, validate_every=0, keep=3)
+    assert kept("not") == ["step-4.pt"]
+    one, other = (checkpoint.load(tmp_path / name / "last.pt") for name in ("run", "not"))
+    assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in one["weights"])
 
 
 def test_looking_changes_nothing(tiny_set: TinySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from endauda_cli.config import TrainConfig
 from endauda_cli.deploying import LEAST_EQUAL
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import build_teacher
-from endauda_cli.models.grouping import groups_of, run_once
+from endauda_cli.models.grouping import groups_of, run_once, unreached
 from endauda_cli.models.mit import MiTSize
 from endauda_cli.models.recomputing import recompute_encoder
 from endauda_cli.models.universal import UNIVERSAL
@@ -326,6 +326,30 @@ def test_every_trained_parameter_is_in_one_group(name: str, optimizer: str) -> N
         assert all(p.ndim > 1 for group in groups if group["weight_decay"] for p in group["params"])
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("deeplabv3plus", set()),
+        ("segformer", set()),
+        ("smp:unet/tu-mobilenetv3_small_050", set()),
+        ("eomt", set()),
+        ("daformer", set()),
+        ("upernet", {"auxiliary_head"}),
+        ("mask2former", {"model.pixel_level_module"}),  # a norm after Swin's last block
+        ("oneformer", {"criterion.logit_scale", "model.pixel_level_module"}),
+    ],
+)
+def test_what_takes_no_part_is_found(name: str, parts: set[str]) -> None:
+    student = student_of(name).eval()
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    side = 32 if name == "eomt" else 64
+    left = {id(parameter) for parameter in unreached(student, torch.ones(2, 3, side, side))}
+    names = {key for key, parameter in student.network.named_parameters() if id(parameter) in left}
+    assert {next(part for part in parts if key.startswith(part)) for key in names} == parts
+    assert not student.training and not student.varies
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
 def test_blocks_learn_at_rates_of_their_depth() -> None:
     student = student_of("segformer")
     _, layers = run_once(student, torch.zeros(1, 3, 32, 32))
@@ -420,6 +444,7 @@ def test_a_package_brings_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     start = named("mine", None, CLASSES, lambda said: tmp_path)
     assert start is not None and start.recipe == {"learning_rate": 0.1}
     student = build(start.network, 3)
+    assert student.varies, "a package's network may choose at each step"
     assert student.encoder_parts == ("stem",) and "stem.weight" in student.state_dict()
     assert student(torch.zeros(2, 3, 32, 32)).shape == (2, 3, 32, 32)
     assert student.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3, 4, 4)

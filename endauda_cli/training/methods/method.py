@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from endauda_cli.config import TrainConfig
-    from endauda_cli.domains import Task
+    from endauda_cli.domains import Domain, Task
     from endauda_cli.losses import DistillationLoss
     from endauda_cli.models import Student
     from endauda_cli.progress import Reporter
@@ -44,6 +44,7 @@ class Material:
         workspace: where label sets lie.
         source_roots, target_roots: folders of images and truth.
         labels: label set or folder that was asked for, if one was.
+        further: more labelled sources among the task's classes, each with its folders.
     """
 
     task: Task
@@ -51,6 +52,7 @@ class Material:
     source_roots: tuple[Path, ...]
     target_roots: tuple[Path, ...]
     labels: str | None = None
+    further: tuple[tuple[Domain, tuple[Path, ...]], ...] = ()
 
 
 class Method:
@@ -135,10 +137,14 @@ class Method:
 
 def labelled_source(material: Material) -> Stream:
     """All labelled images of the source's train split; their files hold label ids."""
-    source = material.task.source
-    samples = find_samples(source, material.source_roots, "train", need_labels=True)
+    return labelled_train(material.task.source, material.source_roots)
+
+
+def labelled_train(domain: Domain, roots: tuple[Path, ...]) -> Stream:
+    """The same of any domain."""
+    samples = find_samples(domain, roots, "train", need_labels=True)
     examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
-    return Stream(examples, source, read_truth)
+    return Stream(examples, domain, read_truth)
 
 
 def unlabelled_target(material: Material) -> Stream:

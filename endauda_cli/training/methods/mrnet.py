@@ -146,7 +146,10 @@ class MrNet(TwoHeaded):
 
 
 class Rectify(TwoHeaded):
-    """The second stage: learn pseudo labels of the target, less where the heads disagree."""
+    """The second stage: learn pseudo labels of the target, less where the heads disagree.
+
+    Batch norms' weights and biases learn too, which the first stage keeps.
+    """
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "steps": 100_000,
@@ -160,6 +163,12 @@ class Rectify(TwoHeaded):
         "balance_area": 64 * 64,
         "head_dropout": 0.2,
     }
+
+    def __init__(self, config: TrainConfig, criterion: DistillationLoss, student: Student) -> None:
+        super().__init__(config, criterion, student)
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_()
 
     @staticmethod
     def streams(material: Material) -> tuple[dict[str, Stream], str]:
@@ -190,9 +199,9 @@ def memory_regularisation(main: Tensor, auxiliary: Tensor, *, mutual: bool = Fal
 
     Args:
         main, auxiliary: logits (B, C, H, W).
-        mutual: as the paper writes it, both cross entropies between the heads, through which both learn; else as
-            the project has it, both divergences from what they say together, softmax(0.5 auxiliary + main), which is
-            a constant to the gradient.
+        mutual: both cross entropies between the heads, through which both learn; else as the project has it, both
+            divergences from what they say together, softmax(0.5 auxiliary + main), which is a constant to the
+            gradient.
 
     Returns:
         The sum of both, per pixel, on average: a scalar.
@@ -222,7 +231,7 @@ def rectified_loss(
         auxiliary: logits that they are compared with.
         labels: (B, H, W) integer train ids, 255 = none: there the cross entropy is 0, and D counts.
         class_weight: (C,), multiplies the cross entropy.
-        reverse: D as the paper writes it, sum main ln(main / auxiliary); else as the project computes it, sum
+        reverse: D the other way round, sum main ln(main / auxiliary); else as the project computes it, sum
             auxiliary ln(auxiliary / main).
 
     Returns:
