@@ -5,8 +5,9 @@
 For each seed, the demo's world is drawn anew (96 labelled images of noon, 96 unlabelled ones and 32 val images of
 dusk), and every method learns by the command lines of ``METHODS``; mIoU is that of the last step's network on val,
 whose labels nothing else reads. A method begins with the weights of its row ``after``, whose steps and CPU seconds are
-not counted again. ``source-longer`` is the source alone for as many steps as a method has together with that. What is
-done is not done again: FOLDER keeps the worlds and the runs.
+not counted again. ``source-norms`` learns nothing: the source's network with the batch norms' statistics of dusk,
+to see what of a method's gain these are. ``source-longer`` is the source alone for as many steps as a method has
+together with that. What is done is not done again: FOLDER keeps the worlds and the runs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from endauda_cli.merging import measure_statistics
 from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.workspace import Workspace
-
 
 RUNS = Path("runs/noon")
 
@@ -109,9 +109,7 @@ def trained(name: str, seed: int) -> Path:
         words += ["--init", str(RUNS / row.after / "last.pt")]
     if "source" not in words:
         words += ["--source-size", "x".join(map(str, NETWORK_SIZE))]
-    endauda(
-        "train", *words, "--no-often-balance", "--seed", str(seed), "--name", name, "--device", "cpu"
-    )
+    endauda("train", *words, "--no-often-balance", "--seed", str(seed), "--name", name, "--device", "cpu")
     return out
 
 
