@@ -304,7 +304,7 @@ def test_a_small_network_has_two_heads(tmp_path: Path) -> None:
     torch.testing.assert_close(state.student(x), 0.5 * auxiliary + main)
     for head, other in ((auxiliary, "layer6"), (main, "layer5")):
         state.student.zero_grad()
-        head.sum().backward(retain_graph=True)
+        head.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         learning = {name for name, p in state.student.network.named_parameters() if p.grad is not None}
         assert any(name.startswith("backbone") for name in learning)
         assert not any(name.startswith(other) for name in learning)
