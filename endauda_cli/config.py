@@ -365,7 +365,7 @@ class TrainConfig(StudentOptions, AdaptationOptions, Workers):
         "512x256", "--crop", panel=_IMAGES, metavar="WxH", complete="sizes", parse=parse_size("--crop"),
         help="Random crop.",
     )  # fmt: skip
-    mirror: bool = option(False, "--mirror", help="Flip half of the crops.", panel=_IMAGES)
+    mirror: bool = option(False, "--mirror/--no-mirror", help="Flip half of the crops.", panel=_IMAGES)
     scale_jitter: tuple[float, float] | None = option(
         None, "--scale-jitter", panel=_IMAGES, metavar="LEAST-MOST", parse=parse_jitter, between="-",
         help="Enlarge crops by a random factor, such as 0.5-2. [default: none]",

@@ -20,9 +20,10 @@ from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import build_student
 from endauda_cli.models.foreign import Foreign, HeadSum
 from endauda_cli.progress import Note, Tick
-from endauda_cli.students import Network
+from endauda_cli.students import Network, build
 from endauda_cli.students.families import FAMILIES
 from endauda_cli.teachers.registry import TEACHERS
+from endauda_cli.teachers.starting import named
 from endauda_cli.training.data import Rows, crop_at, order_of
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import METHODS, TARGET, Material, cbst, crst, mrnet
@@ -287,6 +288,26 @@ def test_memory_sets_in_at_its_step(tiny_set: TinySet, tmp_path: Path) -> None:
     )
     assert not torch.equal(never, late)
     assert not torch.equal(late, early)
+
+
+def test_a_small_network_has_two_heads(tmp_path: Path) -> None:
+    start = named("mrnet-tiny", None, ("sky", "road", "car"), tmp_path.joinpath)
+    assert start is not None
+    config = dataclasses.replace(CONFIG, method="mrnet", deceive_auxiliary=0.0, deceive_main=0.0)
+    state = make_state(build(start.network, 3), config, 3, CPU, start.network.preprocessing)
+    assert isinstance(state.method, mrnet.TwoHeaded)
+    assert state.student.encoder_parts == ("backbone",)
+    state.student.eval()
+    x = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    auxiliary, main = state.method.heads(state.student, x, (8, 16))
+    assert auxiliary.shape == main.shape == (2, 3, 8, 16)
+    torch.testing.assert_close(state.student(x), 0.5 * auxiliary + main)
+    for head, other in ((auxiliary, "layer6"), (main, "layer5")):
+        state.student.zero_grad()
+        head.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        learning = {name for name, p in state.student.network.named_parameters() if p.grad is not None}
+        assert any(name.startswith("backbone") for name in learning)
+        assert not any(name.startswith(other) for name in learning)
 
 
 def test_the_second_stage_alone_teaches_batch_norms() -> None:
