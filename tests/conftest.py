@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 # The same examples each time: a test that fails is one that the last change broke. To look for new ones, now and then:
 # pytest --hypothesis-profile=search
-hypothesis.settings.register_profile("same", derandomize=True)
-hypothesis.settings.register_profile("search", derandomize=False)
+# Machines are shared: how long an example takes says nothing of the program.
+ANY_SPEED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("same", ANY_SPEED, derandomize=True)
+hypothesis.settings.register_profile("search", ANY_SPEED, derandomize=False)
 hypothesis.settings.load_profile("same")
 
 # Small tensors gain nothing from threads, and where cores are shared their waiting costs ten times the work.

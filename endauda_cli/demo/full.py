@@ -67,7 +67,7 @@ RUNS = {
             "steps": 140,
             "learning_rate": 0.02,
             "memory_from": 0,
-            "deceive_auxiliary": 0.0,  # discriminators cost ten times what the network does
+            "deceive_auxiliary": 0.0,  # a step with discriminators takes five times as long
             "deceive_main": 0.0,
         },
         after=TWO_HEADS,
