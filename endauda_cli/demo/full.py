@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from endauda_cli.demo.parts import Demo, Ensemble
-from endauda_cli.demo.story import RECIPE, STUDENT, train_run
+from endauda_cli.demo.story import RECIPE, train_run
 from endauda_cli.teachers.starting import named
 from endauda_cli.training.methods import METHODS, Material
 from endauda_cli.training.starting import fitting
@@ -110,7 +110,6 @@ ADAPTED = Ensemble(
     "Each teacher was adapted from noon to dusk by a published method (DACS, CBST, CRST, R-MRNet), from a network that "
     "had learnt noon alone.",
     FusionRule.CONSENSUS,
-    lambda: STUDENT,
     start=SOURCE,
     full=True,
 )

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from endauda_cli.config import TrainConfig
     from endauda_cli.datasets import Sample
     from endauda_cli.domains import Task
     from endauda_cli.progress import Reporter
@@ -66,7 +65,6 @@ class Ensemble:
         how: how they are trained, in a few words.
         intro: the same for the page, in a sentence.
         rule: whose labels the student learns.
-        student: how it learns them.
         start: of the checkpoints that the student begins with; ``None`` is random weights.
         translations: by which the source is drawn too, as if translated towards the target.
         full: it is that of ``--full``.
@@ -77,7 +75,6 @@ class Ensemble:
     how: str
     intro: str
     rule: FusionRule
-    student: Callable[[], TrainConfig]
     start: str | None = None
     translations: Mapping[str, Translation] = field(default_factory=dict)
     full: bool = False

@@ -253,7 +253,6 @@ def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
 
 def _defaults(ensemble: Ensemble) -> str:
     """Defaults that make the plain command lines work in the demo's workspace."""
-    student = ensemble.student()
     lines = [
         "# Defaults of the commands in this folder; run them from here.",
         'source = "noon.toml"',
@@ -262,14 +261,14 @@ def _defaults(ensemble: Ensemble) -> str:
         f"teachers = {list(ensemble.teachers)}".replace("'", '"'),
         "threshold = 0",
         "[train]",
-        f'backbone = "{student.backbone}"',
-        f"steps = {student.steps}",
-        f"lr = {student.learning_rate}",
-        f'size = "{student.size[0]}x{student.size[1]}"',
-        f'crop = "{student.crop[0]}x{student.crop[1]}"',
-        f"batch-size = {student.batch_size}",
-        f"class-balance = {str(student.class_balance).lower()}",
-        f"hard-percentile = {student.hard_percentile}",
+        f'backbone = "{STUDENT.backbone}"',
+        f"steps = {STUDENT.steps}",
+        f"lr = {STUDENT.learning_rate}",
+        f'size = "{STUDENT.size[0]}x{STUDENT.size[1]}"',
+        f'crop = "{STUDENT.crop[0]}x{STUDENT.crop[1]}"',
+        f"batch-size = {STUDENT.batch_size}",
+        f"class-balance = {str(STUDENT.class_balance).lower()}",
+        f"hard-percentile = {STUDENT.hard_percentile}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -292,7 +291,6 @@ SPECIALISTS = Ensemble(
     "Each teacher learnt from source images translated towards the target. Its translation gets right what it is named "
     f"after ({', '.join(TRANSLATIONS)}), and the other classes wrong.",
     FusionRule.PLF,
-    lambda: STUDENT,
     translations=TRANSLATIONS,
 )
 """The demo's teachers, unless ``--full`` is said."""
@@ -302,7 +300,7 @@ def _train_student(demo: Demo, ensemble: Ensemble, checkpoints: dict[str, Path])
     roots = demo.workspace.data_roots(demo.task.target)
     streams, _ = Distill.streams(Material(demo.task, demo.workspace, (), roots, ensemble.rule))
     init = None if ensemble.start is None else checkpoints[ensemble.start]
-    return train_run(demo, "student", ensemble.student(), streams, init)
+    return train_run(demo, "student", STUDENT, streams, init)
 
 
 def train_run(

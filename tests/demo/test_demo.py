@@ -154,7 +154,6 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("demo") / "full"
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        patch.setattr(full, "STUDENT", demo.STUDENT)
         patch.setattr(full, "BASE", replace(full.BASE, **TINY))
         runs = {
             name: replace(run, changes={**run.changes, "steps": TINY["steps"]})

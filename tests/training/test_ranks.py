@@ -53,14 +53,17 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *said) for process, said in zip(processes, told, strict=True)]
 
 
+def left_by(number: int, folder: Path, module: str, *words: str) -> Any:
+    """What a module of ``tests.support`` writes when so many ranks run it."""
+    out = folder / f"{number}.pt"
+    for code, _, err in ended(ranks(number, "-m", f"tests.support.{module}", str(out), *words)):
+        assert code == 0, err
+    return torch.load(out, weights_only=True)
+
+
 def test_two_and_four_ranks_are_one(tmp_path: Path) -> None:
     """Loss, mining, class weights and weights over 20 steps, with unlabelled shares from 0.1 to all of an image."""
-    found: dict[int, Any] = {}
-    for number in (1, 2, 4):
-        out = tmp_path / f"{number}.pt"
-        for code, _, err in ended(ranks(number, "-m", "tests.support.rank_steps", str(out))):
-            assert code == 0, err
-        found[number] = torch.load(out, weights_only=True)
+    found = {number: left_by(number, tmp_path, "rank_steps") for number in (1, 2, 4)}
     alone = found[1]
     assert 0 < float(alone["told"][0, 2]) < float(alone["told"][0, 3])
     for number in (2, 4):
@@ -72,24 +75,14 @@ def test_two_and_four_ranks_are_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["soft", "weighted"])
 def test_two_ranks_are_one_with_certainties(tmp_path: Path, loss: str) -> None:
-    found = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.pt"
-        for code, _, err in ended(ranks(number, "-m", "tests.support.rank_steps", str(out), loss)):
-            assert code == 0, err
-        found.append(torch.load(out, weights_only=True))
+    found = [left_by(number, tmp_path, "rank_steps", loss) for number in (1, 2)]
     torch.testing.assert_close(found[1]["told"][:, :2], found[0]["told"][:, :2], rtol=1e-5, atol=1e-6)
     for key, value in found[0]["weights"].items():
         torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_two_ranks_are_one_with_mixed_images(tmp_path: Path) -> None:
-    found = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.pt"
-        for code, _, err in ended(ranks(number, "-m", "tests.support.rank_steps", str(out), "hard", "dacs")):
-            assert code == 0, err
-        found.append(torch.load(out, weights_only=True))
+    found = [left_by(number, tmp_path, "rank_steps", "hard", "dacs") for number in (1, 2)]
     torch.testing.assert_close(found[1]["told"][:, 0], found[0]["told"][:, 0], rtol=1e-5, atol=1e-6)
     for key, value in found[0]["weights"].items():
         torch.testing.assert_close(found[1]["weights"][key], value, rtol=1e-5, atol=1e-5)
@@ -104,13 +97,7 @@ def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> flo
 @pytest.mark.parametrize("name", ["segformer", "mask2former", "oneformer"])
 def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path) -> None:
     """Two ranks learn what one does, and so do parts of a batch; heads that take no part are no hindrance."""
-    found = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.pt"
-        for code, _, err in ended(ranks(number, "-m", "tests.support.family_steps", str(out), name)):
-            assert code == 0, err
-        found.append(torch.load(out, weights_only=True))
-    alone, both = found
+    alone, both = (left_by(number, tmp_path, "family_steps", name) for number in (1, 2))
     assert both["searches"] == (name != "segformer")
     learnt = [apart(alone[kind], alone["before"]) for kind in ("whole", "plain")]
     assert apart(both["whole"], alone["whole"]) < 1e-2 * learnt[0]
@@ -120,13 +107,7 @@ def test_other_families_in_two_processes_and_in_parts(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["smp:unet/mobilenet_v2", "eomt", "daformer"])
 def test_networks_that_leave_nothing_out_learn_the_same_in_two_processes(name: str, tmp_path: Path) -> None:
     """Ranks need not look for parameters without a gradient then; a network with some would end at the second step."""
-    found = []
-    for number in (1, 2):
-        out = tmp_path / f"{number}.pt"
-        for code, _, err in ended(ranks(number, "-m", "tests.support.family_steps", str(out), name)):
-            assert code == 0, err
-        found.append(torch.load(out, weights_only=True))
-    alone, both = found
+    alone, both = (left_by(number, tmp_path, "family_steps", name) for number in (1, 2))
     assert (alone["searches"], both["searches"]) == (None, False)
     assert apart(alone["whole"], alone["before"]) > 0.01
     for key, value in alone["whole"].items():
