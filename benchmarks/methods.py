@@ -27,7 +27,7 @@ from rich.table import Table
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from endauda_cli.checkpoint import load, load_student, save
-from endauda_cli.demo.story import NETWORK_SIZE, write_world
+from endauda_cli.demo.story import NETWORK_SIZE, write_defaults, write_world
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.evaluation import PROCEDURE
 from endauda_cli.merging import measure_statistics
@@ -128,7 +128,8 @@ def world(folder: Path, seed: int) -> None:
     """The demo's, without its teachers."""
     if not (folder / "drawn").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_world(Workspace(folder), seed, silent)
+        write_world(Workspace(folder), seed, silent, {})
+        write_defaults(Workspace(folder), ())
         (folder / "drawn").touch()
 
 
