@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/methods.py FOLDER [--seeds 1 2 3] [--only dacs cbst]
 
 For each seed, the demo's world is drawn anew (96 labelled images of noon, 96 unlabelled ones and 32 val images of
-dusk), and every method learns by the command lines of ``METHODS``; mIoU is that of the last step's network on val,
-whose labels nothing else reads. A method begins with the weights of its row ``after``, whose steps and CPU seconds are
-not counted again. ``source-norms`` learns nothing: the source's network with the batch norms' statistics of dusk,
-to see what of a method's gain these are. ``source-longer`` is the source alone for as many steps as a method has
-together with that. What is done is not done again: FOLDER keeps the worlds and the runs.
+dusk), and every method learns by ``endauda train`` with the settings of the demo's table (``RUNS`` of
+``endauda_cli/demo/full.py``); mIoU is that of the last step's network on val, whose labels nothing else reads. A method
+begins with the weights of its row ``after``, whose steps and CPU seconds are not counted again. ``source-norms`` learns
+nothing: the source's network with the batch norms' statistics of dusk, to see what of a method's gain these are.
+``source-longer`` is the source alone, for as many steps more as the longest of the methods. What is done is not done
+again: FOLDER keeps the worlds and the runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import statistics
 import time
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,8 @@ from rich.table import Table
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from endauda_cli.checkpoint import load, load_student, save
-from endauda_cli.demo.story import NETWORK_SIZE, write_defaults, write_world
+from endauda_cli.demo.full import RUNS, SOURCE, TWO_HEADS, Adapted, command_line
+from endauda_cli.demo.story import write_defaults, write_world
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.evaluation import PROCEDURE
 from endauda_cli.merging import measure_statistics
@@ -35,46 +38,43 @@ from endauda_cli.progress import silent
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.workspace import Workspace
 
-RUNS = Path("runs/noon")
+RUN_FOLDER = Path("runs/noon")
 
 
 class Row(NamedTuple):
     """How one method is trained.
 
     Attributes:
-        words: options of ``train``; the world's ``endauda.toml`` has the network, the size and the crop.
-        after: the row whose weights it begins with; ``None`` is random ones.
-        against: the row that it is compared with; ``None`` compares with nothing.
+        run: its settings; ``None`` learns nothing: batch norms' statistics are measured anew on the target's images.
+        after: the row whose weights it begins with, and that it is compared with; ``None`` is random ones.
     """
 
-    words: str
+    run: Adapted | None
     after: str | None = None
-    against: str | None = "source"
 
 
-NORMS = "norms"
-"""Instead of options: nothing is learnt, but the batch norms' statistics are measured anew on the target's images."""
-_SELF = (
-    "--steps 141 --lr 0.01 --power 0.9 --no-freeze-norms --no-mirror --scale-jitter 1-1 --label-scale 1 "
-    "--source-portion 0.25 --source-portion-most 0.25"
-)
-"""Of self-training: 47 steps a round, and one image of the source to four of the target, as in the published runs."""
-METHODS: dict[str, Row] = {
-    "source": Row("--method source --steps 280", against=None),
-    "source-norms": Row(NORMS, "source"),
-    "source-longer": Row("--method source --steps 140", "source"),
-    "dacs": Row("--method dacs --lr 0.02 --sure 0.9 --steps 140", "source"),
-    "cbst": Row(f"--method cbst {_SELF}", "source"),
-    "crst": Row(f"--method crst --regulariser-weight 0.02 {_SELF}", "source"),
-    "source-two-heads": Row("--method source --network mrnet-tiny --steps 280", against=None),
-    "mrnet": Row(
-        "--method mrnet --network mrnet-tiny --lr 0.02 --steps 140 --warm-up 0 --memory-from 0 --deceive-main 0 "
-        "--deceive-auxiliary 0 --no-mirror",
-        "source-two-heads",
-        "source-two-heads",
-    ),
-}
-"""Chosen on seed 0, which takes no part in the figures."""
+ALONE = {SOURCE: "source", TWO_HEADS: "source-two-heads"}
+"""What networks of the source alone are called here."""
+LONGER = 280
+"""Steps of ``source-longer``."""
+
+
+def _rows() -> dict[str, Row]:
+    """The demo's table, and what its source network comes to without a method."""
+    alone, rest = Row(RUNS[SOURCE]), {}
+    longer = replace(RUNS[SOURCE], changes={**RUNS[SOURCE].changes, "steps": LONGER})
+    for name, run in RUNS.items():
+        rest[ALONE.get(name, name)] = Row(run, ALONE[run.after] if run.after else None)
+    return {
+        "source": alone,
+        "source-norms": Row(None, "source"),
+        "source-longer": Row(longer, "source"),
+        **rest,
+    }
+
+
+METHODS = _rows()
+"""Rows name rows above them. The settings were chosen on seed 0, which takes no part in the figures."""
 
 
 class Found(NamedTuple):
@@ -100,16 +100,14 @@ def measured(folder: Path, name: str, seed: int) -> Found:
 
 def trained(name: str, seed: int) -> Path:
     """The last step's weights of a method, in the current folder's world."""
-    row, out = METHODS[name], RUNS / name / "last.pt"
-    if row.words == NORMS:
-        measure_norms(RUNS / str(row.after) / "last.pt", out)
+    row, out = METHODS[name], RUN_FOLDER / name / "last.pt"
+    if row.run is None:
+        measure_norms(RUN_FOLDER / str(row.after) / "last.pt", out)
         return out
-    words = row.words.split()
+    words = command_line(row.run)
     if row.after is not None:
-        words += ["--init", str(RUNS / row.after / "last.pt")]
-    if "source" not in words:
-        words += ["--source-size", "x".join(map(str, NETWORK_SIZE))]
-    endauda("train", *words, "--no-often-balance", "--seed", str(seed), "--name", name, "--device", "cpu")
+        words += ["--init", str(RUN_FOLDER / row.after / "last.pt")]
+    endauda("train", *words, "--seed", str(seed), "--name", name, "--device", "cpu")
     return out
 
 
@@ -150,11 +148,11 @@ def main() -> None:
 
 
 def _with_what_they_need(names: list[str]) -> list[str]:
-    """In the order of the table, with the rows that they begin with or are compared with."""
+    """In the order of the table, with the rows that they begin with."""
     needed = set(names)
-    for name in reversed(METHODS):  # rows name rows above them
+    for name in reversed(METHODS):
         if name in needed:
-            needed |= {METHODS[name].after or name, METHODS[name].against or name}
+            needed.add(METHODS[name].after or name)
     return [name for name in METHODS if name in needed]
 
 
@@ -162,7 +160,7 @@ def _table(results: dict[str, list[Found]], seeds: list[int]) -> Table:
     table = Table("mIoU", *(f"seed {seed}" for seed in seeds), "mean", "difference", "CPU s")
     means = {name: statistics.mean(run.miou for run in runs) for name, runs in results.items()}
     for name, runs in results.items():
-        against = METHODS[name].against
+        against = METHODS[name].after
         difference = "" if against is None else f"{means[name] - means[against]:+.1f} to {against}"
         scores = [f"{run.miou:.1f}" for run in runs]
         seconds = statistics.mean(run.seconds for run in runs)

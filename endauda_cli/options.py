@@ -77,6 +77,14 @@ class Option:
             return words if self.typed == list[str] else self.between.join(words)
         return str(value) if isinstance(value, str | Path) else value
 
+    def line(self, value: Any) -> list[str]:
+        """What one would type on the command line for a value of the field, flag and all."""
+        flag, _, off = self.flags[0].partition("/")
+        if isinstance(value, bool):
+            return [flag if value else off]
+        words = self.words(value)
+        return [flag, *words] if isinstance(words, list) else [flag, str(words)]
+
 
 def option(
     default: Any,

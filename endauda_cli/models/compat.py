@@ -41,6 +41,7 @@ PREFIXES = (
     "model.",  # Lightning modules, and trainers that keep the network so
     "net.",
     "network.",
+    "Scale.",  # the DeepLabv2 of ImageNet and COCO that AdaptSegNet, and R-MRNet after it, start from
 )
 
 _DEEPEST = 4
@@ -107,9 +108,19 @@ def load_checkpoint(module: nn.Module, path: Path, content: object = None) -> st
     return peeled(path, content)
 
 
-def fill(module: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
-    """As :func:`load_checkpoint`, of a state dict whose names are ``module``'s own."""
-    expected = module.state_dict()
+def fill(
+    module: nn.Module,
+    path: Path,
+    state: Mapping[str, Tensor],
+    part: tuple[str, tuple[str, ...]] | None = None,
+) -> None:
+    """As :func:`load_checkpoint`, of a state dict whose names are ``module``'s own.
+
+    ``part`` is what a part of the module is called and what its tensors' names begin with: then the rest of the
+    module stays as it is.
+    """
+    title, prefixes = part or (None, ("",))
+    expected = {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefixes)}
     found = {
         key: tensor
         for key, tensor in state.items()
@@ -123,8 +134,8 @@ def fill(module: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
     unexpected = [key for key in found if key not in expected]
     misshaped = [key for key in expected if key in found and found[key].shape != expected[key].shape]
     if missing or unexpected or misshaped:
-        raise CheckpointError(f"{path}: {_misfit(expected, found, missing, unexpected, misshaped)}")
-    module.load_state_dict(found)
+        raise CheckpointError(f"{path}: {_misfit(expected, found, missing, unexpected, misshaped, title)}")
+    module.load_state_dict(found, strict=part is None)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -234,8 +245,9 @@ def _misfit(
     missing: list[str],
     unexpected: list[str],
     misshaped: list[str],
+    title: str | None,
 ) -> str:
-    found_name, expected_name = _network(found), _network(expected)
+    found_name, expected_name = (title, title) if title else (_network(found), _network(expected))
     kinds = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
     first = "first: " + next(f"{kind} {keys[0]!r}" for kind, keys in kinds.items() if keys)
     if found_name and expected_name and found_name != expected_name:

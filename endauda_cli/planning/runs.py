@@ -8,7 +8,7 @@ from endauda_cli.plan_results import Expected, PlannedWork
 from endauda_cli.planning import NOTHING, expected
 from endauda_cli.training import data, resume
 from endauda_cli.training.contents import survey
-from endauda_cli.training.records import STEP_FILE
+from endauda_cli.training.records import STEP_FILE, checkpoint_bytes
 from endauda_cli.workspace import LAST_FILE
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from endauda_cli.plan_results import Plan
     from endauda_cli.progress import Reporter
     from endauda_cli.training.run import Run, TrainState
-
-MOMENTS = {"sgd": 1, "adamw": 2}
-"""Numbers that an optimiser keeps per weight."""
 
 
 def plan_train(config: TrainConfig, run: Run, root: Path, what: str, report: Reporter) -> Plan:
@@ -50,15 +47,19 @@ def plan_train(config: TrainConfig, run: Run, root: Path, what: str, report: Rep
 
 
 def _disk(config: TrainConfig, run: Run, state: TrainState, uncached: int) -> Expected:
-    """Decoded images that are not cached yet, and checkpoints where there are none."""
+    """Decoded images that are not cached yet, checkpoints where there are none, and what the method keeps beside."""
     last = run.out / LAST_FILE
     weights = sum(t.numel() * t.element_size() for t in state.result.state_dict().values())
-    each = weights * (1 + MOMENTS.get(config.optimizer, 2) + (state.average is not None))
     before = max(int(last.exists()), len(list(run.out.glob(STEP_FILE.format("*")))))
     saves = -(-(config.steps - state.step) // (config.save_every or config.steps))
-    checkpoints = each * max(0, min(max(1, config.keep), before + saves) - before)
+    checkpoints = checkpoint_bytes(state) * max(0, min(max(1, config.keep), before + saves) - before)
     checkpoints += weights if config.validate_every and state.best_step is None else 0
-    return Expected(
-        uncached + checkpoints,
-        f"{uncached / 1e6:.3g} MB of decoded images that are not cached yet, {checkpoints / 1e6:.3g} MB of checkpoints",
-    )
+    images = {name: len(stream.examples) for name, stream in run.streams.items()}
+    beside = state.method.file_bytes(images, run.out, state.step)
+    told = [
+        f"{uncached / 1e6:.3g} MB of decoded images that are not cached yet",
+        f"{checkpoints / 1e6:.3g} MB of checkpoints",
+    ]
+    if beside:
+        told.append(f"{beside / 1e6:.3g} MB of pseudo labels")
+    return Expected(uncached + checkpoints + beside, ", ".join(told))

@@ -200,6 +200,8 @@ def variant_of(network: str, path: Path, content: object) -> str:
     if network != "mrnet":
         return network
     state = state_dict_in(path, content)
+    if "layer6.head.1.weight" not in state:  # no R-MRNet: a trunk to start from
+        return network
     batch_norm = "layer5.conv2d_list.0.1.running_mean" in state
     return _MRNET_VARIANTS[batch_norm, "layer5.bottleneck.0.se.0.weight" in state]
 

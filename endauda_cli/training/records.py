@@ -257,6 +257,19 @@ def _content(state: TrainState) -> dict[str, Any]:
     return content | ({"method": extra} if extra else {})
 
 
+def checkpoint_bytes(state: TrainState) -> int:
+    """What ``save_last`` writes from the first step on: also what optimisers that have not stepped will keep."""
+    held: list[Tensor] = []
+    _collect(_content(state), held)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    to_come = 0
+    for optimizer in (state.optimizer, *state.method.optimizers()):
+        for group in optimizer.param_groups if not optimizer.state else ():
+            moments = int(group["momentum"] > 0) if "momentum" in group else 2  # of SGD, of Adam
+            to_come += moments * sum(p.numel() * p.element_size() for p in group["params"])
+    return sum(storages.values()) + to_come
+
+
 def save_last(out: Path, state: TrainState, meta: dict[str, Any], keep: int) -> None:
     """Write ``last.pt``, and let the ``keep`` newest stay as ``earlier/step-N.pt``; by the first rank."""
     if rank() > 0:

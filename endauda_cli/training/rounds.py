@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 FOLDER = "rounds"
 """In a run's folder: one folder per round."""
 LABELS, SOFT, FACTS = "labels.npy", "soft.npy", "round.json"
+KEPT = 2
+"""Rounds whose labels stay: the newest, and that before."""
 
 
 class Pseudo(NamedTuple):
@@ -86,7 +88,7 @@ def make(
     place = folder / FOLDER / str(number)
     if rank() == 0:
         shutil.rmtree(place, ignore_errors=True)
-        shutil.rmtree(folder / FOLDER / str(number - 2), ignore_errors=True)
+        shutil.rmtree(folder / FOLDER / str(number - KEPT), ignore_errors=True)
         place.mkdir(parents=True)
     barrier()
     count, modes = len(images), [(module, module.training) for module in student.modules()]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from endauda_cli.errors import CheckpointError, ConfigError
-from endauda_cli.models import load_checkpoint, read_state_dict
-from endauda_cli.models.compat import fill
+from endauda_cli.models import load_checkpoint
+from endauda_cli.models.compat import IGNORED_PREFIXES, fill, peeled, state_dict_in
 from endauda_cli.models.grouping import run_once
 from endauda_cli.models.reading import read_content
 from endauda_cli.models.unfilled import Unfilled
@@ -17,7 +17,7 @@ from endauda_cli.segmenter import Windows
 from endauda_cli.students import build
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -49,18 +49,55 @@ def initialise(
         if network is None:
             raise CheckpointError(f"{path}: a folder, but a file of weights was expected; say --network too")
         return _from_folder(student, path, network, classes)
+    content = read_content(path)
     if network is not None and student.network is not student:
-        content = read_content(path)
         if isinstance(content, dict) and isinstance(content.get("meta"), dict) and "weights" in content:
             fill(student, path, content["weights"])
             return None
+    state = state_dict_in(path, content)
+    if len(student.encoder_parts) > 1 and (new := _beside_the_encoder(student, state)):
+        return _from_encoder(student, path, content, new, network.title if network else "the student")
     prefix = f"{student.encoder_parts[0]}." if len(student.encoder_parts) == 1 else None
     whole = set(student.state_dict())
     encoder = {key.removeprefix(prefix) for key in whole if key.startswith(prefix)} if prefix else set()
-    found = set(read_state_dict(path))
-    alone = prefix is not None and found & encoder and not found & whole
+    alone = prefix is not None and state.keys() & encoder and not state.keys() & whole
     module = student.network.get_submodule(student.encoder_parts[0]) if alone else student
-    return load_checkpoint(module, path)
+    return load_checkpoint(module, path, content)
+
+
+CLASSIFIER = "layer5.conv2d_list."
+"""How the classifier of published DeepLabv2 files is named, whatever its classes are: COCO's, say."""
+
+
+def _beside_the_encoder(student: Student, state: Mapping[str, Tensor]) -> list[str]:
+    """The modules that a file leaves as they are, if it is one of the encoder; none otherwise.
+
+    The encoder is several modules beside each other, as in the published ResNet-101 networks. The file may have a
+    classifier too, if that is not the student's, but for other classes or of another kind.
+    """
+    whole = student.state_dict()
+    prefixes = tuple(f"{part}." for part in student.encoder_parts)
+    heads = [key for key in whole if not key.startswith(prefixes)]
+    beside = [key for key in state if not key.startswith((*prefixes, *IGNORED_PREFIXES))]
+    taken = any(key in state and state[key].shape == whole[key].shape for key in heads)
+    if taken or len(beside) == len(state) or not all(key.startswith(CLASSIFIER) for key in beside):
+        return []
+    return sorted({key.partition(".")[0] for key in heads})
+
+
+def _from_encoder(student: Student, path: Path, content: object, new: list[str], title: str) -> str:
+    """Fill the encoder; says what begins at random."""
+    state = state_dict_in(path, content)
+    classifier = {key: tensor for key, tensor in state.items() if key.startswith(CLASSIFIER)}
+    encoder = {key: tensor for key, tensor in state.items() if key not in classifier}
+    prefixes = tuple(f"{part}." for part in student.encoder_parts)
+    fill(student, path, encoder, (f"the encoder of {title}", prefixes))
+    classes = max((len(tensor) for tensor in classifier.values() if tensor.ndim), default=0)
+    why = f"its classifier, of {classes} classes, is left out" if classifier else "it has no classifier"
+    begin = f"{new[0]} of {title} begins" if len(new) == 1 else f"{' and '.join(new)} of {title} begin"
+    told = f"{path}: fills the encoder; {why}, so {begin} at random"
+    wrapped = peeled(path, content)
+    return told if wrapped is None else f"{wrapped}; {told.removeprefix(f'{path}: ')}"
 
 
 def _from_folder(student: Student, path: Path, network: Network, classes: Sequence[str]) -> str | None:

@@ -19,7 +19,8 @@ from endauda_cli import checkpoint
 from endauda_cli.models import build_student
 from endauda_cli.models.layers import UncountedBatchNorm2d, UncountedSyncBatchNorm, synchronised
 from tests.support import ROOT
-from tests.support.command_lines import make_workspace, succeed
+from tests.support.command_lines import make_cityscapes, make_workspace, succeed
+from tests.training.test_adaptation_commands import make_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,25 @@ def test_another_number_of_processes_is_said(city: Path) -> None:
     told = succeed(*line, "--workspace", city).err
     assert "goes on at step 3 of 5" in told and "processes: 1 instead of 2" in told
     assert checkpoint.read_meta(city / "runs/gta5/two/last.pt")["step"] == 5
+
+
+def test_two_ranks_learn_several_sources_as_one_does(tmp_path: Path) -> None:
+    """Each takes its part of every source. A network without dropout, whose norms stay: else ranks differ anyway."""
+    root = make_cityscapes(tmp_path)
+    for source in ("gta5", "synthia"):
+        make_source(root, source)
+    line = ("train", "--method", "source", "--domains", "gta5", "synthia", *SMALL, "--arch", "deeplabv2",
+            "--freeze-norms", "--crop", "48x24", "--mirror", "--steps", "8", "--lr", "1e-4", "--name")  # fmt: skip
+    for code, _, err in ended(ranks(2, "-m", "endauda_cli", *line, "two", cwd=root)):
+        assert code == 0, err
+    succeed(*line, "one", "--workspace", root)
+    succeed(*line, "begun", "--lr", "1e-9", "--workspace", root)
+    begun, one, two = (
+        checkpoint.load(root / f"runs/gta5/{n}/last.pt")["weights"] for n in ("begun", "one", "two")
+    )
+    assert apart(one, begun) > 0.1
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_synchronised_norms_do_not_count_either() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from endauda_cli.adaptation import size_of
 from endauda_cli.domains import IGNORE
 from endauda_cli.training.data import Joined, Rows
 from endauda_cli.training.methods.arrays import Array, float_array, like
@@ -25,7 +26,7 @@ from endauda_cli.training.methods.method import (
     Method,
     adaptation,
 )
-from endauda_cli.training.rounds import Rules, find, make
+from endauda_cli.training.rounds import FOLDER, KEPT, LABELS, Rules, find, make
 
 if TYPE_CHECKING:
     import random
@@ -103,7 +104,7 @@ class Cbst(Method):
 
         Certainties say which is which: 100 of the target, 0 of the source; or they are the target's soft labels.
         """
-        config, (source, target), starts = self.config, (rows[MAIN], rows[TARGET]), [0, *self._ends()[:-1]]
+        config, (source, target), starts = self.config, (rows[MAIN], rows[TARGET]), self._starts()
         number = sum(start <= step for start in starts) - 1
         if step == starts[number]:
             portion = _rising(config.rounds, config.portion, config.portion_step, config.portion_most)[number]
@@ -139,6 +140,19 @@ class Cbst(Method):
     def rules(self, thresholds: Callable[[Maps], NDArray[np.float32]]) -> Rules:
         """How a round labels the target."""
         return Rules(thresholds, pseudo_labels)
+
+    def file_bytes(self, images: Mapping[str, int], folder: Path, step: int) -> int:
+        """Labels of rounds, and soft ones with some regularisers: a byte per pixel, and one per class."""
+        width, height = size_of(self.config, of_source=False)
+        soft = self.rules(partial(class_thresholds, portion=0)).soft is not None
+        each = images[TARGET] * width * height * (1 + (self.criterion.num_classes if soft else 0))
+        to_come = {str(number) for number, start in enumerate(self._starts()) if start >= step}
+        there = {path.parent.name for path in folder.glob(f"{FOLDER}/*/{LABELS}")}
+        return each * max(0, min(KEPT, len(there | to_come)) - len(there))
+
+    def _starts(self) -> list[int]:
+        """The steps at which rounds begin."""
+        return [0, *self._ends()[:-1]]
 
     def _ends(self) -> list[int]:
         """The steps before which rounds end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,8 @@ from endauda_cli.types import Loss
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch.optim import Optimizer
 
     from endauda_cli.config import TrainConfig
     from endauda_cli.domains import Domain, Task
@@ -133,6 +135,20 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
         return
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """Its own beside the run's, as far as they will step; their state is in ``state_dict``."""
+        return ()
+
+    def file_bytes(self, images: Mapping[str, int], folder: Path, step: int) -> int:
+        """By how much what it keeps in the run's folder, beside checkpoints, will grow from a step on.
+
+        Args:
+            images: how many each stream has.
+            folder: of the run.
+            step: the next one.
+        """
+        return 0
 
 
 def labelled_source(material: Material) -> Stream:

@@ -140,6 +140,9 @@ class MrNet(TwoHeaded):
         self.judges.load_state_dict(state["judges"])
         self._optimizer.load_state_dict(state["judges_optimizer"])
 
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        return (self._optimizer,) if self._deceives else ()
+
     @property
     def _deceives(self) -> bool:
         return self.config.deceive_auxiliary > 0 or self.config.deceive_main > 0
