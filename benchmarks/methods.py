@@ -7,7 +7,7 @@ dusk), and every method learns by ``endauda train`` with the settings of the dem
 ``endauda_cli/demo/full.py``); mIoU is that of the last step's network on val, whose labels nothing else reads. A method
 begins with the weights of its row ``after``, whose steps and CPU seconds are not counted again. ``source-norms`` learns
 nothing: the source's network with the batch norms' statistics of dusk, to see what of a method's gain these are.
-``source-longer`` is the source alone for as many steps as a method has together with that. What is done is not done
+``source-longer`` is the source alone, for as many steps more as the longest of the methods. What is done is not done
 again: FOLDER keeps the worlds and the runs.
 """
 
@@ -20,7 +20,7 @@ import time
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from realdata import endauda
@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from endauda_cli.checkpoint import load, load_student, save
 from endauda_cli.demo.full import RUNS, SOURCE, TWO_HEADS, Adapted, command_line
-from endauda_cli.demo.story import write_world
+from endauda_cli.demo.story import write_defaults, write_world
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.evaluation import PROCEDURE
 from endauda_cli.merging import measure_statistics
@@ -55,21 +55,16 @@ class Row(NamedTuple):
 
 ALONE = {SOURCE: "source", TWO_HEADS: "source-two-heads"}
 """What networks of the source alone are called here."""
-AS_MEASURED: dict[str, dict[str, Any]] = {
-    "dacs": {"steps": 140},
-    "cbst": {"nesterov": False},
-    "crst": {"nesterov": False},
-}
-"""Settings in which the figures of docs/methods.md differ from the demo's."""
+LONGER = 280
+"""Steps of ``source-longer``."""
 
 
 def _rows() -> dict[str, Row]:
     """The demo's table, and what its source network comes to without a method."""
     alone, rest = Row(RUNS[SOURCE]), {}
-    longer = replace(RUNS[SOURCE], changes={**RUNS[SOURCE].changes, "steps": 140})
+    longer = replace(RUNS[SOURCE], changes={**RUNS[SOURCE].changes, "steps": LONGER})
     for name, run in RUNS.items():
-        settings = replace(run, changes={**run.changes, **AS_MEASURED.get(name, {})})
-        rest[ALONE.get(name, name)] = Row(settings, ALONE[run.after] if run.after else None)
+        rest[ALONE.get(name, name)] = Row(run, ALONE[run.after] if run.after else None)
     return {
         "source": alone,
         "source-norms": Row(None, "source"),
@@ -131,7 +126,8 @@ def world(folder: Path, seed: int) -> None:
     """The demo's, without its teachers."""
     if not (folder / "drawn").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_world(Workspace(folder), seed, silent)
+        write_world(Workspace(folder), seed, silent, {})
+        write_defaults(Workspace(folder), ())
         (folder / "drawn").touch()
 
 

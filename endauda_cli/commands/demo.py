@@ -19,7 +19,7 @@ class Demo(OnDevice, Told):
     full: bool = option(
         False,
         "--full",
-        help="Adapt four teachers by published methods (dacs, cbst, crst, mrnet) instead of three simulated ones.",
+        help="Adapt four teachers by published methods (dacs, cbst, crst, mrnet) instead of simulated ones.",
     )
 
 
@@ -40,11 +40,12 @@ def run(options: Demo) -> None:
     terminal = options.terminal("demo")
     with terminal.loading("torch"):
         from endauda_cli.demo.full import ADAPTED
-        from endauda_cli.demo.story import SPECIALISTS, run_demo
+        from endauda_cli.demo.story import run_demo
+        from endauda_cli.demo.translated import TRANSLATED
         from endauda_cli.distributed import pick_device
 
     with terminal:
-        ensemble = ADAPTED if options.full else SPECIALISTS
+        ensemble = ADAPTED if options.full else TRANSLATED
         device = pick_device(options.device)
         terminal.show(run_demo(options.out, options.seed, device, terminal.report, ensemble))
 

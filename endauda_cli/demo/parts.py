@@ -42,17 +42,15 @@ class Translation:
     """How a teacher was adapted: it learnt source images that were translated towards the target.
 
     Attributes:
-        right: the classes that the translation gets right.
-        turn, dim: what it does to the colour and brightness of all others.
+        right: the classes that the translation gets right; all others stay as they are in the source, so what several
+            translations miss, their teachers miss alike.
     """
 
     right: tuple[str, ...]
-    turn: float
-    dim: float
 
     def look(self, rng: np.random.Generator) -> street.Look:
         """Of one translated image, by its own degree."""
-        return street.translated(street.SOURCE_LOOK, self.right, self.turn, self.dim, rng.uniform(0, 1))
+        return street.translated(street.SOURCE_LOOK, self.right, rng.uniform(0, 1))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ A labelled source (``noon``) and an unlabelled target (``dusk``) show the same k
 looks. The teachers' certainties are exported and fused without any label of the target, the student learns the
 fused labels, and all are scored on the target's val images, whose truth serves for nothing else.
 
-Who the teachers are is an ``Ensemble``. The one here has three, each adapted by an image translation of the source
-towards the target, simulated, that gets a third of the classes right and the rest wrong in its own way; so each is
-strong in other classes and over-confident in the rest. ``full`` has one of the published methods.
+Who the teachers are is an ``Ensemble``: ``translated`` has one adapted by simulated image translations of the source
+towards the target, ``full`` one adapted by the published methods.
 """
 
 from __future__ import annotations
@@ -22,37 +21,38 @@ import torch
 
 from endauda_cli.checkpoint import load_student
 from endauda_cli.config import ExportConfig, FuseConfig, InferenceConfig, TrainConfig
-from endauda_cli.datasets import find_samples, load_domain
+from endauda_cli.datasets import load_domain
 from endauda_cli.demo import street
 from endauda_cli.demo.page import write_page
-from endauda_cli.demo.parts import Demo, Ensemble, Translation
+from endauda_cli.demo.parts import Demo
 from endauda_cli.domains import CITYSCAPES_CLASSES, make_task
 from endauda_cli.errors import ConfigError
 from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
 from endauda_cli.exporting import export_network
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
-from endauda_cli.labels import read_truth, write_label, write_png
+from endauda_cli.labels import write_label, write_png
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.results import DemoResult, Score
 from endauda_cli.score_table import with_intervals
 from endauda_cli.scoring import result_of, score_predictions
 from endauda_cli.segmenter import Segmenter
 from endauda_cli.teachers import open_teacher
-from endauda_cli.training.data import Example, Stream
 from endauda_cli.training.loop import train
-from endauda_cli.training.methods import MAIN, Material
+from endauda_cli.training.methods import Material
 from endauda_cli.training.methods.distill import Distill
 from endauda_cli.training.run import Run
-from endauda_cli.types import Arch, Backbone, FusionRule, Method
+from endauda_cli.types import Arch, Backbone, FusionRule
 from endauda_cli.workspace import CONFIG_FILE, Workspace, read_json, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
+    from endauda_cli.demo.parts import Ensemble, Translation
     from endauda_cli.score_results import EvalResult
     from endauda_cli.students import Network
+    from endauda_cli.training.data import Stream
 
     LookOf = Callable[[np.random.Generator], street.Look]
 
@@ -70,15 +70,6 @@ def dusk_look(rng: np.random.Generator) -> street.Look:
     return street.shifted(street.SOURCE_LOOK, rng.uniform(*DUSK))
 
 
-TRANSLATIONS = {
-    "places": Translation(
-        ("road", "sidewalk", "building", "wall", "fence", "vegetation", "terrain", "sky"), turn=0.30, dim=0.3
-    ),
-    "traffic": Translation(("car", "truck", "bus", "train", "motorcycle", "bicycle"), turn=-0.20, dim=-0.3),
-    "people": Translation(("person", "rider", "pole", "traffic light", "traffic sign"), turn=0.5, dim=0.0),
-}
-"""The teachers; each is strong in other classes, and over-confident in the rest."""
-
 RECIPE = TrainConfig(
     backbone=Backbone.TINY,
     arch=Arch.DEEPLABV3PLUS,
@@ -90,7 +81,6 @@ RECIPE = TrainConfig(
     save_every=10**6,
     ramp=0,
 )
-TEACHER = replace(RECIPE, method=Method.SOURCE, steps=280, hard_percentile=50)
 STUDENT = replace(RECIPE, steps=560, class_balance=False, hard_percentile=0)
 """The published recipe less two parts: the student starts from random weights and sees each image 47 times
 (published: 336). In so few steps, weighing rare classes and mining hard pixels mostly lifts wrong labels."""
@@ -102,9 +92,7 @@ MARKER_FILE = "demo.json"
 """Says that a folder is a demo's, and its seed."""
 
 
-def run_demo(
-    out: Path, seed: int, device: torch.device, report: Reporter, ensemble: Ensemble | None = None
-) -> DemoResult:
+def run_demo(out: Path, seed: int, device: torch.device, report: Reporter, ensemble: Ensemble) -> DemoResult:
     """Run the demo.
 
     Args:
@@ -112,14 +100,13 @@ def run_demo(
         seed: of the world and of all training; the same seed gives the same world.
         device: where networks run.
         report: told of progress.
-        ensemble: of teachers; ``None`` is the three here.
+        ensemble: of teachers.
 
     Raises:
         EndaudaError: if the folder holds something else, or a file cannot be written.
     """
     started = time.monotonic()
     workspace = Workspace(out.resolve())
-    ensemble = ensemble or SPECIALISTS
     _claim(workspace, seed, ensemble)
     with _one_thread():
         scores = _run(workspace, seed, device, report, ensemble)
@@ -130,7 +117,8 @@ def _run(
     workspace: Workspace, seed: int, device: torch.device, report: Reporter, ensemble: Ensemble
 ) -> tuple[Score, ...]:
     report(Note("1/5 drawing a street world at noon and at dusk; all in all this takes minutes"))
-    write_world(workspace, seed, report, ensemble)
+    write_world(workspace, seed, report, ensemble.translations)
+    write_defaults(workspace, ensemble.teachers)
     task = make_task(
         load_domain(str(workspace.root / "noon.toml")), load_domain(str(workspace.root / "dusk.toml"))
     )
@@ -204,9 +192,13 @@ def _claim(workspace: Workspace, seed: int, ensemble: Ensemble) -> None:
         )
 
 
-def write_world(workspace: Workspace, seed: int, report: Reporter, ensemble: Ensemble | None = None) -> None:
-    """Write the images, the labels (of the source and of the target's val images) and the TOML files."""
-    ensemble = ensemble or SPECIALISTS
+def write_world(
+    workspace: Workspace, seed: int, report: Reporter, translations: Mapping[str, Translation]
+) -> None:
+    """Write the images, the labels (of the source and of the target's val images) and the data sets' TOML files.
+
+    The source is drawn once more as each translation shows it.
+    """
     total = SOURCE_IMAGES + sum(TARGET_IMAGES.values())
     done = 0
     report(Tick("drawing the world", 0, total))
@@ -231,15 +223,14 @@ def write_world(workspace: Workspace, seed: int, report: Reporter, ensemble: Ens
             report(Tick("drawing the world", done, total))
 
     noon: dict[str, LookOf] = {"noon": lambda rng: street.SOURCE_LOOK}
-    noon |= {f"noon-{name}": translation.look for name, translation in ensemble.translations.items()}
+    noon |= {f"noon-{name}": translation.look for name, translation in translations.items()}
     draw(0, "noon", "train", SOURCE_IMAGES, noon, True)
     for stream, (split, count) in enumerate(TARGET_IMAGES.items(), 1):
         draw(stream, "dusk", split, count, {"dusk": dusk_look}, split == "val")
-    for name in ensemble.translations:
+    for name in translations:
         write_text(workspace.root / f"noon-{name}.toml", _toml("noon", ("train",), f"noon-{name}"))
     for name, splits in (("noon", ("train",)), ("dusk", ("train", "val"))):
         write_text(workspace.root / f"{name}.toml", _toml(name, splits))
-    write_text(workspace.root / CONFIG_FILE, _defaults(ensemble))
 
 
 def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
@@ -251,14 +242,14 @@ def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _defaults(ensemble: Ensemble) -> str:
-    """Defaults that make the plain command lines work in the demo's workspace."""
+def write_defaults(workspace: Workspace, teachers: Collection[str]) -> None:
+    """Write the defaults that make the plain command lines work in the demo's workspace."""
     lines = [
         "# Defaults of the commands in this folder; run them from here.",
         'source = "noon.toml"',
         'target = "dusk.toml"',
         "[fuse]",
-        f"teachers = {list(ensemble.teachers)}".replace("'", '"'),
+        f"teachers = {list(teachers)}".replace("'", '"'),
         "threshold = 0",
         "[train]",
         f'backbone = "{STUDENT.backbone}"',
@@ -270,30 +261,7 @@ def _defaults(ensemble: Ensemble) -> str:
         f"class-balance = {str(STUDENT.class_balance).lower()}",
         f"hard-percentile = {STUDENT.hard_percentile}",
     ]
-    return "\n".join(lines) + "\n"
-
-
-def _train_specialists(demo: Demo) -> dict[str, Path]:
-    return {name: _train_specialist(demo, name) for name in TRANSLATIONS}
-
-
-def _train_specialist(demo: Demo, name: str) -> Path:
-    domain = load_domain(str(demo.workspace.root / f"noon-{name}.toml"))
-    samples = find_samples(domain, demo.workspace.data_roots(domain), "train", need_labels=True)
-    examples = [Example(s.id, s.image, s.label) for s in samples if s.label is not None]
-    return train_run(demo, f"teacher-{name}", TEACHER, {MAIN: Stream(examples, domain, read_truth)})
-
-
-SPECIALISTS = Ensemble(
-    tuple(TRANSLATIONS),
-    _train_specialists,
-    "each on noon translated to dusk in its own way",
-    "Each teacher learnt from source images translated towards the target. Its translation gets right what it is named "
-    f"after ({', '.join(TRANSLATIONS)}), and the other classes wrong.",
-    FusionRule.PLF,
-    translations=TRANSLATIONS,
-)
-"""The demo's teachers, unless ``--full`` is said."""
+    write_text(workspace.root / CONFIG_FILE, "\n".join(lines) + "\n")
 
 
 def _train_student(demo: Demo, ensemble: Ensemble, checkpoints: dict[str, Path]) -> Path:

@@ -1,4 +1,4 @@
-"""The demo from end to end, so small that nothing is learnt: the full one takes minutes and is for people."""
+"""The demo from end to end, so small that nothing is learnt."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import pytest
 
 from endauda_cli import checkpoint
 from endauda_cli.archive import CertaintyReader
-from endauda_cli.demo import full
+from endauda_cli.demo import full, translated
 from endauda_cli.demo import story as demo
 from endauda_cli.domains import CITYSCAPES_CLASSES
 from endauda_cli.workspace import Workspace
 from tests.support.command_lines import files_of, read_png, refused, result_of, succeed
 from tests.support.pages import assert_self_contained
-
-IMAGES = {"train": 4, "val": 2}
+from tests.support.small_demo import IMAGES, STEPS, shrink
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +30,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         return out, result_of("demo", "--out", out, "--seed", "3", "--device", "cpu")
 
 
-TINY: dict[str, Any] = {
-    "size": (64, 32),
-    "crop": (48, 24),
-    "batch_size": 2,
-    "steps": 3,
-    "balance_area": 48 * 24 // 32,
-}
-
-
-def shrink(patch: pytest.MonkeyPatch) -> None:
-    small = {
-        "SOURCE_IMAGES": 4, "TARGET_IMAGES": IMAGES, "SIZE": (64, 32), "PICTURED_SCENES": 2,
-        "TEACHER": replace(demo.TEACHER, **TINY), "STUDENT": replace(demo.STUDENT, **TINY),
-    }  # fmt: skip
-    for name, value in small.items():
-        patch.setattr(demo, name, value)
-
-
 def test_every_row_of_the_table_is_there(shown: tuple[Path, Any]) -> None:
     out, result = shown
     names = [score["name"] for score in result["scores"]]
     assert names == [
-        *(f"teacher {name}" for name in demo.TRANSLATIONS),
+        *(f"teacher {name}" for name in translated.TEACHERS),
         *("plf labels", "certainty labels", "majority labels"),
         *("soft-label labels", "consensus labels", "student"),
     ]  # fmt: skip
     for score in result["scores"]:
         assert 0 <= score["miou"] <= 100 and score["coverage"] == 100
         assert list(score["iou"]) == list(CITYSCAPES_CLASSES)
-    assert [score["name"] for score in result["scores"] if score["ours"]] == ["plf labels", "student"]
+    assert [score["name"] for score in result["scores"] if score["ours"]] == ["consensus labels", "student"]
     assert (result["seed"], Path(result["workspace"]), Path(result["report"])) == (
         3,
         out,
@@ -74,7 +55,7 @@ def test_workspace_has_the_usual_tree(shown: tuple[Path, Any]) -> None:
     for split, count in IMAGES.items():
         assert len(list((out / f"Warehouse/dusk/images/{split}").glob("*.png"))) == count
     assert not (out / "Warehouse/dusk/labels/train").exists(), "the target's train images have no labels"
-    for teacher in demo.TRANSLATIONS:
+    for teacher in translated.TEACHERS:
         assert (out / f"runs/noon/teacher-{teacher}/last.pt").is_file()
         with CertaintyReader(out / "certainty/noon" / teacher) as reader:
             assert len(reader) == sum(IMAGES.values()) and reader.classes == CITYSCAPES_CLASSES
@@ -111,7 +92,7 @@ def test_plain_commands_go_on_from_there(
     plf = next(score for score in result["scores"] if score["name"] == "plf labels")
     assert scored["miou"] == pytest.approx(plf["miou"])
     fused = result_of(
-        "fuse", "--teachers", *demo.TRANSLATIONS, "--rule", "plf", "--threshold", "0", "--name", "mine"
+        "fuse", "--teachers", *translated.TEACHERS, "--rule", "plf", "--threshold", "0", "--name", "mine"
     )
     assert fused["policy"] == "auto" and fused["images"] == IMAGES["train"]
     for path in (out / "labels/dusk/plf").glob("dusk_train_*[0-9].png"):
@@ -139,7 +120,7 @@ def test_seed_makes_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shrink(monkeypatch)
     worlds = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        demo.write_world(Workspace(tmp_path / name), seed, lambda event: None)
+        demo.write_world(Workspace(tmp_path / name), seed, lambda event: None, translated.TRANSLATIONS)
         worlds[name] = files_of(tmp_path / name / "Warehouse")
     assert worlds["a"] == worlds["b"] and worlds["a"].keys() == worlds["c"].keys()
     assert all(worlds["a"][path] != worlds["c"][path] for path in worlds["a"])
@@ -154,12 +135,6 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     out = tmp_path_factory.mktemp("demo") / "full"
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        patch.setattr(full, "BASE", replace(full.BASE, **TINY))
-        runs = {
-            name: replace(run, changes={**run.changes, "steps": TINY["steps"]})
-            for name, run in full.RUNS.items()
-        }
-        patch.setattr(full, "RUNS", runs)
         return out, result_of("demo", "--full", "--out", out, "--device", "cpu")
 
 
@@ -174,7 +149,7 @@ def test_four_methods_are_an_ensemble(adapted: tuple[Path, Any]) -> None:
     for name in teachers:
         meta = checkpoint.read_meta(out / f"runs/noon/teacher-{name}/last.pt")
         before = "source-only-two-heads" if name == "mrnet" else "source-only"
-        assert (meta["config"]["method"], meta["step"]) == (name, TINY["steps"])
+        assert (meta["config"]["method"], meta["step"]) == (name, STEPS)
         assert Path(meta["initialised_from"]).parent.name == before
         with CertaintyReader(out / "certainty/noon" / name) as reader:
             assert len(reader) == sum(IMAGES.values())

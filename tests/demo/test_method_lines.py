@@ -12,6 +12,7 @@ from endauda_cli.config import TrainConfig
 from endauda_cli.demo import full, story
 from endauda_cli.errors import EndaudaError
 from endauda_cli.options import options_of
+from endauda_cli.workspace import Workspace
 from tests.support.command_lines import make_cityscapes, refused
 from tests.training.test_adaptation_commands import make_source
 
@@ -24,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its options are the demo's, its images few."""
     root = make_cityscapes(tmp_path_factory.mktemp("lines"))
     make_source(root, "gta5")
-    written = story._defaults(full.ADAPTED).splitlines()
+    story.write_defaults(Workspace(root), full.TEACHERS)
+    written = (root / "endauda.toml").read_text().splitlines()
     (root / "endauda.toml").write_text("\n".join(line for line in written if ".toml" not in line))
     return root
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from endauda_cli.archive import CertaintyReader
-from endauda_cli.demo import story as demo
 from tests.support import ROOT
 from tests.support.command_lines import read_png, succeed
 from tests.support.pages import blocks, follow, in_shell
+from tests.support.small_demo import shrink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     folder = tmp_path_factory.mktemp("reader")
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        _shrink(patch)
+        shrink(patch, IMAGES, scenes=1, steps=2)
         patch.setenv("ENDAUDA_TRAIN_STEPS", str(STEPS))
         patch.delenv("ENDAUDA_WORKSPACE", raising=False)
 
@@ -47,16 +46,6 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
         follow(PAGE, folder, run)
     return folder / "mine", lines
-
-
-def _shrink(patch: pytest.MonkeyPatch) -> None:
-    tiny: dict[str, Any] = {"size": (64, 32), "crop": (48, 24), "batch_size": 2, "steps": 2}
-    small = {
-        "SOURCE_IMAGES": 4, "TARGET_IMAGES": IMAGES, "SIZE": (64, 32), "PICTURED_SCENES": 1,
-        "TEACHER": replace(demo.TEACHER, **tiny), "STUDENT": replace(demo.STUDENT, **tiny),
-    }  # fmt: skip
-    for name, value in small.items():
-        patch.setattr(demo, name, value)
 
 
 @pytest.mark.slow

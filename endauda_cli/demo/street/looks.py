@@ -157,31 +157,20 @@ def shifted(look: Look, strength: float = 1.0) -> Look:
     return Look(MappingProxyType({**look.materials, **materials}), air)
 
 
-def translated(
-    look: Look, right: Collection[str], turn: float, dim: float, strength: float, air: float = 1.0
-) -> Look:
+def translated(look: Look, right: Collection[str], strength: float) -> Look:
     """What an image translation towards the target makes of the look if it gets only some classes right.
 
     Args:
         look: to translate.
-        right: names of the classes that get their target material (as by :func:`shifted`).
-        turn: by how much of the colour circle all others are turned instead.
-        dim: by how much their brightness changes instead, -1 to 1.
+        right: names of the classes that get their target material (as by :func:`shifted`); others keep theirs.
         strength: of the translation, 0 to 1.
-        air: the same for the air.
     """
-    target = shifted(look, strength).materials
+    target = shifted(look, strength)
     materials = {
-        train_id: target[train_id]
-        if CITYSCAPES_CLASSES[train_id] in right
-        else replace(
-            material,
-            hue=(material.hue + turn * strength) % 1,
-            value=min(1.0, max(0.05, material.value * (1 + dim * strength))),
-        )
+        train_id: target.materials[train_id] if CITYSCAPES_CLASSES[train_id] in right else material
         for train_id, material in look.materials.items()
     }
-    return Look(MappingProxyType(materials), shifted(look, strength * air).air)
+    return Look(MappingProxyType(materials), target.air)
 
 
 def _moved(material: Material, move: Move, materials: Mapping[int, Material], strength: float) -> Material:
