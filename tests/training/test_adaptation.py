@@ -19,12 +19,12 @@ from endauda_cli.datasets import find_samples
 from endauda_cli.errors import CheckpointError, ConfigError
 from endauda_cli.models import build_student
 from endauda_cli.models.foreign import Foreign, HeadSum
-from endauda_cli.progress import Note, Tick
+from endauda_cli.progress import Note, Tick, silent
 from endauda_cli.students import Network, build
 from endauda_cli.students.families import FAMILIES
 from endauda_cli.teachers.registry import TEACHERS
 from endauda_cli.teachers.starting import named
-from endauda_cli.training.data import Rows, crop_at, order_of
+from endauda_cli.training.data import Rows, crop_at, load_rows, order_of
 from endauda_cli.training.loop import train
 from endauda_cli.training.methods import METHODS, TARGET, Material, cbst, crst, mrnet
 from endauda_cli.training.rounds import probabilities_of
@@ -234,6 +234,15 @@ def test_mined_crops_lie_around_their_class() -> None:
         np.testing.assert_array_equal(found.numpy(), labels[index, 22:38, 28:60])
     never = cbst._Mining(labels, [1, 2], 0.0, before=0)
     assert never.centre(1, rng) is None
+
+
+def test_mrnet_shows_the_target_as_it_is(tiny_set: TinySet, tmp_path: Path) -> None:
+    roots = (tiny_set.root,)
+    streams, _ = METHODS[Method.MRNET].streams(Material(tiny_set.task, Workspace(tmp_path), roots, roots))
+    config = dataclasses.replace(CONFIG, method=Method.MRNET, scale_jitter=(0.8, 1.2), augment=())
+    contents = ("images", "labels", "")
+    still = {n: load_rows(config, s, contents, tmp_path, silent).still for n, s in streams.items()}
+    assert still == {"main": False, TARGET: True}
 
 
 def test_frozen_norms_keep_their_statistics(tiny_set: TinySet, tmp_path: Path) -> None:
