@@ -13,6 +13,7 @@ from endauda_cli.types import Method, Regulariser
 _ADAPTED = "Adaptation"
 ROUNDS = (Method.CBST, Method.CRST)
 """Methods that make pseudo labels anew in each round."""
+MOST_TRIES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)
@@ -22,6 +23,7 @@ class AdaptationOptions:
     Attributes:
         domains: labelled sources that are learnt together, as many images of each in every batch; empty is one source.
         source_size: (width, height) of the source's images; ``None`` is ``size``.
+        crop_tries: random crops of an image with labels that are drawn at most, until one shows many classes.
         freeze_norms: batch norms keep their statistics.
         sure, teacher_decay, mixed_weight, strong: see ``training.methods.dacs``.
         rounds, portion, portion_step, portion_most, label_scale, source_portion, source_portion_step,
@@ -39,7 +41,13 @@ class AdaptationOptions:
     )  # fmt: skip
     source_size: tuple[int, int] | None = option(
         None, "--source-size", panel=_ADAPTED, metavar="WxH", complete="sizes", parse=parse_size("--source-size"),
-        help="The source's images are resized to this. [default: as --size; 1280x720 with --method dacs, mrnet]",
+        help="The source's images are resized to this. [default: as --size; 1280x720 with --method dacs, mrnet and "
+        "1914x1052 with cbst, crst, smaller or larger as --size is than theirs]",
+    )  # fmt: skip
+    crop_tries: int = option(
+        1, "--crop-tries", panel=_ADAPTED,
+        help="Crops of an image with labels that are drawn at most, until one shows more than ten kinds of label, none "
+        "being one. [default: 1; 10 with --method mrnet, rectify]",
     )  # fmt: skip
     freeze_norms: bool = option(
         False, "--freeze-norms/--no-freeze-norms", panel=_ADAPTED,
@@ -159,6 +167,8 @@ def check_adaptation(config: Any) -> None:
             raise ConfigError(
                 f"--crop {config.crop[0]}x{config.crop[1]} is larger than --source-size {width}x{height}"
             )
+    if not 1 <= config.crop_tries <= MOST_TRIES:
+        raise ConfigError(f"--crop-tries {config.crop_tries}: must be from 1 to {MOST_TRIES}")
     for name in _SHARES:
         value = getattr(config, name)
         if not 0 <= value <= 1:
@@ -206,4 +216,21 @@ _WEIGHTS = (
 def size_of(config: Any, of_source: bool) -> tuple[int, int]:
     """(width, height) that a ``TrainConfig`` resizes images to, those of the source that it adapts from or others."""
     width, height = config.source_size if of_source and config.source_size is not None else config.size
+    return width, height
+
+
+def in_proportion(
+    source: tuple[int, int], own: tuple[int, int], size: tuple[int, int], crop: tuple[int, int]
+) -> tuple[int, int]:
+    """The size of the source's images where the target's are of another size than a method's own.
+
+    Args:
+        source, own: (width, height) of source and target that the method has.
+        size: of the target.
+        crop: no side is smaller than that.
+    """
+    width, height = (
+        max(least, round(side * now / before))
+        for side, before, now, least in zip(source, own, size, crop, strict=True)
+    )
     return width, height

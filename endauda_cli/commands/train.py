@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from endauda_cli.adaptation import in_proportion
 from endauda_cli.commands.options import DryRun, Located, OnDevice, SourceData, TargetData
 from endauda_cli.commands.session import open_session
 from endauda_cli.commands.signature import command as make_command
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from endauda_cli.students import Network
     from endauda_cli.teachers.starting import Start
     from endauda_cli.training.data import Stream
+    from endauda_cli.training.methods import Method
     from endauda_cli.training.run import Run
 
     Test = Callable[[nn.Module], EvalResult]
@@ -120,9 +122,7 @@ def run(options: Train) -> None:
         raise ConfigError(f"--profile {options.profile}: 0 (none) to {MOST_PROFILED} steps; 20 tell enough")
     method, task, workspace = METHODS[options.method], session.task, session.workspace
     start = _started(session, options, method.network)
-    area = options.crop[0] * options.crop[1]
-    defaults = {"balance_area": max(1, area // 32), **_suiting(start, options.steps), **method.defaults}
-    own = {name: value for name, value in defaults.items() if name not in options.given}
+    own = _defaults(options, start, method)
     own["domains"] = (task.source.name, *(domain.name for domain, _ in session.further)) if together else ()
     config = chosen(TrainConfig, options, **own)
     roots = session.source_roots, session.target_roots
@@ -229,6 +229,17 @@ def _network(start: Start | None, options: Train) -> Network:
     from endauda_cli.students import deeplab
 
     return deeplab(options.arch, options.backbone) if start is None else start.network
+
+
+def _defaults(options: Train, start: Start | None, method: type[Method]) -> dict[str, Any]:
+    """Fields of the recipe that were not said, as network and method have them."""
+    area = options.crop[0] * options.crop[1]
+    defaults = {"balance_area": max(1, area // 32), **_suiting(start, options.steps), **method.defaults}
+    own = {name: value for name, value in defaults.items() if name not in options.given}
+    if "size" in options.given and "source_size" in own:
+        crop = own.get("crop", options.crop)
+        own["source_size"] = in_proportion(own["source_size"], defaults["size"], options.size, crop)
+    return own
 
 
 def _suiting(start: Start | None, steps: int) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def beyond(preprocessing: Preprocessing) -> tuple[int, ...]:
 BEYOND = beyond(STUDENT)
 DECODING = "2"
 """Version of how files become rows; what an earlier one put into the cache is not used."""
+KINDS = 10
+"""A crop with more kinds of label is taken, whatever is left of ``crop_tries``."""
 
 
 class Example(NamedTuple):
@@ -99,6 +101,7 @@ class Stream:
         certainties: of the teachers, if they are learnt from beside the labels.
         of_source: whether a method adapts from these images to others: they may have a size of their own.
         rounds: how many of the examples each round takes, one after another, of a method of rounds.
+        still: crops are neither mirrored nor scaled, and the first is taken.
     """
 
     examples: Sequence[Example]
@@ -110,6 +113,7 @@ class Stream:
     certainties: Certainties | None = None
     of_source: bool = False
     rounds: tuple[int, ...] = ()
+    still: bool = False
 
 
 class Rows(NamedTuple):
@@ -126,6 +130,8 @@ class Rows(NamedTuple):
     """RGB of what lies beyond an image."""
     centre: Callable[[int, random.Random], tuple[int, int] | None] | None = None
     """Of an image's number, the (row, column) that its crop is to lie around, if anywhere in particular."""
+    still: bool = False
+    """As of the stream."""
 
 
 class Joined:
@@ -210,7 +216,7 @@ def load_rows(
         )  # fmt: skip
     if rank() == 0:
         barrier()
-    return Rows(images, labels, certainties, beyond(preprocessing))
+    return Rows(images, labels, certainties, beyond(preprocessing), still=stream.still)
 
 
 def _recipes(
@@ -321,16 +327,20 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     Windows of other scales are resized here: a device would be sent up to 1/scale^2 as many pixels, of many sizes.
     Streams with another ``draw`` draw other windows and changes at equal positions.
     """
-    images, labels, certainties, outside, centre = rows
+    images, labels, certainties, outside, centre, still = rows
     epoch, place = divmod(position, len(images))
     index = int(order_of(config.seed, epoch, len(images))[place])
     rng = random.Random(f"{config.seed} {draw}{position}")
     width, height = config.crop
-    scale = scale_at(config, f"{draw}{position}")
+    scale = 1.0 if still else scale_at(config, f"{draw}{position}")
     window = max(1, round(height / scale)), max(1, round(width / scale))
     image = images[index]
     size = (image.shape[0], image.shape[1])
-    crop = random_crop(size, window, rng, config.mirror, beyond=scale < 1)
+    crop = random_crop(size, window, rng, config.mirror and not still, beyond=scale < 1)
+    for _ in range(0 if still else config.crop_tries - 1):
+        if _kinds(cut(labels[index], crop, window, [IGNORE])) > KINDS:
+            break
+        crop = random_crop(size, window, rng, config.mirror, beyond=scale < 1)
     if centre is not None and (around := centre(index, rng)) is not None:
         row, column = (
             start if side >= whole else min(max(0, middle - side // 2), whole - side)
@@ -356,6 +366,11 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     coarse = Crop(crop.row // SOFT_STRIDE, crop.column // SOFT_STRIDE, crop.mirrored)
     part = cut(percent.transpose(1, 2, 0), coarse, (height // SOFT_STRIDE, width // SOFT_STRIDE))
     return Crops(pixels, classes, changes, torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))))
+
+
+def _kinds(labels: UInt8) -> int:
+    """How many values labels have; 255 is one."""
+    return int(np.count_nonzero(np.bincount(labels.ravel(), minlength=256)))
 
 
 def scale_at(config: TrainConfig, position: int | str) -> float:

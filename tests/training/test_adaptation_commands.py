@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from endauda_cli import checkpoint
 from endauda_cli.archive import CertaintyReader
+from endauda_cli.commands import train
 from endauda_cli.domains import CITYSCAPES_CLASSES, DOMAINS
+from endauda_cli.errors import EndaudaError
 from tests.support.command_lines import (
     SIZE_FLAGS,
     make_cityscapes,
@@ -22,6 +24,8 @@ from tests.support.command_lines import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from endauda_cli.config import TrainConfig
 
 SHORT = (
     "--device",
@@ -99,6 +103,37 @@ def test_a_method_trains_its_projects_network(tmp_path: Path, method: str, flip:
         root,
     )
     assert CertaintyReader(root / "certainty/gta5/it").attributes["flip"] == flip
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "size"),
+    [
+        ("dacs", (), [1280, 720]),
+        ("dacs", ("--size", "512x256", "--crop", "64x32"), [640, 360]),
+        ("crst", (), [1914, 1052]),
+        ("crst", ("--size", "1024x512"), [1024, 526]),  # a crop of 1024x512 fits
+        ("crst", ("--size", "1024x512", "--source-size", "1100x600"), [1100, 600]),
+        ("source", ("--size", "64x32", "--crop", "32x16"), None),
+    ],
+)
+def test_the_source_is_as_much_smaller_as_the_target(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    said: tuple[str, ...],
+    size: list[int] | None,
+) -> None:
+    root = make_cityscapes(tmp_path)
+    make_source(root, "gta5")
+    found = []
+
+    def caught(session: Any, options: Any, config: TrainConfig, *others: Any) -> Any:
+        found.append(config.source_size)
+        raise EndaudaError("enough")
+
+    monkeypatch.setattr(train, "_done", caught)
+    assert refused("train", "--method", method, "--backbone", "tiny", *said, "--workspace", root) == "enough"
+    assert found == [size and tuple(size)]
 
 
 def test_what_a_method_is_told_is_looked_at(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional
 from endauda_cli import augmentation, checkpoint
 from endauda_cli.augmentation import AUGMENTATIONS, augment, drawn
 from endauda_cli.domains import IGNORE
+from endauda_cli.errors import ConfigError
 from endauda_cli.training import data
 from endauda_cli.training.data import BEYOND, Rows, batches, crop_at, scale_at
 from endauda_cli.training.feeding import Crops
@@ -26,6 +27,8 @@ from tests.support.training_runs import CONFIG, TinySet, after, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from endauda_cli.config import TrainConfig
 
 NAMES = tuple(AUGMENTATIONS)
 SOMETIMES = {Augmentation.JITTER, Augmentation.BLUR}
@@ -297,3 +300,39 @@ def test_run_with_all_changes_goes_on_as_if_it_had_not_stopped(tiny_set: TinySet
     one, other = (checkpoint.load(tmp_path / name / "last.pt") for name in ("stopped", "whole"))
     assert one["weights"].keys() == other["weights"].keys()
     assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in one["weights"])
+
+
+# ---------------------------------------------------------------------------- as R-MRNet's project draws
+
+
+def test_still_images_are_cut_and_nothing_else() -> None:
+    plain = dataclasses.replace(CONFIG, mirror=False, augment=())
+    wild = dataclasses.replace(plain, mirror=True, scale_jitter=(0.8, 1.2), crop_tries=10)
+    for position in range(20):
+        shown = [crop_at(config, rows_of()._replace(still=True), position)[:2] for config in (plain, wild)]
+        assert all(map(torch.equal, shown[0], shown[1]))
+    assert any(
+        not torch.equal(crop_at(wild, rows_of(), position)[0], crop_at(plain, rows_of(), position)[0])
+        for position in range(20)
+    )
+
+
+def test_a_crop_of_many_classes_is_looked_for() -> None:
+    """Eleven kinds of label, none among them, lie at a corner; the first crop that has them is taken."""
+    labels = np.zeros((1, 32, 64), np.uint8)
+    labels[0, :2, :11] = [*range(10), IGNORE]
+    rows = Rows(np.zeros((1, 32, 64, 3), np.uint8), labels)
+    size = dataclasses.replace(CONFIG, crop=(62, 30), mirror=False, augment=())
+
+    def kinds(config: TrainConfig, labels: Any = labels) -> list[int]:
+        given = rows._replace(labels=labels)
+        return [len(crop_at(config, given, position).labels.unique()) for position in range(60)]  # type: ignore[no-untyped-call]
+
+    once, often = kinds(size), kinds(dataclasses.replace(size, crop_tries=10))
+    assert 15 < once.count(11) < 40 < 58 <= often.count(11)
+    assert all(found == 11 for found, first in zip(often, once, strict=True) if first == 11)
+    few = np.where(labels == IGNORE, 0, labels).astype(np.uint8)  # ten kinds are never enough
+    assert set(kinds(dataclasses.replace(size, crop_tries=10), few)) <= set(range(1, 11))
+    for tries in (0, 1001):
+        with pytest.raises(ConfigError, match=f"--crop-tries {tries}: must be from 1 to 1000"):
+            dataclasses.replace(size, crop_tries=tries)

@@ -62,6 +62,7 @@ class Cbst(Method):
         "power": 0.0,
         "nesterov": False,
         "size": (2048, 1024),
+        "source_size": (1914, 1052),
         "crop": (1024, 512),
         "mirror": True,
         "scale_jitter": (0.5, 1.5),

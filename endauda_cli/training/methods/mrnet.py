@@ -5,6 +5,7 @@ What each constant is and where it is from: docs/methods.md. Legend of shapes: B
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -79,6 +80,8 @@ class MrNet(TwoHeaded):
         "source_size": (1280, 720),
         "crop": (1024, 512),
         "mirror": True,
+        "scale_jitter": (0.8, 1.2),
+        "crop_tries": 10,
         "balance_area": 64 * 64,
     }
 
@@ -91,8 +94,9 @@ class MrNet(TwoHeaded):
 
     @staticmethod
     def streams(material: Material) -> tuple[dict[str, Stream], str]:
-        """The labelled source and the unlabelled target."""
-        return adaptation(material), "mrnet"
+        """The labelled source and the unlabelled target, whose images are shown as they are."""
+        streams = adaptation(material)
+        return {**streams, TARGET: replace(streams[TARGET], still=True)}, "mrnet"
 
     def loss(self, forward: Forward, batch: Batch, step: int) -> Tensor:
         """Of both heads on the source; deceiving the discriminators, and memory, on the target."""
@@ -162,6 +166,8 @@ class Rectify(TwoHeaded):
         "size": (1280, 640),
         "crop": (512, 256),
         "mirror": True,
+        "scale_jitter": (0.8, 1.2),
+        "crop_tries": 10,
         "hard_percentile": 0.0,
         "balance_area": 64 * 64,
         "head_dropout": 0.2,
