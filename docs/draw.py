@@ -30,13 +30,14 @@ def demo(folder: Path) -> Image.Image:
         labels = {
             name: read_train_ids(folder / path / f"{scene}.png", len(CLASSES))
             for name, path in {
-                "fused labels (plf)": "labels/dusk/plf-val",
+                "majority": "labels/dusk/majority-val",
+                "fused labels (consensus)": "labels/dusk/consensus-val",
                 "student": "runs/noon/student/test-last-val",
                 "truth (only to score)": "Warehouse/dusk/labels/val",
             }.items()
         }
         top, sure = {"target image": read_image(folder / f"Warehouse/dusk/images/val/{scene}.png")}, []
-        for name in ("places", "traffic", "people"):
+        for name in ("places", "traffic", "traffic-later", "people"):
             with CertaintyReader(folder / "certainty/noon" / name) as archive:
                 top[f"teacher {name}"] = colourise(archive.labels(scene), PALETTE)
                 sure.append(archive.certainty(scene).max(0))
