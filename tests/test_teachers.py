@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert refusal(path, "crst", SYNTHIA).startswith("has 19 classes, but 16 were expected")
     message = refusal(path, "mrnet")
     assert message.startswith(
-        "holds the DeepLabv2 of DACS and CRST, but R-MRNet with group norm was expected;"
+        "holds the DeepLabv2 of DACS and CRST, but R-MRNet with group norm and SE was expected;"
     )
     assert message.endswith("first: missing 'layer5.conv2d_list.0.0.weight'")
     message = refusal(path, None, arch="deeplabv2", backbone="drn")  # a ResNet into a DRN
