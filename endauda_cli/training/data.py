@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -336,11 +336,12 @@ def crop_at(config: TrainConfig, rows: Rows, position: int, draw: str = "") -> C
     window = max(1, round(height / scale)), max(1, round(width / scale))
     image = images[index]
     size = (image.shape[0], image.shape[1])
-    crop = random_crop(size, window, rng, config.mirror and not still, beyond=scale < 1)
+    another = partial(random_crop, size, window, rng, config.mirror and not still, beyond=scale < 1)
+    crop = another()
     for _ in range(0 if still else config.crop_tries - 1):
         if _kinds(cut(labels[index], crop, window, [IGNORE])) > KINDS:
             break
-        crop = random_crop(size, window, rng, config.mirror, beyond=scale < 1)
+        crop = another()
     if centre is not None and (around := centre(index, rng)) is not None:
         row, column = (
             start if side >= whole else min(max(0, middle - side // 2), whole - side)
