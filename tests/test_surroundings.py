@@ -16,6 +16,7 @@ import pytest
 from endauda_cli.doctor.disk import check_disk
 from endauda_cli.terminal.ending import shortened
 from tests.support.command_lines import make_workspace, shell
+from tests.support.processes import running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,15 +80,10 @@ def test_a_port_in_use_and_a_rank_that_waits(city: Path) -> None:
         meeting = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         done = shell(*FUSE, cwd=city, **meeting)
         assert (done.returncode, "is in use by another program" in done.stderr) == (1, True), done.stderr
-    with subprocess.Popen(
-        [sys.executable, "-m", "endauda_cli", *FUSE],
-        cwd=city,
-        env=os.environ | meeting,
-        stderr=subprocess.PIPE,
-    ) as waits:
+    with running(sys.executable, "-m", "endauda_cli", *FUSE, cwd=city, env=meeting) as waits:
         time.sleep(15)  # for a second rank that never comes
         waits.send_signal(signal.SIGTERM)
-        assert waits.wait(10) == 128 + signal.SIGTERM
+        assert waits.wait(60) == 128 + signal.SIGTERM
 
 
 def test_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from endauda_cli.config import TrainConfig
 from endauda_cli.demo.parts import Demo, Ensemble
-from endauda_cli.demo.story import CROP, NETWORK_SIZE, RECIPE, STUDENT, train_run
+from endauda_cli.demo.story import CROP, IN_THE_FOLDER, NETWORK_SIZE, RECIPE, STUDENT, train_run
 from endauda_cli.options import options_of
 from endauda_cli.teachers.starting import named
 from endauda_cli.training.methods import METHODS, Material
@@ -96,7 +96,7 @@ def command_line(run: Adapted) -> list[str]:
     wanted, known = recipe(run), options_of(TrainConfig)
     anyway = {name: getattr(TrainConfig(), name) for name in known}
     anyway |= {"balance_area": CROP[0] * CROP[1] // 32, **METHODS[run.method].defaults}
-    anyway |= {name: getattr(STUDENT, name) for name in _IN_THE_FOLDER}
+    anyway |= {name: getattr(STUDENT, name) for name in IN_THE_FOLDER}
     words = [] if run.network is None else ["--network", run.network]
     for name, option in known.items():
         value = getattr(wanted, name)
@@ -105,10 +105,6 @@ def command_line(run: Adapted) -> list[str]:
     return words
 
 
-_IN_THE_FOLDER = (
-    "backbone", "steps", "learning_rate", "size", "crop", "batch_size", "class_balance", "hard_percentile",
-)  # fmt: skip
-"""What ``story`` writes into the folder's ``endauda.toml``, of the student."""
 _NOTHING = {"scale_jitter": (1.0, 1.0), "source_size": NETWORK_SIZE}
 """How to say that what a method does by default is not done."""
 

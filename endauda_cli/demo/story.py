@@ -29,9 +29,11 @@ from endauda_cli.domains import CITYSCAPES_CLASSES, make_task
 from endauda_cli.errors import ConfigError
 from endauda_cli.evaluation import PROCEDURE, Scoring, count_network, write_evaluation
 from endauda_cli.exporting import export_network
+from endauda_cli.files import toml_line
 from endauda_cli.fusion.job import Job, fuse
 from endauda_cli.fusion.policy_files import POLICY_FILE
 from endauda_cli.labels import write_label, write_png
+from endauda_cli.options import options_of
 from endauda_cli.progress import Note, Reporter, Tick
 from endauda_cli.results import DemoResult, Score
 from endauda_cli.score_table import with_intervals
@@ -84,6 +86,10 @@ RECIPE = TrainConfig(
 STUDENT = replace(RECIPE, steps=560, class_balance=False, hard_percentile=0)
 """The published recipe less two parts: the student starts from random weights and sees each image 47 times
 (published: 336). In so few steps, weighing rare classes and mining hard pixels mostly lifts wrong labels."""
+IN_THE_FOLDER = (
+    "backbone", "steps", "learning_rate", "size", "crop", "batch_size", "class_balance", "hard_percentile",
+)  # fmt: skip
+"""What of it the folder's ``endauda.toml`` says."""
 
 INFERENCE = InferenceConfig(batch_size=4)
 PICTURED_SCENES = 5
@@ -234,7 +240,7 @@ def write_world(
 
 
 def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
-    lines = [f'name = "{images or name}"', f"classes = {list(CITYSCAPES_CLASSES)}".replace("'", '"')]
+    lines = [toml_line("name", images or name), toml_line("classes", list(CITYSCAPES_CLASSES))]
     for split in splits:
         lines += [f"[{split}]", f'images = "Warehouse/{images or name}/images/{split}/*.png"']
         if name == "noon" or split == "val":
@@ -249,17 +255,13 @@ def write_defaults(workspace: Workspace, teachers: Collection[str]) -> None:
         'source = "noon.toml"',
         'target = "dusk.toml"',
         "[fuse]",
-        f"teachers = {list(teachers)}".replace("'", '"'),
+        toml_line("teachers", list(teachers)),
         "threshold = 0",
         "[train]",
-        f'backbone = "{STUDENT.backbone}"',
-        f"steps = {STUDENT.steps}",
-        f"lr = {STUDENT.learning_rate}",
-        f'size = "{STUDENT.size[0]}x{STUDENT.size[1]}"',
-        f'crop = "{STUDENT.crop[0]}x{STUDENT.crop[1]}"',
-        f"batch-size = {STUDENT.batch_size}",
-        f"class-balance = {str(STUDENT.class_balance).lower()}",
-        f"hard-percentile = {STUDENT.hard_percentile}",
+    ]
+    known = options_of(TrainConfig)
+    lines += [
+        toml_line(known[name].name, known[name].words(getattr(STUDENT, name))) for name in IN_THE_FOLDER
     ]
     write_text(workspace.root / CONFIG_FILE, "\n".join(lines) + "\n")
 

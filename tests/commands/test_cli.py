@@ -41,6 +41,7 @@ from tests.support.command_lines import (
     succeed,
     without_superpowers,
 )
+from tests.support.processes import running
 
 FUSED = CITIES / "gtFine"
 
@@ -595,10 +596,7 @@ def test_interrupt_ends_with_130_and_is_gone_on_with(city: Path) -> None:
     metrics, saved = city / "runs/gta5/long/metrics.jsonl", city / "runs/gta5/long/last.pt"
     for _ in range(2):
         lines = metrics.read_text().count("\n") if metrics.exists() else 0
-        with subprocess.Popen(
-            [sys.executable, "-m", "endauda_cli", *train],
-            cwd=city, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
+        with running(sys.executable, "-m", "endauda_cli", *train, cwd=city) as process:
             end = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < end:
                 time.sleep(0.05)

@@ -20,6 +20,7 @@ from endauda_cli.weights.troubles import SourceError
 from tests.support.command_lines import endauda, refused, result_of, succeed
 from tests.support.disks import NAMESPACE, may_mount
 from tests.support.packages import make_tar
+from tests.support.processes import running
 from tests.support.web_server import Manner, Web, serve
 from tests.support.weights_samples import entry, noise, sha256, write_manifest
 
@@ -634,7 +635,7 @@ def test_interrupt(tmp_path: Path, web: Web) -> None:
     desk = Desk(tmp_path, web)
     web.next[FILE] = [Manner(block=BLOCK // 4, pause_s=0.5)]
     line = [sys.executable, "-m", "endauda_cli", *map(str, desk.words())]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with running(*line) as process:
         end = time.monotonic() + 30
         while time.monotonic() < end and not (desk.part.exists() and desk.part.stat().st_size):
             time.sleep(0.01)
