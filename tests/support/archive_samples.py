@@ -7,6 +7,8 @@ usage: archive_samples.py FOLDER COUNT TAG [BEGIN]      prints each id once it i
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -27,6 +29,7 @@ Image = tuple[Bytes, Bytes]  # label map (H, W), certainty (C, H, W)
 
 CLASSES = ("road", "car", "sky")
 ATTRIBUTES = {"teacher": "dacs", "weights": "sha256:12ab"}
+WAIT_S = 120
 
 
 def noise(seed: int, classes: int, height: int, width: int) -> Image:
@@ -154,12 +157,14 @@ class Writers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def __enter__(self) -> Writers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        os.killpg(self._server.pid, signal.SIGKILL)  # a fork that hangs, too
         self._server.communicate()
 
     def start(self, *arguments: object) -> int:
@@ -179,6 +184,7 @@ class Writers:
     def _ask(self, *words: object) -> str:
         assert self._server.stdin is not None and self._server.stdout is not None
         print(*words, sep="\t", file=self._server.stdin, flush=True)
+        assert select.select([self._server.stdout], [], [], WAIT_S)[0], f"no end of: {words}"
         return self._server.stdout.readline()
 
 
