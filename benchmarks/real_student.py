@@ -17,12 +17,12 @@ best run of docs/real.md instead, 87 minutes: half the size first, labels of all
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ STUDENTS: dict[str, list[str]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Part:
     """Of a run in several: each goes on from the weights of the one before."""
 
@@ -158,11 +158,12 @@ def train(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str
 def train_in_parts(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str, Any]:
     """Trains ``PARTS``; returns the test of each on val, and of all on the images that they learn from."""
     targets = [["--target", str(folder / name)] for name in ("camvid.toml", "judged.toml")]
+    words = network(folder, given.student)
     before: list[str] = []
     told = {}
     for name, part in PARTS.items():
         made, seconds = cpu(
-            endauda, "train", *network(folder, given.student), *before, "--labels", part.labels, "--size", part.size,
+            endauda, "train", *words, *before, "--labels", part.labels, "--size", part.size,
             "--crop", part.crop, "--batch-size", str(part.batch), "--steps", str(max(1, int(given.share * part.steps))),
             "--mirror", "--lr", "1e-3", *part.options, "--seed", str(given.seed),
             "--name", f"{given.student}-{name}-{given.seed}", *where, *targets[0], *given.further,
@@ -181,6 +182,7 @@ def train_in_parts(folder: Path, where: list[str], given: argparse.Namespace) ->
 
 
 def network(folder: Path, student: str) -> list[str]:
+    """The options that name it; a folder is made first."""
     words = list(STUDENTS[student])
     if "--network" in words:
         lite(folder, words[-1])

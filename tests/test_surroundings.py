@@ -83,7 +83,7 @@ def test_a_port_in_use_and_a_rank_that_waits(city: Path) -> None:
     with running(sys.executable, "-m", "endauda_cli", *FUSE, cwd=city, env=meeting) as waits:
         time.sleep(15)  # for a second rank that never comes
         waits.send_signal(signal.SIGTERM)
-        assert waits.wait(60) == 128 + signal.SIGTERM
+        assert waits.wait(10) == 128 + signal.SIGTERM
 
 
 def test_a_disk_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

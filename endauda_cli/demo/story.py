@@ -242,9 +242,9 @@ def write_world(
 def _toml(name: str, splits: tuple[str, ...], images: str | None = None) -> str:
     lines = [toml_line("name", images or name), toml_line("classes", list(CITYSCAPES_CLASSES))]
     for split in splits:
-        lines += [f"[{split}]", f'images = "Warehouse/{images or name}/images/{split}/*.png"']
+        lines += [f"[{split}]", toml_line("images", f"Warehouse/{images or name}/images/{split}/*.png")]
         if name == "noon" or split == "val":
-            lines.append(f'labels = "Warehouse/{name}/labels/{split}/*.png"')
+            lines.append(toml_line("labels", f"Warehouse/{name}/labels/{split}/*.png"))
     return "\n".join(lines) + "\n"
 
 

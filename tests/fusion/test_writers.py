@@ -28,6 +28,7 @@ from tests.support.command_lines import (
     result_of,
     succeed,
 )
+from tests.support.processes import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,13 +88,9 @@ def fusing_slowly(city: Path, kind: str, *words: str, pause: float = 1) -> Itera
     if kind == "lease":
         program = f"from endauda_cli import files; files.lock_file = lambda descriptor: False\n{program}"
     line = [sys.executable, "-c", program, str(pause), "fuse", "--name", "it", "--quiet", "--json", *words]
-    process = subprocess.Popen(line, cwd=city, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    with running(*line, cwd=city) as process:
         until(lambda: list((city / SET).glob(".fuse-*.lock")) and (city / SET / "fusion.jsonl").exists())
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def labels(city: Path, name: str = "it") -> dict[str, bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Captured = pytest.CaptureFixture[str]
+PROGRESS = re.compile(r"  in |^[a-z ]+ (\d+/\d+| \d+s)$")
+"""What logs say of work that takes two seconds: how long it took, or how far it is."""
 RUN = [sys.executable, "-m", "endauda_cli"]
 COMMANDS = ("export-teacher", "fuse", "train", "test", "download-weights", "inspect", "demo")
 
@@ -307,8 +310,8 @@ def test_a_reader_that_leaves(words: tuple[str, ...], city: Path) -> None:
     )
     os.close(write)
     assert process.returncode == (2 if "--nonsense" in words else 0), process.stderr
-    told = [word for word in ("endauda:", "Traceback", "Exception", "Error") if word in process.stderr]
-    assert told == [] or "--nonsense" in words, process.stderr
+    told = [line for line in process.stderr.splitlines() if not PROGRESS.search(line)]
+    assert told == [] or "--nonsense" in words
 
 
 @pytest.mark.slow
@@ -433,7 +436,7 @@ def test_interrupt_at_any_moment(city: Path, delay: float, twice: bool) -> None:
         code, out, err = stop(process, *([signal.SIGINT] * (1 + twice)), gap=0.02)
     if code == 0 and not twice:
         return  # it was done
-    if not begun(code, err) or "interrupted before it began" in err:
+    if not begun(code, err) or ("interrupted before it began" in err and delay < 0.3):
         return
     assert code == 130, err
     assert err.splitlines()[-1].startswith("endauda: interrupted")
