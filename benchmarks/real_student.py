@@ -205,8 +205,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1, help="of the steps of --parts, for a trial")
     parser.add_argument("--labels", default="fused-90", choices=["fused-90", "fused-0"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("further", nargs="*", help="options of train, after --")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)  # after options argparse knows no rest
+    given = parser.parse_args(words[:end])
+    given.further = words[end + 1 :]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = given.folder.resolve()
     where = prepare(folder)

@@ -20,6 +20,7 @@ from endauda_cli.errors import EndaudaError, did_you_mean
 from endauda_cli.masking import printable
 from endauda_cli.signals import Stopped
 from endauda_cli.terminal.answer import Answer, Failure, answering
+from endauda_cli.terminal.starting import unloadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -208,11 +209,14 @@ DISK = {
 
 
 def mending(error: Exception, answer: Answer) -> str | None:
-    """What a user can do about an error that is none of ours to catch: memory, disk, device, a limit or a variable of
-    the environment; ``None`` for a bug."""
+    """What a user can do about an error that is none of ours to catch: memory, disk, device, a library, a limit or a
+    variable of the environment; ``None`` for a bug."""
     first = str(error).strip().partition("\n")[0].rstrip(".")
     if (sentence := _surroundings(error, first)) is not None:
         return sentence
+    if isinstance(error, ImportError) or (isinstance(error, OSError) and _NO_LIBRARY in first):
+        sentence = unloadable(error)
+        return sentence and f"{sentence}; 'endauda doctor' tells more"
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno in DISK:
             return f"{error.filename}: {DISK[error.errno]}" if error.filename else DISK[error.errno]
@@ -251,4 +255,5 @@ def _surroundings(error: Exception, first: str) -> str | None:
     return None
 
 
+_NO_LIBRARY = "cannot open shared object file"
 _NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|Could not find/load shared object")

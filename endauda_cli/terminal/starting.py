@@ -40,6 +40,18 @@ def mend_surroundings() -> None:
         del os.environ["COLUMNS"]
 
 
+def unloadable(error: ImportError | OSError) -> str | None:
+    """What to do about a library that is missing, broken or of another version; ``None`` for a module of ours."""
+    name = error.name if isinstance(error, ImportError) else None
+    if (name or "").partition(".")[0] == __name__.partition(".")[0]:
+        return None
+    what = str(error).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"this installation lacks a library, or has one that does not fit: {what}; see what "
+        f"'{sys.executable} -m pip check' says and install that, or endauda anew"
+    )
+
+
 def leave(code: int) -> None:
     """End the process. After an interrupt nothing is waited for: a thread may hang in a library's call."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -25,6 +25,7 @@ from endauda_cli.progress import Tick
 from endauda_cli.signals import Stopped
 from endauda_cli.terminal import crash, ending
 from endauda_cli.terminal.answer import Answer, current
+from tests.support import ROOT
 from tests.support.command_lines import (
     SIZE_FLAGS,
     TEACHERS,
@@ -33,6 +34,7 @@ from tests.support.command_lines import (
     files_of,
     make_workspace,
     put_outputs,
+    shell,
     succeed,
 )
 from tests.support.processes import running
@@ -189,6 +191,9 @@ def test_one_answer_per_command_line() -> None:
             "/x/y: permission denied; choose another",
         ),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "d"), "d: Is a directory; choose another path"),
+        (ModuleNotFoundError("No module named 'llvmlite'", name="llvmlite"), "'llvmlite'; see what"),
+        (ImportError("cannot import name 'jit' from 'numba'", name="numba"), "does not fit: cannot import"),
+        (OSError("libcublas.so.12: cannot open shared object file: No such file"), "-m pip check' says and"),
     ],
 )
 def test_what_a_user_can_mend(error: Exception, sentence: str, state: Path, capsys: Captured) -> None:
@@ -196,6 +201,27 @@ def test_what_a_user_can_mend(error: Exception, sentence: str, state: Path, caps
     err = capsys.readouterr().err
     assert err.startswith("endauda: ") and sentence in err and err.count("\n") == 1
     assert not state.exists(), "no report of a crash"
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug(state: Path, capsys: Captured) -> None:
+    assert run(ModuleNotFoundError("No module named 'endauda_cli.x'", name="endauda_cli.x")) == 1
+    assert "a bug of endauda" in capsys.readouterr().err and state.exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "words"), [("rich", "fuse"), ("typer", "--version"), ("h5py", "fuse"), ("torch", "doctor")]
+)
+def test_an_installation_without_a_library(library: str, words: str, tmp_path: Path) -> None:
+    """Also without one that errors are printed by. The doctor tells of torch what it tells of all."""
+    (tmp_path / "fakes").mkdir()
+    lack = f"raise ModuleNotFoundError(\"No module named '{library}'\", name='{library}')\n"
+    (tmp_path / "fakes" / f"{library}.py").write_text(lack)
+    path = os.pathsep.join([str(tmp_path / "fakes"), str(ROOT)])
+    done = shell(*words.split(), cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "a bug" not in done.stderr
+    assert f"No module named '{library}'" in done.stdout + done.stderr
+    if words != "doctor":
+        assert done.stderr.count("\n") == 1 and "-m pip check' says" in done.stderr
 
 
 def test_options_that_save_memory_are_there() -> None:
