@@ -29,6 +29,7 @@ from tests.support.command_lines import (
     TRAIN,
     VAL,
     Outcome,
+    broken_module,
     endauda,
     files_of,
     make_archive,
@@ -253,11 +254,6 @@ def test_folders_that_may_not_be_read_or_written(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------- programs
-
-
-def broken_module(folder: Path, name: str, error: str) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "__init__.py").write_text(f"raise {error}\n")
 
 
 def installed(folder: Path, name: str, version: str, *requires: str) -> None:

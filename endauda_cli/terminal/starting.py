@@ -42,8 +42,8 @@ def mend_surroundings() -> None:
 
 def unloadable(error: ImportError | OSError) -> str | None:
     """What to do about a library that is missing, broken or of another version; ``None`` for a module of ours."""
-    name = error.name if isinstance(error, ImportError) else None
-    if (name or "").partition(".")[0] == __name__.partition(".")[0]:
+    name = getattr(error, "name", None) or ""
+    if name.partition(".")[0] == __name__.partition(".")[0]:
         return None
     what = str(error).strip().partition("\n")[0].rstrip(".")
     return (

@@ -94,6 +94,12 @@ def shell(*words: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     )  # fmt: skip
 
 
+def broken_module(folder: Path, name: str, error: str) -> None:
+    """A package whose import raises that error, for processes that find the folder first."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(f"raise {error}\n")
+
+
 # ---------------------------------------------------------------------------- the world
 
 

@@ -30,6 +30,7 @@ from tests.support.command_lines import (
     SIZE_FLAGS,
     TEACHERS,
     TRAIN,
+    broken_module,
     endauda,
     files_of,
     make_workspace,
@@ -213,9 +214,8 @@ def test_a_module_of_ours_that_is_missing_is_a_bug(state: Path, capsys: Captured
 )
 def test_an_installation_without_a_library(library: str, words: str, tmp_path: Path) -> None:
     """Also without one that errors are printed by. The doctor tells of torch what it tells of all."""
-    (tmp_path / "fakes").mkdir()
-    lack = f"raise ModuleNotFoundError(\"No module named '{library}'\", name='{library}')\n"
-    (tmp_path / "fakes" / f"{library}.py").write_text(lack)
+    lack = f"ModuleNotFoundError(\"No module named '{library}'\", name='{library}')"
+    broken_module(tmp_path / "fakes", library, lack)
     path = os.pathsep.join([str(tmp_path / "fakes"), str(ROOT)])
     done = shell(*words.split(), cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "a bug" not in done.stderr
